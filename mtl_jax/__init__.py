@@ -1,0 +1,1 @@
+"""Meta-transfer learning in JAX."""
