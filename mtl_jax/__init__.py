@@ -1,1 +1,27 @@
-"""Meta-transfer learning in JAX."""
+"""Meta-transfer learning for few-shot image classification (Sun et al., CVPR 2019) as pure JAX functions.
+
+The names here are the library; README and docs/research.md show them composed with `jax.grad`, `vmap`, `jit`, `pmap`.
+"""
+
+from mtl_jax.backbones import create_backbone
+from mtl_jax.base_learner import adapt, adapt_head, adapted_logits, init_head
+from mtl_jax.episodes import check_table, sample_episode
+from mtl_jax.scale_shift import apply as apply_scale_shift
+from mtl_jax.scale_shift import init as init_scale_shift
+from mtl_jax.types import ClassTable, Episode
+from mtl_jax.version import __version__
+
+__all__ = [
+    "ClassTable",
+    "Episode",
+    "__version__",
+    "adapt",
+    "adapt_head",
+    "adapted_logits",
+    "apply_scale_shift",
+    "check_table",
+    "create_backbone",
+    "init_head",
+    "init_scale_shift",
+    "sample_episode",
+]

@@ -1,0 +1,241 @@
+"""The four backbones of the field as Flax Linen modules: images [B, H, W, C] in, features [B, F] out.
+
+They know nothing of scale-and-shift, of heads or of episodes. Features are the average over the whole last map, so any
+input size from 28 pixels up works.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, average_map, conv, max_pool, norm
+from mtl_jax.types import Array
+
+NAMES = ("conv4", "resnet12", "resnet18", "resnet25")
+BATCH_STATISTICS = ("running", "batch", "train")
+
+
+def _resolve(train: bool, batch_statistics: str | None) -> str:
+    mode = batch_statistics or ("train" if train else "running")
+    if mode not in BATCH_STATISTICS:
+        raise ConfigError(f"batch_statistics is {mode!r}, expected one of {', '.join(BATCH_STATISTICS)}")
+    return mode
+
+
+class Conv4(nn.Module):
+    """Four times conv 3x3 (64, with bias) - norm - activation - 2x2 max-pool, then the average over the map: F = 64.
+
+    Mind that much of the literature flattens conv4's last map to 1,600 features at 84 pixels instead.
+    """
+
+    options: Options
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
+        o, mode = self.options, _resolve(train, batch_statistics)
+        x = images
+        for number, features in enumerate(o.widths(64, 64, 64, 64), 1):
+            x = _Conv4Block(o, features, name=f"block{number}")(x, train, mode)
+        return average_map(x)
+
+
+class _Conv4Block(nn.Module):
+    options: Options
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+        o = self.options
+        x = conv(o, x, self.features, 3, name="conv", bias=True)
+        x = ACTIVATIONS[o.activation](norm(o, x, mode, name="norm"))
+        return nn.Dropout(o.dropout, deterministic=not train)(max_pool(x))
+
+
+class ResNet12(nn.Module):
+    """The TensorFlow implementation's four blocks of three 3x3 convolutions, 64 to 512 wide: F = 512."""
+
+    options: Options
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
+        o, mode = self.options, _resolve(train, batch_statistics)
+        x = images
+        for number, features in enumerate(o.widths(64, 128, 256, 512), 1):
+            x = _ResNet12Block(o, features, name=f"block{number}")(x, train, mode)
+        return average_map(x)
+
+
+class _ResNet12Block(nn.Module):
+    """Three times conv - norm - activation, plus a 1x1 shortcut without norm; no activation after the sum."""
+
+    options: Options
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+        o = self.options
+        shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
+        for i in (1, 2, 3):
+            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True)
+            x = ACTIVATIONS[o.activation](norm(o, x, mode, name=f"norm{i}"))
+        return nn.Dropout(o.dropout, deterministic=not train)(max_pool(x + shortcut))
+
+
+class ResNet18(nn.Module):
+    """The TensorFlow implementation's ResNet-18: 7x7 stem at stride 1, four stages of two blocks: F = 512."""
+
+    options: Options
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
+        o, mode = self.options, _resolve(train, batch_statistics)
+        stem, *widths = o.widths(64, 64, 128, 256, 512)
+        x = _resize_tensorflow1(images, o.resize) if o.resize else images
+        x = _Stem(o, stem, 7, name="stem")(x, mode)
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        x = nn.Dropout(o.dropout, deterministic=not train)(x)
+        for number, features in enumerate(widths, 1):
+            x = max_pool(_ResNet18Stage(o, features, name=f"stage{number}")(x, train, mode), same=True)
+        return average_map(x)
+
+
+def _resize_tensorflow1(images: Array, size: int) -> Array:
+    """TensorFlow 1's bilinear resize: source = i * in / out without half-pixel centres, upper index clamped."""
+    for axis in (1, 2):
+        length = images.shape[axis]
+        source = jnp.arange(size) * (length / size)
+        low = jnp.floor(source).astype(jnp.int32)
+        high = jnp.minimum(low + 1, length - 1)
+        fraction = jnp.expand_dims((source - low).astype(images.dtype), (1, 2) if axis == 1 else (1,))
+        images = jnp.take(images, low, axis) * (1 - fraction) + jnp.take(images, high, axis) * fraction
+    return images
+
+
+class _Stem(nn.Module):
+    options: Options
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, mode: str) -> Array:
+        x = conv(self.options, x, self.features, self.size, name="conv", bias=True)
+        return ACTIVATIONS[self.options.activation](norm(self.options, x, mode, name="norm"))
+
+
+class _ResNet18Stage(nn.Module):
+    options: Options
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+        for number in (1, 2):
+            x = _ResNet18Block(self.options, self.features, name=f"block{number}")(x, train, mode)
+        return x
+
+
+class _ResNet18Block(nn.Module):
+    """Two times conv - norm - activation, plus a 1x1 shortcut without norm in every block."""
+
+    options: Options
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+        o = self.options
+        shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
+        for i in (1, 2):
+            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True)
+            x = ACTIVATIONS[o.activation](norm(o, x, mode, name=f"norm{i}"))
+        return nn.Dropout(o.dropout, deterministic=not train)(x + shortcut)
+
+
+class ResNet25(nn.Module):
+    """The PyTorch implementation's network: stem 80, three stages of four basic blocks, 160 to 640: F = 640."""
+
+    options: Options
+
+    @nn.compact
+    def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
+        o, mode = self.options, _resolve(train, batch_statistics)
+        stem, *widths = o.widths(80, 160, 320, 640)
+        x = _Stem(o, stem, 3, name="stem")(images, mode)
+        for number, features in enumerate(widths, 1):
+            x = _ResNet25Stage(o, features, name=f"stage{number}")(x, train, mode)
+        return average_map(x)
+
+
+class _ResNet25Stage(nn.Module):
+    options: Options
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+        for number in (1, 2, 3, 4):
+            block = _BasicBlock(self.options, self.features, 2 if number == 1 else 1, name=f"block{number}")
+            x = nn.Dropout(self.options.dropout, deterministic=not train)(block(x, mode))
+        return x
+
+
+class _BasicBlock(nn.Module):
+    """conv - norm - activation - conv - norm, plus the input (through a strided 1x1 conv and norm), activation."""
+
+    options: Options
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: Array, mode: str) -> Array:
+        o, act = self.options, ACTIVATIONS[self.options.activation]
+        y = conv(o, x, self.features, 3, name="conv1", stride=self.stride, bias=False)
+        y = act(norm(o, y, mode, name="norm1"))
+        y = norm(o, conv(o, y, self.features, 3, name="conv2", bias=False), mode, name="norm2")
+        if self.stride > 1:
+            x = conv(o, x, self.features, 1, name="shortcut", stride=self.stride, bias=False)
+            x = norm(o, x, mode, name="shortcut_norm")
+        return act(x + y)
+
+
+_TENSORFLOW = {"activation": "leaky_relu", "dropout": 0.1}
+_PYTORCH = {"kernel_init": PYTORCH_INIT, "norm_unbiased": True}
+_BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "conv4": (Conv4, _PYTORCH),
+    "resnet12": (ResNet12, _TENSORFLOW),
+    "resnet18": (ResNet18, _TENSORFLOW),
+    "resnet25": (ResNet25, _PYTORCH),
+}
+
+
+def create_backbone(name: str, **options: Any) -> nn.Module:
+    """A backbone by its name: `conv4`, `resnet12`, `resnet18` or `resnet25`.
+
+    The module is called as `module.apply(variables, images, train=False, batch_statistics=None)`, [B, H, W, C] float
+    images to [B, F] features; `train` means dropout, `batch_statistics` is one of `running`, `batch`, `train` (see
+    `BatchNorm`), by default `train` when training and `running` otherwise.
+
+    Args:
+      name: the backbone.
+      **options: width (factor on every channel count, 1.0), norm ('batch', 'layer', 'none'), activation ('relu',
+        'leaky_relu' with slope 0.1, 'none'), dropout (rate), dtype (of the computation; parameters stay float32),
+        conv_bias (None: as the reference has it; True or False: all convolutions), norm_scale and norm_bias (whether
+        batch norm has them), norm_epsilon, norm_momentum, norm_unbiased (which variance is averaged), and for
+        resnet18 resize (TensorFlow's bilinear resize of the input to that many pixels, 0 for none); axis_name (the
+        mapped axis that a batch is spread over, for statistics of the whole batch). Left out, or None, they are the
+        reference's own.
+
+    Raises:
+      ConfigError: an unknown name, option or value.
+    """
+    if name not in _BACKBONES:
+        raise ConfigError(f"backbone {name!r} is unknown, expected one of {', '.join(NAMES)}")
+    module, defaults = _BACKBONES[name]
+    known = {field.name for field in dataclasses.fields(Options)} - {"kernel_init"}
+    for key in options.keys() - known:
+        raise ConfigError(f"backbone option {key!r} is unknown, expected one of {', '.join(sorted(known))}")
+    given = {key: value for key, value in options.items() if value is not None}
+    for key, allowed in (("norm", ("batch", "layer", "none")), ("activation", tuple(ACTIVATIONS))):
+        if given.get(key, allowed[0]) not in allowed:
+            raise ConfigError(f"backbone option {key} is {given[key]!r}, expected one of {', '.join(allowed)}")
+    return module(Options(**{**defaults, **given}))

@@ -1,0 +1,105 @@
+"""Stateless sampling of few-shot tasks: a key and a class table in, indices of images out, on device.
+
+Classes are uniform without replacement over a split's classes, images uniform without replacement over a class, so
+support and query never share an image. Nothing is remembered from task to task: the key makes the task.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.errors import DataError
+from mtl_jax.types import Array, ClassTable, Episode
+
+
+def check_table(
+    table: ClassTable, names: Sequence[str], *, way: int, shot: int, query: int, split: str = "this split"
+) -> None:
+    """Checks once, outside `jit`, that a split can give the tasks asked for.
+
+    Args:
+      table: the split's classes.
+      names: the class names, in the table's order.
+      way, shot, query: classes, support images a class, query images a class.
+      split: the split's name, for the message.
+
+    Raises:
+      DataError: fewer classes than `way`, or a class with fewer than `shot + query` images; names split and class.
+    """
+    counts = np.asarray(table.counts)
+    if len(counts) < way:
+        raise DataError(f"{split} has {len(counts)} classes, too few for {way}-way tasks; lower way or add classes")
+    small = np.flatnonzero(counts < shot + query)
+    if small.size:
+        listed = ", ".join(f"{names[i]} ({counts[i]})" for i in small[:5]) + (", ..." if small.size > 5 else "")
+        raise DataError(
+            f"{split} has {small.size} classes with fewer than {shot} + {query} images (shot + query): {listed}; "
+            "lower shot or query, or add images"
+        )
+
+
+def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query: int) -> tuple[Array, Array]:
+    """Draws one task.
+
+    The support images are drawn before the query images, so another `query` keeps the support set of the same key.
+
+    Args:
+      key: a JAX key.
+      table: the split's classes.
+      way, shot, query: N, K, Q.
+
+    Returns:
+      (support int32 [N, K], query int32 [N, Q]): positions of images, row n holding class n of the task.
+    """
+    class_key, image_key = jax.random.split(key)
+    return sample_images(image_key, table, sample_classes(class_key, table, way), shot=shot, query=query)
+
+
+def sample_classes(key: Array, table: ClassTable, way: int) -> Array:
+    """`way` distinct classes of a table, uniformly and in random order: int32 [N]."""
+    return jnp.argsort(jax.random.uniform(key, table.counts.shape))[:way].astype(jnp.int32)
+
+
+def sample_images(key: Array, table: ClassTable, classes: Array, *, shot: int, query: int) -> tuple[Array, Array]:
+    """Draws images of the given classes [N]: (support [N, K], query [N, Q]), as `sample_episode`."""
+    width = table.indices.shape[1]
+    absent = jnp.arange(width) >= table.counts[classes][:, None]
+    scores = jax.random.uniform(key, (len(classes), width)) + 2 * absent  # absent ones last
+    _, picked = jax.lax.top_k(-scores, shot + query)
+    images = jnp.take_along_axis(table.indices[classes], picked, axis=1)
+    return images[:, :shot], images[:, shot:]
+
+
+def task_keys(key: Array, step: int | Array, numbers: Array) -> Array:
+    """The keys of the tasks `numbers` [T] of the meta-batch of a step: task t of step s is the same on any device."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), numbers)
+
+
+def sample_tasks(keys: Array, table: ClassTable, *, way: int, shot: int, query: int) -> tuple[Array, Array]:
+    """`sample_episode` for every key: (support int32 [T, N, K], query int32 [T, N, Q])."""
+    return jax.vmap(lambda key: sample_episode(key, table, way=way, shot=shot, query=query))(keys)
+
+
+def gather(images: Array, support: Array, query: Array) -> Episode:
+    """The episode, or batch of episodes, of sampled positions.
+
+    Args:
+      images: [M, ...] the split's images, or features.
+      support: int [..., N, K].
+      query: int [..., N, Q].
+
+    Returns:
+      An Episode with rows in class-major order: [..., N K, ...] and [..., N Q, ...].
+    """
+    return Episode(
+        images[support.reshape(*support.shape[:-2], -1)], class_major_labels(support),
+        images[query.reshape(*query.shape[:-2], -1)], class_major_labels(query),
+    )  # fmt: skip
+
+
+def class_major_labels(indices: Array) -> Array:
+    """Labels 0..N-1 of sampled positions [..., N, K] in class-major order: int32 [..., N K]."""
+    *lead, way, each = indices.shape
+    return jnp.broadcast_to(jnp.repeat(jnp.arange(way, dtype=jnp.int32), each), (*lead, way * each))

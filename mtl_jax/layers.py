@@ -1,0 +1,147 @@
+"""What the backbones are made of: options, convolution, normalisation, pooling."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax.types import Array
+
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.1),
+    "none": lambda x: x,
+}
+XAVIER_INIT = nn.initializers.xavier_uniform()
+PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all backbones have in common; `create_backbone` documents each field."""
+
+    width: float = 1.0
+    norm: str = "batch"
+    activation: str = "relu"
+    dropout: float = 0.0
+    dtype: Any = None
+    conv_bias: bool | None = None
+    norm_scale: bool = True
+    norm_bias: bool = True
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.9
+    norm_unbiased: bool = False
+    resize: int = 0
+    axis_name: str | None = None
+    kernel_init: Callable = XAVIER_INIT
+
+    def widths(self, *channels: int) -> list[int]:
+        """The channel counts scaled by `width`, at least 1."""
+        return [max(1, round(c * self.width)) for c in channels]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, in the three modes that the MTL implementations use.
+
+    `running` uses the stored averages; `batch` the statistics of the batch at hand and stores nothing; `train` the
+    statistics of the batch at hand, and moves the averages: new = momentum * old + (1 - momentum) * batch. It always
+    normalises with the biased variance. With `unbiased` it averages the unbiased one, n / (n - 1) times as large
+    (PyTorch's rule), which Linen's own BatchNorm cannot. With `axis_name` the batch is spread over that mapped axis.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    use_scale: bool = True
+    use_bias: bool = True
+    unbiased: bool = False
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, batch_statistics: str) -> Array:
+        features = x.shape[-1]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        if batch_statistics == "running":
+            mean, var = running_mean.value, running_var.value
+        else:
+            mean, var = _moments(x, self.axis_name)
+        if batch_statistics == "train" and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            count = x.size // features * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
+            seen = var * (count / (count - 1)) if self.unbiased and count > 1 else var
+            running_mean.value = _move(running_mean.value, mean, self.momentum)
+            running_var.value = _move(running_var.value, seen, self.momentum)
+        factor = jax.lax.rsqrt(var + self.epsilon)
+        if self.use_scale:
+            factor = factor * self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,)) if self.use_bias else jnp.zeros_like(mean)
+        if batch_statistics == "running":  # one multiply-add per element, which XLA fuses into the convolution's output
+            return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
+        return (x - mean.astype(x.dtype)) * factor.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance per channel, in float32 at least and in two passes (one pass loses precision badly)."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    over_devices = (lambda m: jax.lax.pmean(m, axis_name)) if axis_name else (lambda m: m)
+    mean = over_devices(x.mean(axes))
+    return mean, over_devices(jnp.square(x - mean).mean(axes))
+
+
+def _move(old: Array, new: Array, momentum: float) -> Array:
+    return momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)
+
+
+def norm(options: Options, x: Array, batch_statistics: str, *, name: str) -> Array:
+    o = options
+    if o.norm == "none":
+        return x
+    if o.norm == "layer":  # over H, W, C of an image, untrained scale 1 and offset 0, as in the TensorFlow code
+        layer = nn.LayerNorm(1e-12, o.dtype, use_bias=False, use_scale=False, reduction_axes=(1, 2, 3), name=name)
+        return layer(x)
+    batch = BatchNorm(
+        o.norm_epsilon, o.norm_momentum, o.norm_scale, o.norm_bias, o.norm_unbiased, o.axis_name, name=name
+    )
+    return batch(x, batch_statistics)
+
+
+def _uniform_by_fan_in(fan_in: int) -> Callable:
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def conv(options: Options, x: Array, features: int, size: int, *, name: str, stride: int = 1, bias: bool) -> Array:
+    """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2)."""
+    pytorch = options.kernel_init is PYTORCH_INIT
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        padding=size // 2,
+        use_bias=bias if options.conv_bias is None else options.conv_bias,
+        dtype=options.dtype,
+        kernel_init=options.kernel_init,
+        bias_init=_uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros,
+        name=name,
+    )(x)
+
+
+def max_pool(x: Array, same: bool = False) -> Array:
+    """2 x 2 max-pool with stride 2; an odd last row or column is dropped, or kept as it is with `same`.
+
+    As reshape and max, because the gradient of XLA's own pooling (select-and-scatter) is slow on CPUs.
+    """
+    b, h, w, c = x.shape
+    if same:
+        x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
+        h, w = h + h % 2, w + w % 2
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def average_map(x: Array) -> Array:
+    """Average over the map, in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))

@@ -1,0 +1,51 @@
+"""Cross-entropy, accuracy, and means with their 95 % confidence intervals."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.types import Array
+
+
+class Interval(NamedTuple):
+    """A mean and the half-width of its 95 % confidence interval, 1.96 σ / sqrt(n) with σ of ddof 0."""
+
+    mean: float
+    ci95: float
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Cross-entropy of each row: logits [..., N], int labels [...] -> [...]."""
+    picked = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    return jax.nn.logsumexp(logits, -1) - picked
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """Fraction of rows whose largest logit is the label's: [..., B, N] and [..., B] -> [...]."""
+    return (logits.argmax(-1) == labels).mean(-1)
+
+
+def class_accuracy(logits: Array, labels: Array) -> Array:
+    """Accuracy of each class of a task: logits [B, N], labels [B] -> [N]; 0 for a class without a row."""
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    correct = (logits.argmax(-1) == labels).astype(one_hot.dtype)
+    return correct @ one_hot / jnp.maximum(one_hot.sum(0), 1)
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean and CI95 of a sample, as both references print them: [n] -> Interval."""
+    values = np.asarray(values, np.float64)
+    return Interval(float(values.mean()), float(1.96 * values.std() / np.sqrt(values.size)))
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray) -> Interval:
+    """Mean and CI95 of a - b over the same tasks, [n] each: what tasks have in common cancels.
+
+    Raises:
+      ValueError: the two were not measured on the same number of tasks.
+    """
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"paired samples of shapes {np.shape(a)} and {np.shape(b)}")
+    return mean_interval(np.asarray(a, np.float64) - np.asarray(b, np.float64))
