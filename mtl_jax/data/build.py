@@ -1,0 +1,181 @@
+"""From what a reader found to the cache: decode in parallel, order, write."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from mtl_jax.data import decode
+from mtl_jax.data.cache import ClassBlock, Writer
+from mtl_jax.data.dataset import SPLITS
+from mtl_jax.data.decode import CorruptImage, Transform
+from mtl_jax.data.source import Contents, Images, Source
+from mtl_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+def build(
+    source: Source,
+    folder: Path,
+    transform: Transform,
+    *,
+    skip_corrupt: bool = False,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the cache's folder for a source; `workers` threads decode (0: as many as there are processors).
+
+    Raises:
+        DataError: an image, a class or a split is not what it should be, or the disk has no room.
+    """
+    with Writer(folder) as writer:
+        contents = source.read()
+        check_contents(contents, source.place)
+        shape, transform = stored_shape(contents, transform)
+        totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
+        writer.check_room(sum(totals.values()) * (int(np.prod(shape)) + 64))
+        done = _Counter(sum(totals.values()), progress)
+        for split in (split for split in SPLITS if split in contents):
+            classes = contents[split]
+            blocks = _blocks(split, classes, transform, shape, skip_corrupt, workers or os.cpu_count() or 1, done)
+            writer.write_split(split, tuple(classes), blocks, totals[split], shape)
+        skipped = writer.index["skipped"]
+        if skipped:
+            log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
+        writer.commit({"format": source.format, "place": source.place})
+
+
+class _Counter:
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def check_contents(contents: Contents, place: str) -> None:
+    """Raises DataError where a split is missing or a class is empty."""
+    found = [split for split in SPLITS if split in contents]
+    if found not in (list(SPLITS), ["test"]):
+        missing = ", ".join(split for split in SPLITS if split not in contents)
+        raise DataError(
+            f"{place}: the splits found are {', '.join(found) or 'none'}, missing are {missing}; "
+            "give all three, or only test for evaluation"
+        )
+    for split, classes in contents.items():
+        if not classes:
+            raise DataError(f"{place}: split {split} has no classes; add some")
+        for name, images in classes.items():
+            if not len(images):
+                raise DataError(f"{place}: class {name!r} of split {split} has no images; add some or remove it")
+
+
+def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, int, int], Transform]:
+    """Returns [H, W, C] of the stored images, and the transform with its channels settled.
+
+    Both come from the first image of every class where they are not set: colour if any of these has colour.
+    """
+    sizes, channels = {}, 1
+    for images in (images for classes in contents.values() for images in classes.values()):
+        size, depth = probe(images)
+        sizes.setdefault(size, images.where(0))
+        channels = max(channels, depth)
+        if transform.image_size and transform.channels:
+            break
+    if not transform.image_size and len(sizes) > 1:
+        raise unequal(*list(sizes.items())[:2])
+    height, width = next(iter(sizes)) if not transform.image_size else (transform.image_size,) * 2
+    settled = Transform(**{**vars(transform), "channels": transform.channels or channels})
+    return (height, width, settled.channels), settled
+
+
+def unequal(one: tuple[tuple[int, int], str], other: tuple[tuple[int, int], str]) -> DataError:
+    """Returns the error for native sizes that differ."""
+    (height, width), where = other
+    (first_height, first_width), first = one
+    return DataError(
+        f"{where}: {width} x {height} pixels where {first} has {first_width} x {first_height}; "
+        "set data.image_size to bring all to one size"
+    )
+
+
+def _unlike(found: tuple[int, int, int], shape: tuple[int, int, int], where: str) -> DataError:
+    if found[2] != shape[2]:
+        return DataError(
+            f"{where}: in colour where the first image of every class is grey; set data.channels to 3 or 1"
+        )
+    return unequal((shape[:2], "the first image"), (found[:2], where))
+
+
+def probe(images: Images) -> tuple[tuple[int, int], int]:
+    """Returns (height, width) and the channels of a class's first readable image, from its header."""
+    for index in range(len(images)):
+        try:
+            raw = images.read(index)
+            if isinstance(raw, np.ndarray):
+                return raw.shape[:2], raw.shape[2] if raw.ndim == 3 else 1
+            image = decode.open_image(raw, images.where(index))
+        except CorruptImage:
+            continue  # decoding will refuse it, or leave it out
+        return image.size[::-1], 1 if image.mode in ("1", "L", *decode.SIXTEEN_BIT) else 3
+    return (0, 0), 1
+
+
+def _blocks(
+    split: str,
+    classes: Mapping[str, Images],
+    transform: Transform,
+    shape: tuple[int, int, int],
+    skip_corrupt: bool,
+    workers: int,
+    done: _Counter,
+) -> Iterator[ClassBlock]:
+    """Yields the classes in order while `workers` threads decode those ahead, two at most beyond those in work."""
+    pending: deque = deque()
+    waiting = iter(classes.items())
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                while len(pending) < workers + 2 and (item := next(waiting, None)):
+                    pending.append(pool.submit(class_block, split, *item, transform, shape, skip_corrupt))
+                if not pending:
+                    return
+                block = pending.popleft().result()
+                done.add(len(block.images) + len(block.skipped))
+                yield block
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def class_block(
+    split: str, name: str, images: Images, transform: Transform, shape: tuple[int, int, int], skip_corrupt: bool
+) -> ClassBlock:
+    """Decodes one class and sorts its images by the digests of their decoded pixels."""
+    stored, digests, names, skipped = np.empty((len(images), *shape), np.uint8), [], [], []
+    for index in range(len(images)):
+        try:
+            pixels, digest = decode.load(images, index, transform)
+        except CorruptImage as error:
+            if not skip_corrupt:
+                raise
+            skipped.append(str(error))
+            continue
+        if pixels.shape != shape:
+            raise unequal((shape[:2], "the first image"), (pixels.shape[:2], images.where(index)))
+        stored[len(digests)] = pixels
+        digests.append(digest)
+        names.append(images.name(index))
+    if not digests:
+        raise DataError(f"class {name!r} of split {split} has no readable image; remove it ({skipped[0]})")
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], names[i]))
+    rows = np.frombuffer(b"".join(digests[i] for i in order), np.uint8).reshape(-1, 16)
+    return ClassBlock(stored[order], [names[i] for i in order], rows, skipped)

@@ -1,0 +1,204 @@
+"""One image, encoded or not, to uint8 [H, W, C]; what is unusual about a file is refused unless it was asked for."""
+
+import dataclasses
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mtl_jax.data import transforms
+from mtl_jax.data.source import Images
+from mtl_jax.errors import DataError
+
+MAX_PIXELS = 64_000_000
+# Others are left out on purpose: Pillow hands EPS to an external program.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+ORIENTATION = 0x0112
+PLAIN_MODES = ("1", "L", "RGB")
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# What --convert makes of a mode that is not plain.
+UNUSUAL = {
+    **dict.fromkeys(SIXTEEN_BIT, ("16 bits a channel", "its upper 8 bits")),
+    **dict.fromkeys(("CMYK", "YCbCr", "LAB", "HSV"), ("the colour space {mode}", "RGB")),
+    **dict.fromkeys(("P", "PA"), ("a palette", "RGB")),
+    **dict.fromkeys(("RGBA", "LA", "La", "RGBa"), ("an alpha channel", "seen on white")),
+}
+
+
+class CorruptImage(DataError):
+    """A file that is no image, or a damaged one: what `skip_corrupt` leaves out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How decoded images become stored ones.
+
+    image_size: side of the stored square; 0 keeps the native size, which must then be the same for all.
+    resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
+    channels: 1 or 3; 0 is as the source has it.
+    convert: take images of unusual modes (16-bit, CMYK, palette, alpha, rotated by EXIF, animated) instead of refusing.
+    upright: with `convert`, turn images as their EXIF orientation says.
+    """
+
+    image_size: int = 0
+    resize: int = 0
+    channels: int = 0
+    convert: bool = False
+    upright: bool = True
+
+    def __post_init__(self) -> None:
+        if self.channels not in (0, 1, 3):
+            raise DataError(f"data.channels: {self.channels}; it must be 1 or 3, or 0 for what the source has")
+        if self.image_size < 0 or self.resize < 0:
+            raise DataError(f"data.image_size: {self.image_size}, data.resize: {self.resize}; neither can be negative")
+        if self.resize and self.resize < self.image_size:
+            raise DataError(f"data.resize: {self.resize} is under data.image_size: {self.image_size}; it must not be")
+        if self.resize and not self.image_size:
+            raise DataError(f"data.resize: {self.resize} without data.image_size; say what to crop to")
+
+
+def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, bytes]:
+    """Returns image `index` as stored, uint8 [H, W, C], and the digest of its decoded pixels before resizing.
+
+    Raises:
+        CorruptImage: it is no image, or a damaged one.
+        DataError: it is of an unusual kind and `transform.convert` is not set.
+    """
+    raw = images.read(index)
+    pixels = decode(raw, images.where(index), transform)
+    if images.turns:
+        pixels = np.ascontiguousarray(np.rot90(pixels, images.turns))
+    return resized(pixels, transform), digest(pixels)
+
+
+def digest(pixels: np.ndarray) -> bytes:
+    """Returns 16 bytes that tell apart decoded images [H, W, C], their shape included."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, salt=b"%dx%dx%d" % pixels.shape).digest()
+
+
+def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndarray:
+    """Returns a decoded image, uint8 [H, W, C] with `transform.channels` channels (or as many as it has)."""
+    if isinstance(raw, np.ndarray):
+        return _set_channels(_checked_array(raw, where), transform.channels, where)
+    image = open_image(raw, where)
+    refuse_unusual(image, where, transform.convert)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        raise CorruptImage(
+            f"{where}: damaged image ({error}); replace it, or leave it out with --skip-corrupt"
+        ) from None
+    plain = _plain(image, transform)
+    wanted = {1: "L", 3: "RGB"}.get(transform.channels, "RGB" if plain.mode == "RGB" else "L")
+    pixels = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def open_image(raw: bytes, where: str) -> Image.Image:
+    """Returns an image of which only the header was read; raises CorruptImage."""
+    if not raw:
+        raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or leave it out with --skip-corrupt")
+    try:
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CorruptImage(
+            f"{where}: too many pixels ({error}); remove it, or leave it out with --skip-corrupt"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        what = found(raw) if isinstance(error, UnidentifiedImageError) else str(error)
+        raise CorruptImage(
+            f"{where}: not an image but {what}; replace it, or leave it out with --skip-corrupt"
+        ) from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise CorruptImage(
+            f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; "
+            "remove it, or leave it out with --skip-corrupt"
+        )
+    return image
+
+
+def found(raw: bytes) -> str:
+    """Returns what a file seems to be that is not what it should be."""
+    start = raw[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "an HTML page (a download that failed?)"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (run: git lfs pull)"
+    return f"data that starts with {raw[:8]!r}"
+
+
+def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:
+    """Raises DataError for what only `convert` takes, and for what nothing here can read."""
+    what = unusual(image)
+    if what is None:
+        return
+    if what[1] is None:
+        raise DataError(f"{where}: an image of mode {image.mode}, which is not 8-bit; convert it to 8-bit RGB or grey")
+    if not convert:
+        raise DataError(f"{where}: the image has {what[0]}; convert it, or take it as {what[1]} with --convert")
+
+
+def unusual(image: Image.Image) -> tuple[str, str | None] | None:
+    """Returns what is unusual about an image and what `convert` makes of it (None: nothing), or None if it is plain."""
+    if getattr(image, "is_animated", False):
+        return f"{image.n_frames} frames", "its first frame"
+    if "transparency" in image.info:
+        return "transparency", "seen on white"
+    if image.mode not in PLAIN_MODES:
+        what, result = UNUSUAL.get(image.mode, ("", None))
+        return what.format(mode=image.mode), result
+    turned = _orientation(image)
+    return None if turned in (0, 1) else (f"an EXIF orientation ({turned})", "turned upright")
+
+
+def _orientation(image: Image.Image) -> int:
+    if "exif" not in image.info and image.format not in ("TIFF", "MPO"):
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except (OSError, SyntaxError, ValueError, TypeError):
+        return 1  # broken EXIF turns nothing
+
+
+def _plain(image: Image.Image, transform: Transform) -> Image.Image:
+    """Returns an image as RGB, L or 1."""
+    if transform.convert and transform.upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in PLAIN_MODES and "transparency" not in image.info:
+        return image
+    if image.mode in SIXTEEN_BIT:
+        return Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _checked_array(raw: np.ndarray, where: str) -> np.ndarray:
+    pixels = raw[:, :, None] if raw.ndim == 2 else raw
+    if raw.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise DataError(
+            f"{where}: an array of {raw.dtype} {list(raw.shape)}; an image must be uint8 [H, W], [H, W, 1] or [H, W, 3]"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _set_channels(pixels: np.ndarray, channels: int, where: str) -> np.ndarray:
+    if channels in (0, pixels.shape[2]):
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+
+
+def resized(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    """Returns decoded pixels [H, W, C] at the stored size."""
+    size = transform.image_size
+    resize_to = transform.resize or size
+    if not size or (pixels.shape[:2] == (size, size) and resize_to == size):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    result = np.asarray(transforms.resize_and_crop(image, resize_to, size))
+    return result.reshape(size, size, pixels.shape[2])

@@ -1,0 +1,64 @@
+"""Loading a data set: find it, prepare it once into the cache, open it from there."""
+
+import dataclasses
+
+from mtl_jax.data import build, cache
+from mtl_jax.data.dataset import Dataset
+from mtl_jax.data.decode import Transform
+from mtl_jax.data.find import find
+from mtl_jax.data.source import Contents
+
+COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet")
+TURNS = (1, 2, 3)
+
+
+def load(
+    name: str = "glyphs",
+    path: str = "",
+    *,
+    image_size: int = 0,
+    resize: int = 0,
+    channels: int = 0,
+    rotations: bool = False,
+    convert: bool = False,
+    skip_corrupt: bool = False,
+    cache_dir: str = "",
+    workers: int = 0,
+    progress: build.Progress | None = None,
+) -> Dataset:
+    """Returns a data set as memory maps of the cache, where it is prepared at the first call.
+
+    Args:
+        name: 'glyphs' (needs no path), 'omniglot', 'miniimagenet', 'fc100', 'cifar_fs', 'tieredimagenet', 'folder'.
+        path: the folder or archive that holds it, in any format that `find` knows.
+        image_size: side of the stored square, in pixels; 0 keeps the native size, which must be the same for all.
+        resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
+        channels: 1 or 3; 0 is as the source has it (3 for the named colour data sets).
+        rotations: the train split's classes turned by 90, 180 and 270 degrees are classes of their own.
+        convert: take images of unusual modes (16-bit, CMYK, palette, alpha, EXIF-rotated, animated), not refuse them.
+        skip_corrupt: leave out damaged images instead of refusing the data set.
+        cache_dir: where the cache is; '' is $MTL_JAX_CACHE or else ~/.cache/mtl_jax.
+        workers: threads that decode; 0 is one a processor.
+        progress: called with the number of images done and of all.
+
+    Raises:
+        DataError: in one line, what was found, where, and what to do.
+    """
+    transform = Transform(image_size, resize, channels or (3 if name in COLOUR else 0), convert)
+    source = find(name, path)
+    if rotations:
+        source = dataclasses.replace(source, read=lambda read=source.read: with_rotations(read()))
+    options = {**vars(transform), "format": source.format, "rotations": rotations, "skip_corrupt": skip_corrupt}
+    folder = cache.directory(cache_dir) / f"{name}-{cache.key(source.stamps, options)}"
+    if not folder.exists():
+        build.build(source, folder, transform, skip_corrupt=skip_corrupt, workers=workers, progress=progress)
+    return cache.open_folder(folder, name)
+
+
+def with_rotations(contents: Contents) -> Contents:
+    """Returns the contents with three more classes for each class of the train split, its images turned."""
+    train = dict(contents.get("train", {}))
+    for name, images in contents.get("train", {}).items():
+        for turns in TURNS:
+            train[f"{name}/{90 * turns:03d}"] = dataclasses.replace(images, turns=turns)
+    return {**contents, "train": {name: train[name] for name in sorted(train)}} if train else contents

@@ -1,0 +1,236 @@
+"""Folders, tar and zip archives seen as one thing: relative file names and a way to read each. Nothing is unpacked."""
+
+import dataclasses
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from mtl_jax.data.decode import CorruptImage
+from mtl_jax.data.source import Stamp
+from mtl_jax.errors import DataError
+
+IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
+MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """The files under a folder or in an archive; hidden ones, Thumbs.db and the like are left out.
+
+    place: the folder or archive, for messages.
+    files: relative POSIX paths, sorted.
+    read: the bytes of one of them.
+    stamps: see `Source`.
+    """
+
+    place: str
+    files: Sequence[str]
+    read: Callable[[str], bytes]
+    stamps: Sequence[Stamp]
+
+    def where(self, file: str) -> str:
+        return f"{self.place}/{file}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeImages:
+    """Images of one class that are files of a tree."""
+
+    tree: Tree
+    files: Sequence[str]
+    turns: int = 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return self.files[index]
+
+    def where(self, index: int) -> str:
+        return self.tree.where(self.files[index])
+
+    def read(self, index: int) -> bytes:
+        return self.tree.read(self.files[index])
+
+
+def stamp(path: Path, root: Path) -> Stamp:
+    """Returns what the cache's key has to know about one file."""
+    status = path.stat()
+    return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
+
+
+def open_tree(path: str) -> Tree:
+    """Returns the tree of a folder, a tar (also compressed) or a zip.
+
+    Raises:
+        DataError: nothing is there, it is neither, or a file name or link in it cannot be read.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return folder_tree(place)
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder; data.path must name the data set")
+    if zipfile.is_zipfile(place):
+        return zip_tree(place)
+    if tarfile.is_tarfile(place):
+        return tar_tree(place)
+    raise DataError(f"{place}: neither a folder nor a tar or zip archive; data.path must name one")
+
+
+def folder_tree(root: Path) -> Tree:
+    """Returns the files under a folder; links to files and folders are followed, dangling ones are an error."""
+    stamps: list[Stamp] = []
+    _walk(str(root), "", stamps, frozenset())
+    stamps.sort()
+
+    def read(file: str) -> bytes:
+        try:
+            return (root / file).read_bytes()
+        except OSError as error:
+            raise CorruptImage(f"{root}/{file}: cannot be read ({error.strerror})") from None
+
+    return Tree(str(root), tuple(name for name, _, _ in stamps), read, stamps)
+
+
+def _walk(root: str, below: str, stamps: list[Stamp], above: frozenset[tuple[int, int]]) -> None:
+    try:
+        here = os.stat(os.path.join(root, below))
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            raise DataError(f"{root}/{below}: the link leads back to a folder above it; remove it")
+        with os.scandir(os.path.join(root, below)) as entries:
+            listed = list(entries)
+    except OSError as error:
+        raise DataError(f"{root}/{below}: cannot be listed ({error.strerror})") from None
+    for entry in listed:
+        if ignored(entry.name):
+            continue
+        file = check_name(f"{below}/{entry.name}" if below else entry.name, root)
+        if entry.is_dir():
+            _walk(root, file, stamps, above | {identity})
+        else:
+            stamps.append((file, *_size_and_time(entry, f"{root}/{file}")))
+
+
+def _size_and_time(entry: os.DirEntry, where: str) -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:
+        raise DataError(f"{where}: a link to nothing ({os.readlink(entry.path)}); remove it or mend it") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{where}: not a regular file; remove it")
+    return status.st_size, status.st_mtime_ns
+
+
+def ignored(name: str) -> bool:
+    """Returns whether a file or folder of this name is never data: hidden, or a file manager's own."""
+    return name.startswith(".") or name.lower() in IGNORED
+
+
+def check_name(file: str, place: str) -> str:
+    """Returns a relative path; raises DataError where it is not UTF-8."""
+    try:
+        file.encode("utf-8")
+    except UnicodeEncodeError:
+        raw = file.encode("utf-8", "surrogateescape")
+        raise DataError(f"{place}: the file name {raw!r} is not UTF-8; rename it") from None
+    return file
+
+
+def safe_member(name: str, place: str) -> str | None:
+    """Returns an archive member's relative path, None if it is to be ignored; raises DataError if it leads outside."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith(("/", "\\")) or (parts and ":" in parts[0]):
+        raise DataError(f"{place}: the member {name!r} leads outside of the archive; do not use this file")
+    if not parts or any(ignored(part) for part in parts):
+        return None
+    return check_name("/".join(parts), place)
+
+
+def check_member_size(size: int, file: str, place: str) -> None:
+    """Raises DataError for a member too large to be an image or a batch of CIFAR-100."""
+    if size > MAX_MEMBER:
+        raise DataError(
+            f"{place}: the member {file!r} has {size} bytes, more than an image can have; unpack the archive"
+        )
+
+
+def tar_tree(path: Path) -> Tree:
+    """Returns the regular files of a tar, read in place; a compressed one must be small, since it is held in memory."""
+    members: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
+            compressed = not isinstance(tar.fileobj, _plain_file_types())
+            blobs = {}
+            for member in tar:
+                file = _tar_file(member, str(path))
+                if file is None:
+                    continue
+                members[file] = (member.offset_data, member.size)
+                if compressed:
+                    blobs[file] = tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+    read = blobs.__getitem__ if compressed else _range_reader(path, members)
+    return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
+
+
+def _plain_file_types() -> tuple[type, ...]:
+    import io
+
+    return (io.BufferedReader, io.FileIO)
+
+
+def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
+    file = safe_member(member.name, place)
+    if file is None or member.isdir():
+        return None
+    if not member.isreg():
+        raise DataError(f"{place}: the member {member.name!r} is a link or a device; unpack the archive yourself")
+    check_member_size(member.size, file, place)
+    return file
+
+
+def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
+    source = open(path, "rb", buffering=0)  # noqa: SIM115 - it lives as long as the reader
+    descriptor = source.fileno()
+
+    def read(file: str, _keep=source) -> bytes:
+        offset, size = members[file]
+        data = os.pread(descriptor, size, offset)
+        if len(data) != size:
+            raise CorruptImage(f"{path}/{file}: the archive ends within it; fetch it again")
+        return data
+
+    return read
+
+
+def zip_tree(path: Path) -> Tree:
+    """Returns the files of a zip, read in place."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+    members = {}
+    for info in archive.infolist():
+        file = safe_member(info.filename, str(path))
+        if file is None or info.is_dir():
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{path}: the member {info.filename!r} is a link; unpack the archive yourself")
+        check_member_size(info.file_size, file, str(path))
+        members[file] = info
+    lock = threading.Lock()
+
+    def read(file: str) -> bytes:
+        try:
+            with lock:
+                return archive.read(members[file])
+        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+            raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
+
+    return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
