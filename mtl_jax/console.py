@@ -1,0 +1,159 @@
+"""What a person watches: the progress of a phase, and the log of a run on the console and in a file."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from mtl_jax.errors import MtlError
+
+_logger = logging.getLogger(__name__)
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+
+class Progress:
+    """The progress of a phase, with loss, accuracy, rate and time left; `update` is a `writers.Writer`.
+
+    On a terminal a bar; elsewhere (a file, a scheduler's log) a log line every `interval` seconds and one at the end.
+
+    Example:
+      with Progress(steps, initial=step, description='meta-training', per_step=4) as bar:
+          bar.update(step, {'loss': 0.7, 'accuracy': 0.8})
+    """
+
+    def __init__(
+        self,
+        total: int,
+        initial: int = 0,
+        description: str = "",
+        *,
+        unit: str = "tasks",
+        per_step: int = 1,
+        interval: float = 15.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Counts steps from `initial` to `total`, each of `per_step` units (tasks, images)."""
+        self._total, self._description, self._unit, self._per_step = total, description, unit, per_step
+        self._interval, self._clock = interval, clock
+        self._step = self._printed = self._first_step = initial
+        self._first = self._next = None  # times: of the first update, which compiling delays, and of the next line
+        stream = stream or sys.stderr
+        self._bar = None
+        if stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, desc=description, bar_format=_BAR, file=stream, dynamic_ncols=True
+            )
+        self._scalars: Mapping[str, Any] = {}
+
+    def update(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Says that `step` steps are done; the scalars named loss and accuracy (also 'meta/loss') are shown."""
+        now = self._clock()
+        if self._first is None:
+            self._first, self._first_step, self._next = now, step, now + self._interval
+        advanced, self._step, self._scalars = step - self._step, step, scalars
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(self._facts(now)), refresh=False)
+            self._bar.update(advanced)
+        elif now >= self._next:
+            self._print(now)
+
+    def close(self) -> None:
+        """Leaves the bar, or the last line, as it is at the end."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._step != self._printed:
+            self._print(self._clock())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _print(self, now: float) -> None:
+        facts = [f"{self._description} {self._step}/{self._total}".strip(), *self._facts(now)]
+        if rate := self._rate(now):
+            facts.append(f"{_duration((self._total - self._step) / rate)} left")
+        _logger.info("%s", ", ".join(facts))
+        self._printed, self._next = self._step, now + self._interval
+
+    def _facts(self, now: float) -> list[str]:
+        facts = [_fact(name.rsplit("/", 1)[-1], value) for name, value in self._scalars.items()]
+        if rate := self._rate(now):
+            facts.append(f"{rate * self._per_step:.3g} {self._unit}/s")
+        return [fact for fact in facts if fact]
+
+    def _rate(self, now: float) -> float:
+        steps, seconds = self._step - self._first_step, now - (now if self._first is None else self._first)
+        return steps / seconds if seconds > 0 else 0.0
+
+
+def _fact(name: str, value: Any) -> str:
+    if name == "loss":
+        return f"loss {float(value):.3f}"
+    return f"accuracy {100 * float(value):.1f} %" if name == "accuracy" else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
+
+
+class _Console(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)  # a plain print would tear a progress bar
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not print a traceback for each line; whoever writes results there says so."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # nor end a run in an error
+            super().close()
+
+
+@contextlib.contextmanager
+def log_to(path: str | Path, *, level: int = logging.INFO) -> Iterator[None]:
+    """Sends what mtl_jax logs to a text file (appended, with time and level) and to the console while it is open.
+
+    Raises:
+      MtlError: the file cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        file = _File(path, encoding="utf-8")
+    except OSError as error:
+        raise MtlError(f"{path}: cannot be written: {error.strerror}; give another --workdir") from error
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console = _Console()
+    console.setFormatter(_ConsoleFormatter())
+    logger = logging.getLogger("mtl_jax")
+    before = logger.level, logger.propagate
+    logger.setLevel(level)
+    logger.propagate = False  # absl's root handler would print every line a second time
+    handlers = (file, console)
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        return line if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {line}"
