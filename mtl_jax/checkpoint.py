@@ -62,8 +62,11 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it could not be written (disk full, say); nothing is lost but this checkpoint.
-          ValueError, TypeError: a tree that cannot be saved, see `named_arrays.flatten`.
+          ValueError, TypeError: what cannot be saved: an item's name that is no identifier, a tree (see
+            `named_arrays.flatten`), metadata that is no JSON.
         """
+        if wrong := [item for item in items if not item.isidentifier()]:
+            raise ValueError(f"an item's name must be an identifier: {wrong[0]!r}")
         arrays = {item: named_arrays.flatten(tree) for item, tree in items.items()}
         seal(metadata)  # what is no JSON is the caller's mistake, not the disk's: let it raise here
         folder = self.directory / f"{step}.tmp"
@@ -183,7 +186,7 @@ class Checkpoints:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _save_failed(self, step: int, error: Exception) -> str:
-        cause, advice = str(error).splitlines()[0] if str(error) else type(error).__name__, "mend the cause"
+        cause, advice = (str(error).splitlines() or [type(error).__name__])[0].rstrip("."), "mend the cause"
         if _is_full(error):
             free = shutil.disk_usage(self.directory).free if self.directory.is_dir() else 0
             cause, advice = f"no space left ({free / 1e6:.1f} MB free)", "free space there"

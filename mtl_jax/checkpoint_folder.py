@@ -24,7 +24,10 @@ def write(folder: Path, step: int, arrays: Mapping[str, Arrays], metadata: Mappi
     # Orbax refuses arrays without elements; the manifest's shape and dtype are all there is to them.
     stored = {item: {name: array for name, array in found.items() if array.size} for item, found in arrays.items()}
     trees = {item: named_arrays.nest(found) for item, found in stored.items() if found}
-    _write_arrays(folder, trees)
+    if trees:
+        _write_arrays(folder, trees)
+    else:
+        folder.mkdir()
     records = {item: {name: manifests.record_array(a) for name, a in found.items()} for item, found in arrays.items()}
     manifest = Manifest(step, dict(metadata), records, manifests.record_files(folder))
     write_bytes_atomic(folder / manifests.FILE, manifests.to_bytes(manifest))
@@ -44,14 +47,13 @@ def read(folder: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
 
 
 def _read_item(folder: Path, records: Mapping[str, ArrayRecord]) -> dict[str, Any]:
-    found = {name: np.zeros(r.shape, r.dtype) for name, r in records.items() if 0 in r.shape}
-    shapes = {name: record.shape for name, record in records.items() if name not in found}
-    if shapes:
-        try:
-            found |= _read_arrays(folder, shapes)
-        except Exception as error:  # whatever Orbax and TensorStore make of files that are not theirs
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{folder}: damaged checkpoint: {first}") from error
+    shapes = {name: record.shape for name, record in records.items() if 0 not in record.shape}
+    try:
+        found = _read_arrays(folder, shapes) if shapes else {}
+        found |= {name: np.zeros(r.shape, r.dtype) for name, r in records.items() if name not in shapes}
+    except Exception as error:  # whatever Orbax and TensorStore make of files that are not theirs
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: damaged checkpoint: {first}") from error
     manifests.check_arrays(folder, found, records)
     return named_arrays.nest(found)
 

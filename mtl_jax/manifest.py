@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -110,7 +111,7 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: damaged checkpoint: {error.strerror}") from error
     try:
         return _parse(unseal(data))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged checkpoint: {error}") from error
 
 
@@ -128,24 +129,25 @@ def read_bounded(path: Path, limit: int) -> bytes:
 def _parse(content: dict[str, Any]) -> Manifest:
     if content["format"] != 1:
         raise ValueError(f"format {content['format']} is not known to this version, which reads format 1")
-    arrays = {
-        item: {
-            name: ArrayRecord(dtype, tuple(map(int, shape)), digest) for name, (dtype, shape, digest) in found.items()
-        }
-        for item, found in content["arrays"].items()
-    }
-    claimed = sum(_bytes(record) for records in arrays.values() for record in records.values())
+    arrays = {item: {name: _array(*found[name]) for name in found} for item, found in content["arrays"].items()}
+    files = {name: FileRecord(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
+    if wrong := [name for name in [*files, *arrays] if name.startswith("/") or "\0" in name or ".." in name.split("/")]:
+        raise ValueError(f"{wrong[0]!r} is no name inside the checkpoint")
+    claimed = sum(
+        math.prod(record.shape) * np.dtype(record.dtype).itemsize
+        for found in arrays.values()
+        for record in found.values()
+    )
     if claimed > MAX_ARRAY_BYTES:
         raise ValueError(f"it claims {claimed} bytes of arrays; at most {MAX_ARRAY_BYTES} are read")
-    files = {name: FileRecord(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
     return Manifest(int(content["step"]), dict(content["metadata"]), arrays, files)
 
 
-def _bytes(record: ArrayRecord) -> int:
-    count = 1
-    for size in record.shape:
-        count *= max(size, 0)
-    return count * np.dtype(record.dtype).itemsize
+def _array(dtype: str, shape: list[int], digest: str) -> ArrayRecord:
+    sizes = tuple(map(int, shape))
+    if str(np.dtype(dtype)) != dtype or np.dtype(dtype).hasobject or min(sizes, default=0) < 0:
+        raise ValueError(f"{dtype}{list(sizes)} is no array of numbers")
+    return ArrayRecord(dtype, sizes, digest)
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
@@ -156,16 +158,15 @@ def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
     for name, record in files.items():
         path = folder / name
         try:
-            size = path.lstat().st_size if stat.S_ISREG(path.lstat().st_mode) else None
-            changed = size == record.size and _record_file(path) != record
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, "not a regular file")
+            if status.st_size != record.size:
+                raise OSError(0, f"{status.st_size} bytes, {record.size} were written")
+            if _record_file(path) != record:
+                raise OSError(0, "its content has changed since it was written")
         except OSError as error:
             raise CheckpointError(f"{path}: damaged checkpoint: {error.strerror}") from error
-        if size is None:
-            raise CheckpointError(f"{path}: damaged checkpoint: not a regular file")
-        if size != record.size:
-            raise CheckpointError(f"{path}: damaged checkpoint: {size} bytes, {record.size} were written")
-        if changed:
-            raise CheckpointError(f"{path}: damaged checkpoint: its content has changed since it was written")
 
 
 def check_arrays(folder: Path, found: Mapping[str, np.ndarray], records: Mapping[str, ArrayRecord]) -> None:
