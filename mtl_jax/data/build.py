@@ -16,6 +16,8 @@ from mtl_jax.data.decode import CorruptImage, Transform
 from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.errors import DataError
 
+TINY = 64 * 64  # pixels
+
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # images done, images in all
 
@@ -35,15 +37,16 @@ def build(
         DataError: an image, a class or a split is not what it should be, or the disk has no room.
     """
     with Writer(folder) as writer:
-        contents = source.read()
+        contents = source.read(writer.scratch)
         check_contents(contents, source.place)
         shape, transform = stored_shape(contents, transform)
         totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
         writer.check_room(sum(totals.values()) * (int(np.prod(shape)) + 64))
+        threads = workers or default_threads(contents)
         done = _Counter(sum(totals.values()), progress)
         for split in (split for split in SPLITS if split in contents):
             classes = contents[split]
-            blocks = _blocks(split, classes, transform, shape, skip_corrupt, workers or os.cpu_count() or 1, done)
+            blocks = _blocks(split, classes, transform, shape, skip_corrupt, threads, done)
             writer.write_split(split, tuple(classes), blocks, totals[split], shape)
         skipped = writer.index["skipped"]
         if skipped:
@@ -113,6 +116,13 @@ def _unlike(found: tuple[int, int, int], shape: tuple[int, int, int], where: str
             f"{where}: in colour where the first image of every class is grey; set data.channels to 3 or 1"
         )
     return unequal((shape[:2], "the first image"), (found[:2], where))
+
+
+def default_threads(contents: Contents) -> int:
+    """Returns how many threads decode: one for tiny images, where the interpreter, which they share, does most."""
+    images = next(iter(next(iter(contents.values())).values()))
+    (height, width), _ = probe(images)
+    return (os.cpu_count() or 1) if height * width >= TINY else 1
 
 
 def probe(images: Images) -> tuple[tuple[int, int], int]:

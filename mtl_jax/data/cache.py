@@ -152,6 +152,8 @@ class Writer:
             folder.parent.mkdir(parents=True, exist_ok=True)
             remove_abandoned(folder.parent)
             self.place = Path(tempfile.mkdtemp(prefix=f"{_mark()}{folder.name}-", dir=folder.parent))
+            self.scratch = self.place / "scratch"  # for readers' own files; not kept
+            self.scratch.mkdir()
         except OSError as error:
             raise DataError(
                 f"{folder.parent}: the cache cannot be written there ({error.strerror}); "
@@ -192,6 +194,7 @@ class Writer:
 
     def commit(self, facts: Mapping[str, object]) -> None:
         """Makes the folder visible under its name; another process's finished one is kept instead of this."""
+        shutil.rmtree(self.scratch)
         self.index.update(facts)
         self.index["fingerprint"] = self.fingerprint()
         with open(self.place / INDEX, "w", encoding="utf-8") as file:

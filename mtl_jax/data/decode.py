@@ -13,7 +13,7 @@ from mtl_jax.errors import DataError
 
 MAX_PIXELS = 64_000_000
 # Others are left out on purpose: Pillow hands EPS to an external program.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
 ORIENTATION = 0x0112
 PLAIN_MODES = ("1", "L", "RGB")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")

@@ -83,7 +83,7 @@ class Glyphs:
 
 def source() -> Source:
     """Returns the glyphs, to be rendered when they are read."""
-    return Source("glyphs", [("glyphs", RECIPE, 0)], read, "glyphs")
+    return Source("glyphs", [("glyphs", RECIPE, 0)], lambda _: read(), "glyphs")
 
 
 def read() -> Contents:

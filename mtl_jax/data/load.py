@@ -1,8 +1,9 @@
 """Loading a data set: find it, prepare it once into the cache, open it from there."""
 
 import dataclasses
+from collections.abc import Sequence
 
-from mtl_jax.data import build, cache
+from mtl_jax.data import build, cache, splitting
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.data.decode import Transform
 from mtl_jax.data.find import find
@@ -19,6 +20,9 @@ def load(
     image_size: int = 0,
     resize: int = 0,
     channels: int = 0,
+    fractions: Sequence[float] = (),
+    lists: str | splitting.Lists = "",
+    split_seed: int = 0,
     rotations: bool = False,
     convert: bool = False,
     skip_corrupt: bool = False,
@@ -34,6 +38,9 @@ def load(
         image_size: side of the stored square, in pixels; 0 keeps the native size, which must be the same for all.
         resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
         channels: 1 or 3; 0 is as the source has it (3 for the named colour data sets).
+        fractions: of the classes for train, val and test, where they come without a split; (0, 0, 1) for evaluation.
+        lists: the classes of each split instead: a mapping, a JSON file, or a folder with {train,val,test}.txt.
+        split_seed: which classes the fractions pick.
         rotations: the train split's classes turned by 90, 180 and 270 degrees are classes of their own.
         convert: take images of unusual modes (16-bit, CMYK, palette, alpha, EXIF-rotated, animated), not refuse them.
         skip_corrupt: leave out damaged images instead of refusing the data set.
@@ -45,10 +52,17 @@ def load(
         DataError: in one line, what was found, where, and what to do.
     """
     transform = Transform(image_size, resize, channels or (3 if name in COLOUR else 0), convert)
-    source = find(name, path)
+    how = splitting.Splitting(tuple(fractions), splitting.read_lists(lists), split_seed)
+    source = find(name, path, how)
     if rotations:
-        source = dataclasses.replace(source, read=lambda read=source.read: with_rotations(read()))
-    options = {**vars(transform), "format": source.format, "rotations": rotations, "skip_corrupt": skip_corrupt}
+        source = dataclasses.replace(source, read=lambda scratch, read=source.read: with_rotations(read(scratch)))
+    options = {
+        **vars(transform),
+        **vars(how),
+        "format": source.format,
+        "rotations": rotations,
+        "skip_corrupt": skip_corrupt,
+    }
     folder = cache.directory(cache_dir) / f"{name}-{cache.key(source.stamps, options)}"
     if not folder.exists():
         build.build(source, folder, transform, skip_corrupt=skip_corrupt, workers=workers, progress=progress)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -34,13 +35,13 @@ class Source:
 
     format: for people, e.g. 'class folders'.
     stamps: what the content depends on, cheap to find out; the cache's key is made of it.
-    read: opens the content; may be slow (a pickle is loaded, glyphs are rendered).
+    read: opens the content, given a folder for scratch files; may be slow (a pickle is loaded).
     place: the folder or file, for messages.
     """
 
     format: str
     stamps: Sequence[Stamp]
-    read: Callable[[], Contents]
+    read: Callable[[Path], Contents]
     place: str = ""
 
 
