@@ -1,0 +1,154 @@
+"""Every key of a config, with its meaning and the project's default. The other configs change a few of them.
+
+Defaults are the best that the project can do honestly: BN by its running averages (inductive), second-order
+meta-gradients, 15 query images, selection on validation tasks only.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The default config."""
+    config = ConfigDict()
+    config.seed = 0  # of initialisation, pre-training order, augmentation and training tasks
+    config.data = _data()
+    config.backbone = _backbone()
+    config.pretrain = _pretrain()
+    config.inner = _inner()
+    config.meta = _meta()
+    config.hard_tasks = ConfigDict({"enabled": False, "round": 10, "extra": 10})
+    config.evaluate = _evaluate()
+    config.runtime = _runtime()
+    return config
+
+
+def _data() -> ConfigDict:
+    return ConfigDict({
+        "name": "glyphs",  # glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, folder, tfds:NAME
+        "path": "",  # where the user's copy is; its format is found out by looking
+        "image_size": 0,  # stored pixels (square); 0: as they are
+        "resize": 0,  # shorter side before the centre crop to image_size; 0: image_size
+        "crop": 0,  # centre crop on device, after augmentation; 0: none
+        "channels": 0,  # 1 or 3; 0: as they are
+        "mean": (0.5,),  # per channel, of images in 0..1
+        "std": (0.5,),
+        "rotations": False,  # training classes turned by 90, 180 and 270 degrees are classes of their own
+        "skip_corrupt": False,  # leave damaged images out instead of refusing them
+        "cache_dir": "",  # default: $MTL_JAX_CACHE, or the user's cache folder
+        "device_budget_gb": 2.0,  # a split up to this size lives on the device, a larger one on the host
+    })  # fmt: skip
+
+
+def _backbone() -> ConfigDict:
+    return ConfigDict({
+        "name": "conv4",  # conv4, resnet12, resnet18, resnet25
+        "width": 1.0,  # factor on every channel count
+        "norm": "batch",  # batch, layer, none
+        "activation": placeholder(str),  # relu, leaky_relu, none; unset: the reference's
+        "dropout": placeholder(float),  # rate, in pre-training only; unset: the reference's
+        "conv_bias": placeholder(bool),  # biases on all convolutions or on none; unset: where the reference has them
+        "norm_scale": True,  # batch norm's trained scale
+        "norm_bias": True,  # and offset
+        "norm_epsilon": 1e-5,
+        "norm_momentum": 0.9,
+        "norm_unbiased": placeholder(bool),  # average the unbiased variance; unset: the reference's
+        "resize": 0,  # resnet18: TensorFlow 1's bilinear resize of its input, 224 in the reference; 0: none
+    })  # fmt: skip
+
+
+def _pretrain() -> ConfigDict:
+    return ConfigDict({
+        "init": "",  # a workdir or weight file to start from instead of pre-training
+        "steps": 2000,
+        "batch_size": 64,
+        "drop_last": True,  # leave out an epoch's last, partial batch
+        "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
+        "label_smoothing": 0.0,
+        "optimizer": "adam",  # adam, sgd (Nesterov)
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "decay": "cosine",  # constant, cosine, steps
+        "decay_every": 0,  # steps: updates between decays
+        "decay_factor": 0.5,
+        "decay_floor": 0.0,  # the least rate, as a fraction of the first
+        "augment": {
+            "shift": 0,  # pixels
+            "flip": False,  # left to right
+            "resized_crop": 0,  # output pixels of a random resized crop; 0: none
+            "resized_crop_scale": (0.08, 1.0),  # its area, as a fraction of the image's
+        },
+        "batch_norm": "train",  # train: batch statistics and averages; batch: batch statistics alone
+        "val_every": 500,  # steps between validations by few-shot tasks; 0: none
+        "val_tasks": 600,
+        "select": "best",  # the checkpoint that meta-training starts from: best (on validation), last
+    })  # fmt: skip
+
+
+def _inner() -> ConfigDict:
+    return ConfigDict({
+        "steps": 20,
+        "lr": 0.1,
+        "first_order": False,
+        "loss_scale": "mean",  # mean over support rows; per_shot: their sum divided by K
+        "adapt": "head",  # head; last_block, all: the backbone's weights as well
+        "head_init": "he",  # he, xavier, zero
+        "remat": False,  # recompute activations of inner steps that move the backbone
+    })  # fmt: skip
+
+
+def _meta() -> ConfigDict:
+    return ConfigDict({
+        "way": 5,
+        "shot": 1,
+        "query": 15,  # per class
+        "tasks_per_step": 4,
+        "steps": 500,
+        "learn": "ss",  # what is meta-learned besides the head: ss, weights (fine-tuning), none
+        "blocks": "all",  # all, last (Θ4): the blocks that `learn` keeps to
+        "scale": "all",  # convolutions with SS: all, main (no shortcuts)
+        "shift": "bias",  # bias: where a convolution has one; nowhere
+        "norm_affine": False,  # meta-learn batch norm's scale and offset as well
+        "batch_norm": "running",  # running, batch, train
+        "optimizer": "adam",  # adam, sgd (Nesterov)
+        "lr": 1e-3,  # of all that is learned but the head
+        "head_lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "decay": "constant",  # constant, cosine, steps
+        "decay_every": 0,
+        "decay_factor": 0.5,
+        "decay_floor": 0.0,
+        "val_every": 100,  # steps between validations; 0: none
+        "val_tasks": 600,
+        "select": "best",  # the checkpoint that is evaluated: best (on validation), last
+    })  # fmt: skip
+
+
+def _evaluate() -> ConfigDict:
+    return ConfigDict({
+        "split": "test",
+        "num_tasks": 600,
+        "way": placeholder(int),  # unset: meta.way
+        "shot": placeholder(int),  # unset: meta.shot
+        "query": 15,
+        "seed": 1,  # of the tasks, apart from `seed`
+        "inner_steps": placeholder(int),  # unset: inner.steps
+        "inner_lr": placeholder(float),  # unset: inner.lr
+        "flips": False,  # double the support set by its mirror images
+        "every_step": False,  # accuracy after each inner step as well
+    })  # fmt: skip
+
+
+def _runtime() -> ConfigDict:
+    return ConfigDict({
+        "devices": 0,  # local devices to use; 0: all
+        "steps_per_dispatch": 1,  # optimiser steps in one call of the device; 1 on CPUs
+        "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto
+        "log_every": 20,  # steps
+        "checkpoint_every": 500,  # steps
+        "keep": 2,  # checkpoints kept, besides the best
+        "embed_batch": 256,  # images embedded at once in evaluation
+        "task_chunk": 1000,  # tasks adapted at once in evaluation
+    })  # fmt: skip

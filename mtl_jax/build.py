@@ -1,0 +1,142 @@
+"""From a config's groups to the core's objects: data set, backbone, embedding, inner loop, optimisers, protocol."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax import augment, data, optimizers, scale_shift
+from mtl_jax.backbones import create_backbone
+from mtl_jax.base_learner import init_head
+from mtl_jax.evaluation import Protocol
+from mtl_jax.meta import Embed, Inner
+from mtl_jax.types import Array, Params
+
+Config = Mapping[str, Any]  # a ConfigDict or one of its groups
+
+
+def dataset(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
+    """The data set of a config's `data` group, prepared if it has not been before."""
+    keys = ("name", "path", "image_size", "resize", "channels", "rotations", "skip_corrupt", "cache_dir")
+    return data.load(**{key: config[key] for key in keys}, progress=progress)
+
+
+def image_shape(config: Config, images: Any) -> tuple[int, ...]:
+    """The shape [H, W, C] that the backbone sees of stored images [M, H, W, C]."""
+    side = config["crop"]
+    return (side, side, images.shape[-1]) if side else tuple(images.shape[1:])
+
+
+def backbone(config: Config, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
+    """The module of a config's `backbone` group, computing in `dtype`."""
+    options = {key: value for key, value in config.items() if key != "name"}
+    return create_backbone(config["name"], **options, dtype=_compute_dtype(dtype), axis_name=axis_name)
+
+
+def _compute_dtype(dtype: str) -> Any:
+    # None lets Flax follow the parameters, so that a float64 test stays float64.
+    return None if dtype == "float32" else jnp.dtype(dtype)
+
+
+def prepare(config: Config) -> Callable[[Array], Array]:
+    """What is done to uint8 images before the backbone, without augmentation: centre crop, normalisation."""
+    crop, mean, std = config["crop"], tuple(config["mean"]), tuple(config["std"])
+    return lambda images: augment.normalize(augment.center_crop(images, crop), mean=mean, std=std)
+
+
+def augmentation(config: Config, group: Config) -> Callable[[Array, Array], Array]:
+    """Pre-training's view of uint8 images: (keys [B], images) -> normalised floats.
+
+    In the PyTorch reference's order: random resized crop, (shift,) centre crop, flip.
+    """
+
+    def view(keys: Array, images: Array) -> Array:
+        crop_key, shift_key, flip_key = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+        if group["resized_crop"]:
+            scale = tuple(group["resized_crop_scale"])
+            images = augment.random_resized_crop(crop_key, images, group["resized_crop"], scale=scale)
+        images = augment.random_shift(shift_key, images, group["shift"])
+        images = augment.center_crop(images, config["crop"])
+        if group["flip"]:
+            images = augment.random_flip(flip_key, images)
+        return augment.normalize(images, mean=tuple(config["mean"]), std=tuple(config["std"]))
+
+    return view
+
+
+def embedding(config: Config) -> Embed:
+    """The backbone of a whole config as meta-training runs it."""
+    module = backbone(config["backbone"], config["runtime"]["dtype"])
+    return Embed(module, config["meta"]["batch_norm"], prepare(config["data"]))
+
+
+def inner(config: Config) -> Inner:
+    """The inner loop of a config's `inner` group."""
+    return Inner(**{name: config[name] for name in Inner._fields})
+
+
+def optimizer(group: Config, lr: float) -> Any:
+    """An optimiser of the `pretrain` or `meta` group's kind and schedule, from the rate `lr`."""
+    rate = optimizers.schedule(
+        lr, decay=group["decay"], every=group["decay_every"], factor=group["decay_factor"],
+        total=group["steps"], floor=group["decay_floor"],
+    )  # fmt: skip
+    if group["optimizer"] == "sgd":
+        return optimizers.sgd(rate, momentum=group["momentum"], weight_decay=group["weight_decay"])
+    return optimizers.adam(rate, weight_decay=group["weight_decay"])
+
+
+def meta_optimizer(group: Config) -> Any:
+    """The optimiser of meta-training: a rate for the head, another for everything else."""
+    return optimizers.by_group({"head": optimizer(group, group["head_lr"])}, optimizer(group, group["lr"]))
+
+
+def learned(key: Array, config: Config, params: Params, features: int) -> Params:
+    """The groups that meta-training learns, at their start: 'head', and 'ss' or 'params' as the `meta` group says."""
+    group = config["meta"]
+    groups: Params = {"head": init_head(key, features, group["way"], init=config["inner"]["head_init"])}
+    blocks = None if group["blocks"] == "all" else [scale_shift.last_block(params)]
+    if group["learn"] == "ss":
+        groups["ss"] = scale_shift.init(params, scale=group["scale"], shift=group["shift"], blocks=blocks)
+    if group["learn"] == "weights":
+        groups["params"] = {name: params[name] for name in blocks or params}
+    elif group["norm_affine"]:
+        groups["params"] = norm_affine(params)
+    return groups
+
+
+def norm_affine(params: Params) -> Params:
+    """The part of a backbone's parameters that is batch norm's scales and offsets."""
+    part = {}
+    for name, inner_tree in params.items():
+        if not isinstance(inner_tree, Mapping) or "kernel" in inner_tree:
+            continue
+        is_norm = not any(isinstance(leaf, Mapping) for leaf in inner_tree.values())
+        found = inner_tree if is_norm else norm_affine(inner_tree)
+        if found:
+            part[name] = found
+    return part
+
+
+def validation(config: Config, num_tasks: int) -> Protocol:
+    """The fixed validation tasks of training: the training protocol's own way, shot and query."""
+    meta = config["meta"]
+    return Protocol(
+        meta["way"], meta["shot"], meta["query"], num_tasks, config["evaluate"]["seed"], inner(config["inner"])
+    )
+
+
+def protocol(config: Config) -> Protocol:
+    """The protocol of a whole config's `evaluate` group, with what it leaves unset taken from training's."""
+    group, meta = config["evaluate"], config["meta"]
+    way, shot = group["way"] or meta["way"], group["shot"] or meta["shot"]
+    loop = inner(config["inner"])
+    if group["inner_steps"] is not None:
+        loop = loop._replace(steps=group["inner_steps"])
+    if group["inner_lr"] is not None:
+        loop = loop._replace(lr=group["inner_lr"])
+    return Protocol(
+        way, shot, group["query"], group["num_tasks"], group["seed"], loop, group["flips"], zero_head=way != meta["way"]
+    )

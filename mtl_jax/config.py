@@ -1,0 +1,124 @@
+"""Configs: read from a file, checked, written into a workdir and read from there."""
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mtl_jax.errors import ConfigError
+
+CHOICES = {
+    "backbone.name": ("conv4", "resnet12", "resnet18", "resnet25"),
+    "backbone.norm": ("batch", "layer", "none"),
+    "pretrain.optimizer": ("adam", "sgd"),
+    "pretrain.decay": ("constant", "cosine", "steps"),
+    "pretrain.batch_norm": ("train", "batch"),
+    "pretrain.select": ("best", "last"),
+    "inner.loss_scale": ("mean", "per_shot"),
+    "inner.adapt": ("head", "last_block", "all"),
+    "inner.head_init": ("he", "xavier", "zero"),
+    "meta.learn": ("ss", "weights", "none"),
+    "meta.blocks": ("all", "last"),
+    "meta.scale": ("all", "main"),
+    "meta.shift": ("bias", "nowhere"),
+    "meta.batch_norm": ("running", "batch", "train"),
+    "meta.optimizer": ("adam", "sgd"),
+    "meta.decay": ("constant", "cosine", "steps"),
+    "meta.select": ("best", "last"),
+    "evaluate.split": ("train", "val", "test"),
+    "runtime.dtype": ("float32", "bfloat16", "auto"),
+}
+POSITIVE = (
+    "pretrain.batch_size", "meta.way", "meta.shot", "meta.query", "meta.tasks_per_step", "evaluate.num_tasks",
+    "evaluate.query", "runtime.steps_per_dispatch", "runtime.log_every", "runtime.checkpoint_every",
+    "runtime.embed_batch", "runtime.task_chunk", "runtime.keep", "backbone.width",
+)  # fmt: skip
+MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir")
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks what can be checked without the data.
+
+    Raises:
+      ConfigError: names the key, the value and what is allowed.
+    """
+    for key, allowed in CHOICES.items():
+        value = lookup(config, key)
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(f"config.{key} is {value!r}, expected one of {', '.join(allowed)}{hint}")
+    for key in POSITIVE:
+        if not lookup(config, key) > 0:
+            raise ConfigError(f"config.{key} is {lookup(config, key)!r}, expected a positive number")
+    _validate_intervals(config)
+
+
+def _validate_intervals(config: ConfigDict) -> None:
+    every = config.runtime.steps_per_dispatch
+    for key in ("pretrain.steps", "pretrain.val_every", "meta.steps", "meta.val_every", "runtime.log_every",
+                "runtime.checkpoint_every"):  # fmt: skip
+        if lookup(config, key) % every:
+            raise ConfigError(
+                f"config.{key} is {lookup(config, key)}, expected a multiple of config.runtime.steps_per_dispatch, {every}"
+            )
+
+
+def validate_devices(config: ConfigDict, devices: int) -> None:
+    """Checks that batches can be spread over the devices. Raises ConfigError."""
+    for key in ("meta.tasks_per_step", "pretrain.batch_size"):
+        if lookup(config, key) % devices:
+            raise ConfigError(
+                f"config.{key} is {lookup(config, key)}, expected a multiple of the number of devices, {devices}; "
+                "change it or set config.runtime.devices"
+            )
+
+
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON has it: nested dicts, tuples as lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def read(path: Path) -> ConfigDict:
+    """The resolved config of a workdir's config.json.
+
+    Raises:
+      ConfigError: it is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; give the workdir of a run of train.py") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a JSON object was expected")
+    return ConfigDict(content)
+
+
+def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
+    """A copy of a config with `--config.a.b=value` words applied, values read as the type that stands there.
+
+    Raises:
+      ConfigError: an unknown key or a value of another type.
+    """
+    parser = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=parser)
+    try:
+        parser(["", *words])
+    except flags.Error as error:
+        raise ConfigError(str(error).strip().replace("\n", "; ")) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join(words)}: {error}".replace("\n", " ")) from error
+    return parser.config

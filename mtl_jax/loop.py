@@ -1,0 +1,177 @@
+"""The loop of a phase: steps, validation, checkpoints, logs; it goes on from the newest checkpoint of its folder."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.console import Progress
+from mtl_jax.errors import MtlError
+from mtl_jax.signals import StopRequest
+from mtl_jax.workdir import Workdir
+from mtl_jax.writers import JsonlWriter, Writer
+
+_logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(MtlError):
+    """A loss or a gradient was not finite; the parameters are those of before that step."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; it has been saved and goes on when started again."""
+
+
+class Phase(NamedTuple):
+    """What the loop needs to know of pre-training or meta-training.
+
+    name: 'pretrain' or 'meta'. steps: how many in all. state: at step 0, a tree whose field `step` counts.
+    dispatch: (state, first step) -> (state, metrics of `per_dispatch` steps). items: what of a state is saved, by
+    checkpoint item. restore: the state from such items. validate: (state) -> (score, scalars), or None. per_step: units
+    (tasks, images) a step, for the rate.
+    """
+
+    name: str
+    steps: int
+    state: Any
+    dispatch: Callable[[Any, int], tuple[Any, Mapping[str, jax.Array]]]
+    items: Callable[[Any], dict[str, Any]]
+    restore: Callable[[Mapping[str, Any], int], Any]
+    validate: Callable[[Any], tuple[float, dict[str, float]]] | None
+    unit: str
+    per_step: int
+    per_dispatch: int
+    log_every: int
+    val_every: int
+    checkpoint_every: int
+
+
+class Log:
+    """Means of a step's metrics over windows of `every` steps, written as they fill up."""
+
+    def __init__(self, prefix: str, every: int, writers: list[Writer], window: dict[str, list[float]]) -> None:
+        self._prefix, self._every, self._writers = prefix, every, writers
+        self.window = window  # what has been seen since the last line; part of a checkpoint
+
+    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Takes the metrics of the steps before `step`; returns the last step's."""
+        for name, value in metrics.items():
+            self.window.setdefault(name, []).extend(float(v) for v in np.atleast_1d(value))
+        last = {name: values[-1] for name, values in self.window.items()}
+        if step % self._every == 0:
+            self.write(step, {name: float(np.mean(values)) for name, values in self.window.items()})
+            self.window.clear()
+        return last
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes scalars under the phase's name."""
+        for writer in self._writers:
+            writer(step, {f"{self._prefix}/{name}": value for name, value in scalars.items()})
+
+
+def run_phase(
+    phase: Phase,
+    workdir: Workdir,
+    *,
+    metadata: Mapping[str, Any],
+    keep: int,
+    stop: StopRequest,
+    writers: list[Writer],
+    metrics: JsonlWriter,
+    timing: JsonlWriter,
+) -> Any:
+    """Runs a phase from where its newest checkpoint stands to its end, and returns the state.
+
+    Metrics are fetched one dispatch late, so that the host never waits for the step that it has just started.
+
+    Raises:
+      NotFiniteError: names the step. Stopped: a signal came; the state has been saved.
+    """
+    checkpoints = Checkpoints(workdir.checkpoints(phase.name), keep=keep)
+    checkpoints.remove_unfinished()
+    state, step, best, window = _resume(phase, checkpoints, metrics)
+    log = Log(phase.name, phase.log_every, [metrics.write, *writers], window)
+    saver = _Saver(phase, checkpoints, metadata, metrics, log, best, saved=step if step else -1)
+    pending, started = None, time.monotonic()
+    with Progress(phase.steps, step, phase.name, unit=phase.unit, per_step=phase.per_step) as bar:
+        while step < phase.steps:
+            state, current = phase.dispatch(state, step)
+            step += phase.per_dispatch
+            if pending:
+                bar.update(pending[0], _record(log, *pending))
+            pending = (step, current)
+            if not (stop or saver.is_due(step)):
+                continue
+            bar.update(step, _record(log, *pending))
+            pending = None
+            if phase.validate and phase.val_every and (step % phase.val_every == 0 or step == phase.steps):
+                saver.validate(step, state)
+            saver.save(step, state)
+            _write_timing(timing, phase, step, started)
+            if stop and step < phase.steps:
+                raise Stopped
+    return state
+
+
+def _record(log: Log, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
+    finite = np.atleast_1d(values.pop("finite", np.True_))
+    if not finite.all():
+        first = step - len(finite) + int(np.argmin(finite))
+        raise NotFiniteError(
+            f"step {first}: the loss or a gradient is not finite; the parameters are still those of before it. "
+            "Lower the learning rate, or look at that step's images"
+        )
+    scalars = {name: value for name, value in values.items() if name in ("loss", "accuracy")}
+    return log.add(step, scalars)
+
+
+def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) -> None:
+    timing.write(step, {f"{phase.name}/seconds": round(time.monotonic() - started, 3), "time": round(time.time(), 3)})
+
+
+class _Saver:
+    """Validates and saves; knows the best score so far."""
+
+    def __init__(self, phase, checkpoints, metadata, metrics, log, best, saved):
+        self._phase, self._checkpoints, self._metadata = phase, checkpoints, metadata
+        self._metrics, self._log, self._best, self._saved = metrics, log, best, saved
+
+    def is_due(self, step: int) -> bool:
+        """Whether a validation or a checkpoint is due after `step` steps."""
+        phase = self._phase
+        validates = phase.validate is not None and phase.val_every and step % phase.val_every == 0
+        return bool(validates) or step % phase.checkpoint_every == 0 or step == phase.steps
+
+    def validate(self, step: int, state: Any) -> None:
+        """Scores the state on the validation tasks; strictly better than before is the new best."""
+        score, scalars = self._phase.validate(state)
+        self._log.write(step, {f"val_{name}": value for name, value in scalars.items()})
+        interval = 100 * scalars.get("ci95", 0)
+        _logger.info("%s step %d: validation %.2f ± %.2f %%", self._phase.name, step, 100 * score, interval)
+        if self._best is None or score > self._best["score"]:
+            self._best = {"step": step, "score": score}
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves the state, and marks it where it is the best."""
+        metadata = {
+            **self._metadata, "best": self._best, "position": self._metrics.position(), "window": self._log.window,
+        }  # fmt: skip
+        self._checkpoints.save(step, self._phase.items(state), metadata)
+        if self._best and self._best["step"] == step:
+            self._checkpoints.mark_best(step, self._best["score"])
+
+
+def _resume(phase: Phase, checkpoints: Checkpoints, metrics: JsonlWriter) -> tuple[Any, int, Any, dict]:
+    if not checkpoints.steps():
+        return phase.state, 0, None, {}
+    found = checkpoints.restore(phase.items(phase.state))
+    if found.step < phase.steps:
+        metrics.truncate(found.metadata["position"])
+        _logger.info("%s goes on from step %d", phase.name, found.step)
+    state = phase.restore(found.items, found.step)
+    return state, found.step, found.metadata["best"], found.metadata["window"]

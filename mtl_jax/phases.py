@@ -1,0 +1,208 @@
+"""Pre-training and meta-training as phases of the loop: what they start from, their step, their validation."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import build, episodes, meta, metrics, parallel, pretrain
+from mtl_jax.base_learner import init_head
+from mtl_jax.checkpoint import Checkpoints, Restored
+from mtl_jax.data import Dataset, Split
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
+from mtl_jax.loop import Phase
+from mtl_jax.meta import Embed, Frozen
+from mtl_jax.types import Array, ClassTable, Params
+from mtl_jax.workdir import Workdir
+
+Config = Mapping[str, Any]
+
+# Streams of random numbers that grow from a config's seed.
+BACKBONE, HEAD, ORDER, AUGMENT, TASKS, HARD_TASKS = range(6)
+
+
+def stream(config: Config, number: int) -> Array:
+    """The key of one of the random streams of a run."""
+    return jax.random.fold_in(jax.random.key(config["seed"]), number)
+
+
+def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device]) -> Phase:
+    """Pre-training of a whole config on the train split."""
+    group, split = config["pretrain"], dataset.splits["train"]
+    axis = parallel.AXIS if len(devices) > 1 else None
+    module = build.backbone(config["backbone"], config["runtime"]["dtype"], axis)
+    classifier = pretrain.Classifier(len(split.class_names), group["hidden"])
+    optimizer = build.optimizer(group, group["lr"])
+    shape = build.image_shape(config["data"], split.images)
+    state = pretrain.init_state(stream(config, BACKBONE), module, classifier, shape, optimizer)
+    take = functools.partial(
+        pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
+        batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"],
+    )  # fmt: skip
+    return _phase(
+        config, group, "pretrain",
+        state=parallel.replicate(state, devices),
+        dispatch=_pretrain_dispatch(config, split, devices, take),
+        items=lambda state: _items(state, ("params", "batch_stats", "opt_state")),
+        restore=lambda items, step: parallel.replicate(
+            pretrain.PretrainState(jnp.int32(step), **items), devices
+        ),
+        validate=_pretrain_validation(config, dataset, module),
+        unit="images", per_step=group["batch_size"],
+    )  # fmt: skip
+
+
+def _pretrain_dispatch(config: Config, split: Split, devices: Sequence[jax.Device], take: Any) -> Any:
+    group, count = config["pretrain"], len(split.labels)
+    batch, each = group["batch_size"], group["batch_size"] // len(devices)
+    per_epoch = max(1, count // batch)
+    view = build.augmentation(config["data"], group["augment"])
+
+    def step(number, axis, state, images, labels, order, first, key):
+        position = (state.step - first) * batch + number * each
+        rows = jax.lax.dynamic_slice(order, (position,), (each,))
+        step_key = jax.random.fold_in(key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, number * each + jnp.arange(each))
+        dropout_key = jax.random.fold_in(step_key, batch + number)
+        return take(state, view(keys, images[rows]), labels[rows], dropout_key, axis_name=axis)
+
+    compiled = parallel.compile_step(step, devices, arguments=5, repeat=config["runtime"]["steps_per_dispatch"])
+    images, labels, key = parallel.replicate((split.images, split.labels, stream(config, AUGMENT)), devices)
+
+    @functools.lru_cache(maxsize=1)
+    def orders(epoch):
+        # This epoch's order and the next one's, since a dispatch of several steps may reach into it.
+        both = [pretrain.epoch_order(stream(config, ORDER), e, count) for e in (epoch, epoch + 1)]
+        wanted = np.concatenate([np.resize(np.asarray(order), per_epoch * batch) for order in both])
+        return parallel.replicate((wanted, np.int32(epoch * per_epoch)), devices)
+
+    return lambda state, at: compiled(state, images, labels, *orders(at // per_epoch), key)
+
+
+def _pretrain_validation(config: Config, dataset: Dataset, module: Any) -> Any:
+    group = config["pretrain"]
+    if not group["val_tasks"] or "val" not in dataset.splits:
+        return None
+    split, protocol = dataset.splits["val"], build.validation(config, group["val_tasks"])
+    mode = "batch" if group["batch_norm"] == "batch" else "running"
+    embed = Embed(build.backbone(config["backbone"], config["runtime"]["dtype"]), mode, build.prepare(config["data"]))
+
+    def validate(state):
+        params, batch_stats = parallel.local((state.params["backbone"], state.batch_stats))
+        head = fresh_head(config, _features(embed, params, batch_stats, split.images.shape[1:]))
+        return _score(config, Model(embed, {"head": head}, Frozen(params, batch_stats)), split, protocol)
+
+    return validate
+
+
+def fresh_head(config: Config, features: int) -> Params:
+    """The untrained head: always the same one for a seed."""
+    return init_head(stream(config, HEAD), features, config["meta"]["way"], init=config["inner"]["head_init"])
+
+
+def _features(embed: Embed, params: Params, batch_stats: Params, image_shape: tuple[int, ...]) -> int:
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    return jax.eval_shape(lambda *a: embed(*a)[0], params, batch_stats, image).shape[-1]
+
+
+def _score(config: Config, model: Model, split: Split, protocol: Protocol) -> tuple[float, dict[str, float]]:
+    runtime = config["runtime"]
+    accuracies = evaluate_tasks(
+        model, split.images, split.table(), protocol, embed_batch=runtime["embed_batch"], chunk=runtime["task_chunk"]
+    )
+    mean, ci95 = metrics.mean_interval(accuracies)
+    return mean, {"accuracy": mean, "ci95": ci95}
+
+
+def meta_training(
+    config: Config, dataset: Dataset, devices: Sequence[jax.Device], params: Params, batch_stats: Params
+) -> Phase:
+    """Meta-training of a whole config on the train split, from a pre-trained backbone."""
+    group, split = config["meta"], dataset.splits["train"]
+    embed, optimizer = build.embedding(config), build.meta_optimizer(group)
+    features = _features(embed, params, batch_stats, split.images.shape[1:])
+    learned = build.learned(stream(config, HEAD), config, params, features)
+    state = meta.init_state(learned, batch_stats, optimizer)
+    theta = parallel.replicate(params, devices)
+    take = functools.partial(meta.train_step, embed=embed, inner=build.inner(config["inner"]), optimizer=optimizer)
+    return _phase(
+        config, group, "meta",
+        state=parallel.replicate(state, devices),
+        dispatch=_meta_dispatch(config, split, devices, theta, take),
+        items=lambda state: {"params": parallel.local(theta), **_items(state, ("learned", "batch_stats", "opt_state"))},
+        restore=lambda items, step: parallel.replicate(
+            meta.MetaState(jnp.int32(step), *(items[name] for name in ("learned", "batch_stats", "opt_state"))), devices
+        ),
+        validate=_meta_validation(config, dataset, embed, params),
+        unit="tasks", per_step=group["tasks_per_step"],
+    )  # fmt: skip
+
+
+def _meta_dispatch(config: Config, split: Split, devices: Sequence[jax.Device], theta: Params, take: Any) -> Any:
+    group = config["meta"]
+    sizes = {"way": group["way"], "shot": group["shot"], "query": group["query"]}
+
+    def step(number, axis, state, theta, images, table, key):
+        numbers = parallel.task_numbers(number, len(devices), group["tasks_per_step"])
+        keys = episodes.task_keys(key, state.step, numbers)
+        tasks = episodes.gather(images, *episodes.sample_tasks(keys, table, **sizes))
+        return take(state, theta, tasks, axis_name=axis)
+
+    spread = (None, {"loss": None, "accuracy": None, "finite": None, "class_accuracy": 0})
+    repeat = config["runtime"]["steps_per_dispatch"]
+    compiled = parallel.compile_step(step, devices, arguments=4, repeat=repeat, spread=spread)
+    placed = (split.images, ClassTable(*split.table()), stream(config, TASKS))
+    images, table, key = parallel.replicate(placed, devices)
+    return lambda state, _: compiled(state, theta, images, table, key)
+
+
+def _meta_validation(config: Config, dataset: Dataset, embed: Embed, params: Params) -> Any:
+    group = config["meta"]
+    if not group["val_tasks"] or "val" not in dataset.splits:
+        return None
+    split, protocol = dataset.splits["val"], build.validation(config, group["val_tasks"])
+
+    def validate(state):
+        learned, batch_stats = parallel.local((state.learned, state.batch_stats))
+        return _score(config, Model(embed, learned, Frozen(params, batch_stats)), split, protocol)
+
+    return validate
+
+
+def _items(state: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: parallel.local(getattr(state, name)) for name in names}
+
+
+def _phase(config: Config, group: Config, name: str, **fields: Any) -> Phase:
+    runtime = config["runtime"]
+    return Phase(
+        name=name, steps=group["steps"], val_every=group["val_every"], per_dispatch=runtime["steps_per_dispatch"],
+        log_every=runtime["log_every"], checkpoint_every=runtime["checkpoint_every"], **fields,
+    )  # fmt: skip
+
+
+def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
+    """The backbone to meta-train, (params, batch_stats): from this run's pre-training, or from `pretrain.init`."""
+    source = Workdir(config["pretrain"]["init"]) if config["pretrain"]["init"] else place
+    found = _selected(Checkpoints(source.checkpoints("pretrain")), config["pretrain"]["select"])
+    return found.items["params"]["backbone"], found.items.get("batch_stats", {})
+
+
+def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tuple[int, Model]:
+    """The network that is evaluated (stored images being [H, W, C]) and the step of its meta-training checkpoint."""
+    embed = build.embedding(config)
+    if config["meta"]["learn"] == "none":
+        params, batch_stats = pretrained(config, place)
+        head = fresh_head(config, _features(embed, params, batch_stats, image_shape))
+        return 0, Model(embed, {"head": head}, Frozen(params, batch_stats))
+    found = _selected(Checkpoints(place.checkpoints("meta")), config["meta"]["select"])
+    frozen = Frozen(found.items["params"], found.items.get("batch_stats", {}))
+    return found.step, Model(embed, found.items["learned"], frozen)
+
+
+def _selected(checkpoints: Checkpoints, select: str) -> Restored:
+    best = checkpoints.best() if select == "best" else None
+    return checkpoints.read(best["step"] if best else None)

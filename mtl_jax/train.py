@@ -1,0 +1,95 @@
+"""Pre-training and meta-training of a config, in a workdir that a stopped run goes on from.
+
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from mtl_jax import build, checkpoint, cli, config, console, loop, phases, signals, workdir, writers
+from mtl_jax.data import Dataset
+from mtl_jax.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
+
+
+def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
+    """Runs what is still to be done of a config's two phases in a workdir.
+
+    Args:
+      settings: a config as `configs/default.py` has it.
+      path: the workdir.
+      hooks: further writers, called as `write(step, {'meta/loss': ...})`.
+
+    Raises:
+      MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
+    """
+    config.validate(settings)
+    devices = jax.local_devices()[: settings.runtime.devices or None]
+    config.validate_devices(settings, len(devices))
+    place = workdir.Workdir(path).create()
+    with workdir.lock(path), console.log_to(place.log), signals.stop_on_signal() as stop:
+        _record_config(settings, place)
+        dataset = build.dataset(settings.data)
+        _check_tasks(settings, dataset)
+        with contextlib.closing(writers.JsonlWriter(place.metrics)) as metrics, \
+             contextlib.closing(writers.JsonlWriter(place.timing)) as timing:  # fmt: skip
+            common = {
+                "metadata": {"config": config.to_json(settings), "data": dataset.fingerprint},
+                "keep": settings.runtime.keep, "stop": stop, "metrics": metrics, "timing": timing,
+            }  # fmt: skip
+            _run(settings, dataset, devices, place, common, hooks)
+
+
+def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
+    if not settings.pretrain.init:
+        _run_phase(phases.pretraining(settings, dataset, devices), place, common, hooks)
+    params, batch_stats = phases.pretrained(settings, place)
+    if settings.meta.learn != "none":
+        _run_phase(phases.meta_training(settings, dataset, devices, params, batch_stats), place, common, hooks)
+
+
+def _run_phase(phase: loop.Phase, place: workdir.Workdir, common: Any, hooks: Sequence[writers.Writer]) -> None:
+    board = writers.open_tensorboard(place.tensorboard / phase.name)
+    with contextlib.closing(board) if board else contextlib.nullcontext():
+        loop.run_phase(phase, place, writers=[*hooks, *([board.write] if board else [])], **common)
+
+
+def _record_config(settings: ConfigDict, place: workdir.Workdir) -> None:
+    """Writes config.json, or checks that the run that is to go on has the same config."""
+    now = config.to_json(settings)
+    if place.config.exists():
+        then = config.to_json(config.read(place.config))
+        if lines := checkpoint.describe_difference(then, now, config.MAY_DIFFER):
+            raise ConfigError(f"{place.path} holds a run of another config: {'; '.join(lines)}; give another --workdir")
+    workdir.write_json_atomic(place.config, now)
+
+
+def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
+    """Whether the splits can give the tasks asked for, before anything is compiled."""
+    from mtl_jax.episodes import check_table
+
+    for name in ("train", "val"):
+        if name in dataset.splits and (name == "train" or settings.meta.val_tasks):
+            split, meta = dataset.splits[name], settings.meta
+            check_table(split.table(), split.class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """The program."""
+    values = flags.FlagValues()
+    cli.define_config(values, required=True)
+    cli.parse(values, argv)
+    train(values.config, values.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
