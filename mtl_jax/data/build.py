@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -147,7 +147,7 @@ def _blocks(
     skip_corrupt: bool,
     workers: int,
     done: _Counter,
-) -> Iterator[ClassBlock]:
+) -> Generator[ClassBlock, None, None]:
     """Yields the classes in order while `workers` threads decode those ahead, two at most beyond those in work."""
     pending: deque = deque()
     waiting = iter(classes.items())

@@ -7,6 +7,7 @@ again, which costs more than all of mini-ImageNet), a class at a time, and writt
 few classes, whatever the size of the set.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -16,7 +17,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +108,15 @@ def _open_array(place: Path, shape: list[int]) -> np.ndarray:
 
 
 class ArrayFile:
-    """A .npy file that grows by appending, for arrays that do not fit in memory; its header is written twice."""
+    """A .npy file that grows by appending, for arrays that do not fit in memory; a context manager.
+
+    The header is written twice, the second time, at the end, with the true number of rows.
+    """
 
     def __init__(self, place: Path, dtype: np.dtype, shape: Sequence[int], expected: int) -> None:
         self.place, self.dtype, self.shape = place, np.dtype(dtype), tuple(shape)
         self.count = 0
-        self.file = open(place, "wb")  # noqa: SIM115 - closed by `close`
+        self.file = open(place, "wb")  # noqa: SIM115 - closed on exit
         self.file.write(self._header(expected))
 
     def _header(self, count: int) -> bytes:
@@ -124,12 +128,16 @@ class ArrayFile:
         self.file.write(np.ascontiguousarray(rows, self.dtype).data)
         self.count += len(rows)
 
-    def close(self) -> None:
-        self.file.seek(0)
-        self.file.write(self._header(self.count))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
+    def __enter__(self) -> "ArrayFile":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        with self.file:
+            if error is None:
+                self.file.seek(0)
+                self.file.write(self._header(self.count))
+                self.file.flush()
+                os.fsync(self.file.fileno())
 
 
 @dataclasses.dataclass
@@ -174,23 +182,30 @@ class Writer:
         if free < size:
             raise no_room(self.folder.parent, size, free)
 
-    def write_split(self, split: str, class_names: Sequence[str], blocks, expected: int, shape: Sequence[int]) -> None:
+    def write_split(
+        self,
+        split: str,
+        class_names: Sequence[str],
+        blocks: Generator[ClassBlock, None, None],
+        expected: int,
+        shape: Sequence[int],
+    ) -> None:
         """Writes the classes of a split, one block each, in the order of `class_names`; `shape` is that of an image."""
-        images = ArrayFile(self.place / f"{split}.npy", np.uint8, shape, expected)
-        digests = ArrayFile(self.place / f"{split}.digests.npy", np.uint8, (16,), expected)
         names: list[bytes] = []
         counts = []
-        for block in blocks:
-            images.append(block.images)
-            digests.append(block.digests)
-            names.extend(name.encode() for name in block.names)
-            counts.append(len(block.images))
-            self.index["skipped"].extend(block.skipped)
-        images.close()
-        digests.close()
+        with (
+            contextlib.closing(blocks),
+            ArrayFile(self.place / f"{split}.npy", np.uint8, shape, expected) as images,
+            ArrayFile(self.place / f"{split}.digests.npy", np.uint8, (16,), expected) as digests,
+        ):
+            for block in blocks:
+                images.append(block.images)
+                digests.append(block.digests)
+                names.extend(name.encode() for name in block.names)
+                counts.append(len(block.images))
+                self.index["skipped"].extend(block.skipped)
         np.save(self.place / f"{split}.names.npy", np.asarray(names, np.bytes_))
-        facts = {"class_names": list(class_names), "counts": counts, "shape": list(shape)}
-        self.index["splits"][split] = facts
+        self.index["splits"][split] = {"class_names": list(class_names), "counts": counts, "shape": list(shape)}
 
     def commit(self, facts: Mapping[str, object]) -> None:
         """Makes the folder visible under its name; another process's finished one is kept instead of this."""

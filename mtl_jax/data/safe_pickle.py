@@ -39,8 +39,10 @@ def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.n
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)
 
 
-def _dtype(code: str, align: object = False, copy: object = False) -> np.dtype:
-    return np.dtype(code)  # fields, if any, follow as its state
+def _dtype(code: Any, align: object = False, copy: object = False) -> np.dtype:
+    if not isinstance(code, str):
+        raise Refused("a dtype that is not given by its code")
+    return np.dtype(code, False, True)  # a copy, since its state (byte order, fields) follows
 
 
 def _latin1(text: str, encoding: str) -> bytes:

@@ -1,10 +1,12 @@
 """Folders, tar and zip archives seen as one thing: relative file names and a way to read each. Nothing is unpacked."""
 
 import dataclasses
+import io
 import os
 import stat
 import tarfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from mtl_jax.errors import DataError
 
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
 MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
+MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,25 +167,22 @@ def tar_tree(path: Path) -> Tree:
     members: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
-            compressed = not isinstance(tar.fileobj, _plain_file_types())
-            blobs = {}
+            compressed = not isinstance(tar.fileobj, io.BufferedReader | io.FileIO)
+            blobs, total = {}, 0
             for member in tar:
                 file = _tar_file(member, str(path))
                 if file is None:
                     continue
                 members[file] = (member.offset_data, member.size)
+                total += member.size
+                if compressed and total > MAX_COMPRESSED:
+                    raise DataError(f"{path}: too large to be read compressed; uncompress it to a plain .tar first")
                 if compressed:
                     blobs[file] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
     read = blobs.__getitem__ if compressed else _range_reader(path, members)
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
-
-
-def _plain_file_types() -> tuple[type, ...]:
-    import io
-
-    return (io.BufferedReader, io.FileIO)
 
 
 def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
@@ -196,16 +196,16 @@ def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
 
 
 def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
-    source = open(path, "rb", buffering=0)  # noqa: SIM115 - it lives as long as the reader
-    descriptor = source.fileno()
+    descriptor = os.open(path, os.O_RDONLY)
 
-    def read(file: str, _keep=source) -> bytes:
+    def read(file: str) -> bytes:
         offset, size = members[file]
         data = os.pread(descriptor, size, offset)
         if len(data) != size:
             raise CorruptImage(f"{path}/{file}: the archive ends within it; fetch it again")
         return data
 
+    weakref.finalize(read, os.close, descriptor)
     return read
 
 
