@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import build, cache, glyphs
+from mtl_jax.data import build, cache, cache_writer, glyphs
 from mtl_jax.data.decode import Transform
 from mtl_jax.data.source import Rows, Source
 from mtl_jax.errors import DataError
@@ -116,7 +116,7 @@ def test_disk_that_fills_up_leaves_nothing_half_written(load, tmp_path, monkeypa
     def full(self, rows):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(cache.ArrayFile, "append", full)
+    monkeypatch.setattr(cache_writer.ArrayFile, "append", full)
     with pytest.raises(DataError, match=r"cache: no room on the disk for the cache; make room, or set data\.cache_dir"):
         load()
     assert entries(tmp_path) == []
@@ -137,8 +137,8 @@ def test_an_error_leaves_nothing_behind(load, folder, tmp_path):
 
 def test_what_a_killed_process_left_is_removed(load, tmp_path):
     child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead = tmp_path / "cache" / f"{cache._mark(int(child.stdout))}x"
-    alive = tmp_path / "cache" / f"{cache._mark(os.getppid())}x"
+    dead = tmp_path / "cache" / f"{cache_writer._mark(int(child.stdout))}x"
+    alive = tmp_path / "cache" / f"{cache_writer._mark(os.getppid())}x"
     for place in (dead, alive):
         place.mkdir(parents=True)
     load()
@@ -147,13 +147,13 @@ def test_what_a_killed_process_left_is_removed(load, tmp_path):
 
 def test_two_that_prepare_at_once(folder, tmp_path, monkeypatch):
     meet = threading.Barrier(2, timeout=20)
-    commit = cache.Writer.commit
+    commit = cache_writer.Writer.commit
 
     def meet_and_commit(self, facts):
         meet.wait()
         commit(self, facts)
 
-    monkeypatch.setattr(cache.Writer, "commit", meet_and_commit)
+    monkeypatch.setattr(cache_writer.Writer, "commit", meet_and_commit)
     results = {}
 
     def prepare(number):
@@ -171,7 +171,7 @@ def test_two_that_prepare_at_once(folder, tmp_path, monkeypatch):
 def test_array_file_is_a_npy_whatever_its_length(tmp_path):
     for count in (0, 1, 12345):
         rows = np.arange(count * 6, dtype=np.uint8).reshape(count, 2, 3)
-        with cache.ArrayFile(tmp_path / "a.npy", np.uint8, (2, 3), expected=10**9) as file:
+        with cache_writer.ArrayFile(tmp_path / "a.npy", np.uint8, (2, 3), expected=10**9) as file:
             file.append(rows[: count // 2])
             file.append(rows[count // 2 :])
         np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), rows)

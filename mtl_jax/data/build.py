@@ -1,4 +1,9 @@
-"""From what a reader found to the cache: decode in parallel, order, write."""
+"""From what a reader found to the cache: decode in parallel, order, write.
+
+Images are decoded by threads, a class at a time, and written in order, so the memory in use is a few classes, whatever
+the size of the set. Threads, since Pillow lets go of the interpreter while it decodes; processes would each have to
+import JAX again, and would need the caller's program to be guarded against being started by them.
+"""
 
 import logging
 import os
@@ -10,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_jax.data import decode
-from mtl_jax.data.cache import ClassBlock, Writer
+from mtl_jax.data.cache_writer import ClassBlock, Writer
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.decode import CorruptImage, Transform
 from mtl_jax.data.source import Contents, Images, Source
