@@ -5,6 +5,7 @@ the size of the set. Threads, since Pillow lets go of the interpreter while it d
 import JAX again, and would need the caller's program to be guarded against being started by them.
 """
 
+import dataclasses
 import logging
 import os
 from collections import deque
@@ -94,15 +95,19 @@ def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, i
     sizes, channels = {}, 1
     for images in (images for classes in contents.values() for images in classes.values()):
         size, depth = probe(images)
+        if size == (0, 0):
+            continue
         sizes.setdefault(size, images.where(0))
         channels = max(channels, depth)
         if transform.image_size and transform.channels:
             break
     if not transform.image_size and len(sizes) > 1:
         raise unequal(*list(sizes.items())[:2])
-    height, width = next(iter(sizes)) if not transform.image_size else (transform.image_size,) * 2
-    settled = Transform(**{**vars(transform), "channels": transform.channels or channels})
-    return (height, width, settled.channels), settled
+    height, width = (transform.image_size,) * 2 if transform.image_size else next(iter(sizes), (1, 1))
+    channels = transform.channels or channels
+    # A set that looks grey keeps channels = 0, so that an image in colour further on is noticed.
+    settled = dataclasses.replace(transform, channels=3 if channels == 3 else transform.channels)
+    return (height, width, channels), settled
 
 
 def unequal(one: tuple[tuple[int, int], str], other: tuple[tuple[int, int], str]) -> DataError:
@@ -131,7 +136,7 @@ def default_threads(contents: Contents) -> int:
 
 
 def probe(images: Images) -> tuple[tuple[int, int], int]:
-    """Returns (height, width) and the channels of a class's first readable image, from its header."""
+    """Returns (height, width), or (0, 0), and the channels of a class's first readable image, from its header."""
     for index in range(len(images)):
         try:
             raw = images.read(index)
@@ -185,7 +190,7 @@ def class_block(
             skipped.append(str(error))
             continue
         if pixels.shape != shape:
-            raise unequal((shape[:2], "the first image"), (pixels.shape[:2], images.where(index)))
+            raise _unlike(pixels.shape, shape, images.where(index))
         stored[len(digests)] = pixels
         digests.append(digest)
         names.append(images.name(index))

@@ -1,7 +1,7 @@
 """Class folders: {train,val,test}/CLASS/*.png, Omniglot's two levels, or one folder of classes that is split here."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from mtl_jax.data.source import Contents
 from mtl_jax.data.trees import Tree, TreeImages
@@ -39,6 +39,7 @@ def is_omniglot(tree: Tree) -> bool:
 
 def read_split_folders(tree: Tree) -> Contents:
     """Returns the classes of {train,val,test}/CLASS/*; what stands beside the split folders is an error."""
+    refuse_empty(tree, {folder for folder in top_folders(tree) if folder.lower() in SPLIT_FOLDERS})
     grouped: dict[str, list[str]] = defaultdict(list)
     folder_of: dict[str, str] = {}
     for file in tree.files:
@@ -54,6 +55,7 @@ def read_split_folders(tree: Tree) -> Contents:
 
 def read_omniglot(tree: Tree) -> Contents:
     """Returns Omniglot's characters: 25 background alphabets, the five of `OMNIGLOT_VAL`, the evaluation alphabets."""
+    refuse_empty(tree, OMNIGLOT_FOLDERS)
     parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for file in tree.files:
         top, _, rest = file.partition("/")
@@ -67,7 +69,15 @@ def read_omniglot(tree: Tree) -> Contents:
 
 def read_classes(tree: Tree) -> Mapping[str, TreeImages]:
     """Returns the classes of a folder of class folders."""
+    refuse_empty(tree, None)
     return as_images(tree, by_folder(tree, [file for file in tree.files if "/" in file], 0))
+
+
+def refuse_empty(tree: Tree, within: Container[str] | None) -> None:
+    """Raises DataError for a folder without files in one of the folders at the top, or anywhere."""
+    for folder in tree.empty:
+        if within is None or folder.split("/", 1)[0] in within:
+            raise DataError(f"{tree.where(folder)}: the class folder has no images; add some or remove it")
 
 
 def by_folder(tree: Tree, files: Sequence[str], skip: int) -> Folders:

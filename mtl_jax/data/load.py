@@ -2,15 +2,42 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from mtl_jax.data import build, cache, splitting
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.data.decode import Transform
 from mtl_jax.data.find import find
-from mtl_jax.data.source import Contents
+from mtl_jax.data.source import Contents, Source
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet")
 TURNS = (1, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `load` takes besides the name and the path; see there."""
+
+    image_size: int = 0
+    resize: int = 0
+    channels: int = 0
+    fractions: Sequence[float] = ()
+    lists: str | splitting.Lists = ""
+    split_seed: int = 0
+    rotations: bool = False
+    convert: bool = False
+    skip_corrupt: bool = False
+    cache_dir: str = ""
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A data set that was found but not read: its source, its folder of the cache, and how its images are stored."""
+
+    source: Source
+    folder: Path
+    transform: Transform
 
 
 def load(
@@ -51,22 +78,50 @@ def load(
     Raises:
         DataError: in one line, what was found, where, and what to do.
     """
-    transform = Transform(image_size, resize, channels or (3 if name in COLOUR else 0), convert)
-    how = splitting.Splitting(tuple(fractions), splitting.read_lists(lists), split_seed)
+    options = Options(
+        image_size=image_size,
+        resize=resize,
+        channels=channels,
+        fractions=fractions,
+        lists=lists,
+        split_seed=split_seed,
+        rotations=rotations,
+        convert=convert,
+        skip_corrupt=skip_corrupt,
+        cache_dir=cache_dir,
+        workers=workers,
+    )
+    found = locate(name, path, options)
+    if not found.folder.exists():
+        build.build(
+            found.source,
+            found.folder,
+            found.transform,
+            skip_corrupt=skip_corrupt,
+            workers=workers,
+            progress=progress,
+        )
+    return cache.open_folder(found.folder, name)
+
+
+def locate(name: str, path: str, options: Options) -> Located:
+    """Finds a data set and the folder of the cache that it has or will have, without reading images; see `load`."""
+    transform = Transform(
+        options.image_size, options.resize, options.channels or (3 if name in COLOUR else 0), options.convert
+    )
+    how = splitting.Splitting(tuple(options.fractions), splitting.read_lists(options.lists), options.split_seed)
     source = find(name, path, how)
-    if rotations:
+    if options.rotations:
         source = dataclasses.replace(source, read=lambda scratch, read=source.read: with_rotations(read(scratch)))
-    options = {
+    state = {
         **vars(transform),
         **vars(how),
         "format": source.format,
-        "rotations": rotations,
-        "skip_corrupt": skip_corrupt,
+        "rotations": options.rotations,
+        "skip_corrupt": options.skip_corrupt,
     }
-    folder = cache.directory(cache_dir) / f"{name}-{cache.key(source.stamps, options)}"
-    if not folder.exists():
-        build.build(source, folder, transform, skip_corrupt=skip_corrupt, workers=workers, progress=progress)
-    return cache.open_folder(folder, name)
+    folder = cache.directory(options.cache_dir) / f"{name.replace(':', '-')}-{cache.key(source.stamps, state)}"
+    return Located(source, folder, transform)
 
 
 def with_rotations(contents: Contents) -> Contents:

@@ -62,7 +62,8 @@ class Rows:
         return str(self.names[self.rows[index]]) if len(self.names) else ""
 
     def where(self, index: int) -> str:
-        return f"{self.place}, image {self.rows[index]}"
+        name = self.name(index)
+        return f"{self.place}, image {self.rows[index]}{f' ({name})' if name else ''}"
 
     def read(self, index: int) -> np.ndarray:
         return self.array[self.rows[index]]

@@ -28,12 +28,14 @@ class Tree:
     files: relative POSIX paths, sorted.
     read: the bytes of one of them.
     stamps: see `Source`.
+    empty: folders with nothing in them.
     """
 
     place: str
     files: Sequence[str]
     read: Callable[[str], bytes]
     stamps: Sequence[Stamp]
+    empty: Sequence[str] = ()
 
     def where(self, file: str) -> str:
         return f"{self.place}/{file}"
@@ -87,7 +89,8 @@ def open_tree(path: str) -> Tree:
 def folder_tree(root: Path) -> Tree:
     """Returns the files under a folder; links to files and folders are followed, dangling ones are an error."""
     stamps: list[Stamp] = []
-    _walk(str(root), "", stamps, frozenset())
+    empty: list[str] = []
+    _walk(str(root), "", stamps, empty, frozenset())
     stamps.sort()
 
     def read(file: str) -> bytes:
@@ -96,25 +99,25 @@ def folder_tree(root: Path) -> Tree:
         except OSError as error:
             raise CorruptImage(f"{root}/{file}: cannot be read ({error.strerror})") from None
 
-    return Tree(str(root), tuple(name for name, _, _ in stamps), read, stamps)
+    return Tree(str(root), tuple(name for name, _, _ in stamps), read, stamps, sorted(empty))
 
 
-def _walk(root: str, below: str, stamps: list[Stamp], above: frozenset[tuple[int, int]]) -> None:
+def _walk(root: str, below: str, stamps: list[Stamp], empty: list[str], above: frozenset[tuple[int, int]]) -> None:
     try:
         here = os.stat(os.path.join(root, below))
         identity = (here.st_dev, here.st_ino)
         if identity in above:
             raise DataError(f"{root}/{below}: the link leads back to a folder above it; remove it")
         with os.scandir(os.path.join(root, below)) as entries:
-            listed = list(entries)
+            listed = [entry for entry in entries if not ignored(entry.name)]
     except OSError as error:
         raise DataError(f"{root}/{below}: cannot be listed ({error.strerror})") from None
+    if not listed:
+        empty.append(below)
     for entry in listed:
-        if ignored(entry.name):
-            continue
         file = check_name(f"{below}/{entry.name}" if below else entry.name, root)
         if entry.is_dir():
-            _walk(root, file, stamps, above | {identity})
+            _walk(root, file, stamps, empty, above | {identity})
         else:
             stamps.append((file, *_size_and_time(entry, f"{root}/{file}")))
 

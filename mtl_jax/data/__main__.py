@@ -1,0 +1,128 @@
+"""Preparing and checking data sets from the command line.
+
+python -m mtl_jax.data prepare NAME [PATH]     any format -> the cache
+python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only where all is well
+
+NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, folder or tfds:NAME.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mtl_jax.data import check, pictures
+from mtl_jax.data.load import Options, load, locate
+from mtl_jax.errors import DataError
+
+EXIT_USER_ERROR = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of both commands."""
+    root = argparse.ArgumentParser("python -m mtl_jax.data", description=__doc__, formatter_class=_Formatter)
+    commands = root.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="decode a data set into the cache")
+    look = commands.add_parser("check", help="look a data set over")
+    for command in (prepare, look):
+        command.add_argument("name", metavar="NAME")
+        command.add_argument("path", metavar="PATH", nargs="?", default="")
+        add = command.add_argument
+        add("--image-size", type=int, default=0, help="side of the stored square; 0: as it is")
+        add("--resize", type=int, default=0, help="shorter side before the centre crop; 0: the image size")
+        add("--channels", type=int, default=0, help="1 or 3; 0: as the source has it")
+        add("--fractions", type=_fractions, default=(), help="of the classes for train,val,test: 0.6,0.2,0.2")
+        add("--lists", default="", help="classes of each split: a JSON file, or a folder with train.txt, ...")
+        add("--split-seed", type=int, default=0, help="which classes the fractions pick")
+        add("--rotations", action="store_true", help="turned training classes are classes of their own")
+        add("--convert", action="store_true", help="take 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
+        add("--skip-corrupt", action="store_true", help="leave damaged images out")
+        add("--cache-dir", default="", help="default: $MTL_JAX_CACHE, or ~/.cache/mtl_jax")
+        add("--workers", type=int, default=0, help="threads that decode; 0: one a processor")
+    look.add_argument("--way", type=int, default=5, help="classes of a task (5)")
+    look.add_argument("--shot", type=int, default=5, help="support images of a class (5)")
+    look.add_argument("--query", type=int, default=15, help="query images of a class (15)")
+    look.add_argument("--classes", action="store_true", help="list every class with its number of images")
+    look.add_argument("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
+    return root
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def options(flags: argparse.Namespace) -> Options:
+    """Returns what `load` takes, from the flags."""
+    return Options(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Options)})
+
+
+def prepare(flags: argparse.Namespace) -> int:
+    """Prepares a data set and says where it is."""
+    with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        dataset = load(flags.name, flags.path, **vars(options(flags)), progress=progress)
+    for split in dataset.splits.values():
+        print(f"{split.name}: {len(split.class_names)} classes, {list(split.images.shape)} images")
+    for line in dataset.skipped:
+        print(f"left out: {line}")
+    if dataset.skipped:
+        print(f"{len(dataset.skipped)} images were left out")
+    print(f"{dataset.name} from {dataset.format}, fingerprint {dataset.fingerprint}, in {dataset.cache}")
+    return 0
+
+
+def look_over(flags: argparse.Namespace) -> int:
+    """Checks a data set, prints what was found, and returns 0 only if nothing is wrong with it."""
+    found = locate(flags.name, flags.path, options(flags))
+    print(f"format: {found.source.format}")
+    print(f"cache: {found.folder}{'' if found.folder.exists() else ' (not prepared yet)'}")
+    tasks = {key: getattr(flags, key) for key in ("way", "shot", "query")}
+    with tempfile.TemporaryDirectory() as scratch:
+        contents = found.source.read(Path(scratch))
+        report = check.check(flags.name, contents, found.source.place, found.transform, workers=flags.workers, **tasks)
+    for line in report.lines + (report.classes if flags.classes else []):
+        print(line)
+    for problem in report.problems:
+        print(f"problem: {problem}")
+    if flags.png:
+        draw(flags, tasks)
+    print("all is well" if not report.problems else f"{len(report.problems)} problems")
+    return EXIT_USER_ERROR if report.problems else 0
+
+
+def draw(flags: argparse.Namespace, tasks: dict[str, int]) -> None:
+    """Saves the pictures of `--png`."""
+    dataset = load(flags.name, flags.path, **vars(options(flags)))
+    pictures.class_grid(dataset).save(flags.png)
+    split = dataset.splits["test"]
+    episode = flags.png.with_name(f"{flags.png.stem}-episode.png")
+    pictures.episode_grid(split, **tasks).save(episode)
+    print(f"pictures: {flags.png}, {episode}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's error is one line and status 2."""
+    logging.basicConfig(format="%(message)s")
+    flags = parser().parse_args(argv)
+    try:
+        return prepare(flags) if flags.command == "prepare" else look_over(flags)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
