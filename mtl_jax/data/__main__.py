@@ -2,6 +2,7 @@
 
 python -m mtl_jax.data prepare NAME [PATH]     any format -> the cache
 python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only where all is well
+python -m mtl_jax.data tfds NAME [DATA_DIR]    fc100 or cifar_fs as a TFDS data set, without TensorFlow
 
 NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, folder or tfds:NAME.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtl_jax.data import check, pictures
+from mtl_jax.data import check, pictures, tfds_source
 from mtl_jax.data.load import Options, load, locate
 from mtl_jax.errors import DataError
 
@@ -49,6 +50,12 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--query", type=int, default=15, help="query images of a class (15)")
     look.add_argument("--classes", action="store_true", help="list every class with its number of images")
     look.add_argument("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
+    tfds = commands.add_parser("tfds", help="prepare fc100 or cifar_fs for TFDS")
+    tfds.add_argument("name", metavar="NAME", choices=tfds_source.OWN)
+    tfds.add_argument("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory")
+    tfds.add_argument(
+        "--manual-dir", default="", help="has cifar-100-python.tar.gz or its folder; else it is downloaded"
+    )
     return root
 
 
@@ -113,12 +120,23 @@ def draw(flags: argparse.Namespace, tasks: dict[str, int]) -> None:
     print(f"pictures: {flags.png}, {episode}")
 
 
+def prepare_tfds(flags: argparse.Namespace) -> int:
+    """Prepares one of this package's TFDS data sets."""
+    from mtl_jax.data import tfds_builders  # TFDS takes half a second to import
+
+    print(tfds_builders.prepare(flags.name, flags.data_dir, flags.manual_dir))
+    return 0
+
+
+COMMANDS = {"prepare": prepare, "check": look_over, "tfds": prepare_tfds}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's error is one line and status 2."""
     logging.basicConfig(format="%(message)s")
     flags = parser().parse_args(argv)
     try:
-        return prepare(flags) if flags.command == "prepare" else look_over(flags)
+        return COMMANDS[flags.command](flags)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

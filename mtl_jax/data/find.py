@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtl_jax.data import array_files, cifar100, class_folders, csv_images, glyphs, splitting, trees
+from mtl_jax.data import array_files, cifar100, class_folders, csv_images, glyphs, splitting, tfds_source, trees
 from mtl_jax.data.source import Source
 from mtl_jax.data.splitting import Splitting
 from mtl_jax.data.trees import Tree
@@ -19,6 +19,8 @@ def find(name: str, path: str, how: Splitting) -> Source:
     """
     if name == "glyphs":
         return glyphs.source()
+    if name.startswith(tfds_source.PREFIX):
+        return tfds_source.find(name, path, how)
     if name not in NAMES:
         raise DataError(f"data.name: {name!r} is unknown; it must be one of {', '.join(NAMES)} or tfds:NAME")
     if not path:
