@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data import decode
+from mtl_jax.data import decode, resume
 from mtl_jax.data.cache_writer import ClassBlock, Writer
 from mtl_jax.data.dataset import SPLITS
-from mtl_jax.data.decode import CorruptImage, Transform
+from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.source import Contents, Images, Source
+from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 TINY = 64 * 64  # pixels
@@ -42,22 +43,36 @@ def build(
     Raises:
         DataError: an image, a class or a split is not what it should be, or the disk has no room.
     """
-    with Writer(folder) as writer:
-        contents = source.read(writer.scratch)
-        check_contents(contents, source.place)
-        shape, transform = stored_shape(contents, transform)
-        totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
-        writer.check_room(sum(totals.values()) * (int(np.prod(shape)) + 64))
-        threads = workers or default_threads(contents)
-        done = _Counter(sum(totals.values()), progress)
-        for split in (split for split in SPLITS if split in contents):
-            classes = contents[split]
-            blocks = _blocks(split, classes, transform, shape, skip_corrupt, threads, done)
-            writer.write_split(split, tuple(classes), blocks, totals[split], shape)
-        skipped = writer.index["skipped"]
-        if skipped:
-            log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
-        writer.commit({"format": source.format, "place": source.place})
+    with resume.kept_blocks(folder, source.resumable) as kept:
+        if source.resumable and folder.exists():
+            return  # another process made it while this one waited for it
+        with Writer(folder) as writer:
+            contents = source.read(writer.scratch)
+            check_contents(contents, source.place)
+            shape, transform = stored_shape(contents, transform)
+            totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
+            copies = 2 if source.resumable else 1
+            writer.check_room(copies * sum(totals.values()) * (int(np.prod(shape)) + 64))
+            work = _Work(transform, shape, skip_corrupt, kept)
+            threads = workers or default_threads(contents)
+            done = _Counter(sum(totals.values()), progress)
+            for split in (split for split in SPLITS if split in contents):
+                blocks = _blocks(split, contents[split], work, threads, done)
+                writer.write_split(split, tuple(contents[split]), blocks, totals[split], shape)
+            skipped = writer.index["skipped"]
+            if skipped:
+                log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
+            writer.commit({"format": source.format, "place": source.place})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What the decoding of every class needs; `kept` is None, or where finished classes are kept for another run."""
+
+    transform: Transform
+    shape: tuple[int, int, int]
+    skip_corrupt: bool
+    kept: Path | None
 
 
 class _Counter:
@@ -150,13 +165,7 @@ def probe(images: Images) -> tuple[tuple[int, int], int]:
 
 
 def _blocks(
-    split: str,
-    classes: Mapping[str, Images],
-    transform: Transform,
-    shape: tuple[int, int, int],
-    skip_corrupt: bool,
-    workers: int,
-    done: _Counter,
+    split: str, classes: Mapping[str, Images], work: _Work, workers: int, done: _Counter
 ) -> Generator[ClassBlock, None, None]:
     """Yields the classes in order while `workers` threads decode those ahead, two at most beyond those in work."""
     pending: deque = deque()
@@ -165,7 +174,7 @@ def _blocks(
         try:
             while True:
                 while len(pending) < workers + 2 and (item := next(waiting, None)):
-                    pending.append(pool.submit(class_block, split, *item, transform, shape, skip_corrupt))
+                    pending.append(pool.submit(_kept_block, split, *item, work))
                 if not pending:
                     return
                 block = pending.popleft().result()
@@ -176,21 +185,31 @@ def _blocks(
                 future.cancel()
 
 
-def class_block(
-    split: str, name: str, images: Images, transform: Transform, shape: tuple[int, int, int], skip_corrupt: bool
-) -> ClassBlock:
+def _kept_block(split: str, name: str, images: Images, work: _Work) -> ClassBlock:
+    """Returns a class as an earlier run has left it, or decodes it and leaves it for a later one."""
+    if work.kept is None:
+        return class_block(split, name, images, work)
+    place = work.kept / f"{split}-{name}.npz"
+    block = resume.load_block(place)
+    if block is None:
+        block = class_block(split, name, images, work)
+        resume.save_block(place, block)
+    return block
+
+
+def class_block(split: str, name: str, images: Images, work: _Work) -> ClassBlock:
     """Decodes one class and sorts its images by the digests of their decoded pixels."""
-    stored, digests, names, skipped = np.empty((len(images), *shape), np.uint8), [], [], []
+    stored, digests, names, skipped = np.empty((len(images), *work.shape), np.uint8), [], [], []
     for index in range(len(images)):
         try:
-            pixels, digest = decode.load(images, index, transform)
+            pixels, digest = decode.load(images, index, work.transform)
         except CorruptImage as error:
-            if not skip_corrupt:
+            if not work.skip_corrupt:
                 raise
             skipped.append(str(error))
             continue
-        if pixels.shape != shape:
-            raise _unlike(pixels.shape, shape, images.where(index))
+        if pixels.shape != work.shape:
+            raise _unlike(pixels.shape, work.shape, images.where(index))
         stored[len(digests)] = pixels
         digests.append(digest)
         names.append(images.name(index))

@@ -9,8 +9,8 @@ import numpy as np
 
 from mtl_jax.data import build, cache_writer, decode, facts
 from mtl_jax.data.dataset import SPLITS
-from mtl_jax.data.decode import Transform
 from mtl_jax.data.source import Contents, Images
+from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 SHOWN = 10  # problems of one kind that are listed

@@ -1,6 +1,5 @@
 """One image, encoded or not, to uint8 [H, W, C]; what is unusual about a file is refused unless it was asked for."""
 
-import dataclasses
 import hashlib
 import io
 
@@ -9,6 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mtl_jax.data import transforms
 from mtl_jax.data.source import Images
+from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 MAX_PIXELS = 64_000_000
@@ -30,34 +30,6 @@ class CorruptImage(DataError):
     """A file that is no image, or a damaged one: what `skip_corrupt` leaves out."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """How decoded images become stored ones.
-
-    image_size: side of the stored square; 0 keeps the native size, which must then be the same for all.
-    resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
-    channels: 1 or 3; 0 is as the source has it.
-    convert: take images of unusual modes (16-bit, CMYK, palette, alpha, rotated by EXIF, animated) instead of refusing.
-    upright: with `convert`, turn images as their EXIF orientation says.
-    """
-
-    image_size: int = 0
-    resize: int = 0
-    channels: int = 0
-    convert: bool = False
-    upright: bool = True
-
-    def __post_init__(self) -> None:
-        if self.channels not in (0, 1, 3):
-            raise DataError(f"data.channels: {self.channels}; it must be 1 or 3, or 0 for what the source has")
-        if self.image_size < 0 or self.resize < 0:
-            raise DataError(f"data.image_size: {self.image_size}, data.resize: {self.resize}; neither can be negative")
-        if self.resize and self.resize < self.image_size:
-            raise DataError(f"data.resize: {self.resize} is under data.image_size: {self.image_size}; it must not be")
-        if self.resize and not self.image_size:
-            raise DataError(f"data.resize: {self.resize} without data.image_size; say what to crop to")
-
-
 def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, bytes]:
     """Returns image `index` as stored, uint8 [H, W, C], and the digest of its decoded pixels before resizing.
 
@@ -69,7 +41,7 @@ def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, 
     pixels = decode(raw, images.where(index), transform)
     if images.turns:
         pixels = np.ascontiguousarray(np.rot90(pixels, images.turns))
-    return resized(pixels, transform), digest(pixels)
+    return transforms.store(pixels, transform), digest(pixels)
 
 
 def digest(pixels: np.ndarray) -> bytes:
@@ -191,14 +163,3 @@ def _set_channels(pixels: np.ndarray, channels: int, where: str) -> np.ndarray:
     if channels == 3:
         return np.repeat(pixels, 3, axis=2)
     return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
-
-
-def resized(pixels: np.ndarray, transform: Transform) -> np.ndarray:
-    """Returns decoded pixels [H, W, C] at the stored size."""
-    size = transform.image_size
-    resize_to = transform.resize or size
-    if not size or (pixels.shape[:2] == (size, size) and resize_to == size):
-        return pixels
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    result = np.asarray(transforms.resize_and_crop(image, resize_to, size))
-    return result.reshape(size, size, pixels.shape[2])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtl_jax.data import array_files, cifar100, class_folders, csv_images, glyphs, splitting, tfds_source, trees
+from mtl_jax.data import array_files, cifar100, class_folders, csv_images, glyphs, ilsvrc, splitting, tfds_source, trees
 from mtl_jax.data.source import Source
 from mtl_jax.data.splitting import Splitting
 from mtl_jax.data.trees import Tree
@@ -26,6 +26,9 @@ def find(name: str, path: str, how: Splitting) -> Source:
     if not path:
         raise DataError(f"data.path: {name} needs the folder or file that holds it")
     place = Path(path).expanduser()
+    imagenet = ilsvrc.find(name, place)
+    if imagenet:
+        return imagenet
     if place.is_file() and place.suffix in array_files.SUFFIXES:
         return single_file(place, name, how)
     return in_tree(trees.open_tree(path), name, how)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mtl_jax.data import build, cache, splitting
 from mtl_jax.data.dataset import Dataset
-from mtl_jax.data.decode import Transform
 from mtl_jax.data.find import find
 from mtl_jax.data.source import Contents, Source
+from mtl_jax.data.transforms import Transform
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet")
 TURNS = (1, 2, 3)
@@ -111,6 +111,7 @@ def locate(name: str, path: str, options: Options) -> Located:
     )
     how = splitting.Splitting(tuple(options.fractions), splitting.read_lists(options.lists), options.split_seed)
     source = find(name, path, how)
+    transform = source.settle(transform)
     if options.rotations:
         source = dataclasses.replace(source, read=lambda scratch, read=source.read: with_rotations(read(scratch)))
     state = {

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mtl_jax.data.transforms import Transform
+
 
 class Images(Protocol):
     """The images of one class, still undecoded."""
@@ -37,12 +39,16 @@ class Source:
     stamps: what the content depends on, cheap to find out; the cache's key is made of it.
     read: opens the content, given a folder for scratch files; may be slow (a pickle is loaded).
     place: the folder or file, for messages.
+    settle: what the source makes of the transform that was asked for.
+    resumable: reading takes so long that a class is kept as soon as it is ready, for a run that goes on after this one.
     """
 
     format: str
     stamps: Sequence[Stamp]
     read: Callable[[Path], Contents]
     place: str = ""
+    settle: Callable[[Transform], Transform] = lambda transform: transform
+    resumable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

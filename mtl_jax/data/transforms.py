@@ -1,6 +1,41 @@
 """Resizing and cropping of 8-bit images, bit for bit what torchvision's transforms do to a Pillow image."""
 
+import dataclasses
+
+import numpy as np
 from PIL import Image
+
+from mtl_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How decoded images become stored ones.
+
+    image_size: side of the stored square; 0 keeps the native size, which must then be the same for all.
+    resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
+    channels: 1 or 3; 0 is as the source has it.
+    convert: take images of unusual modes (16-bit, CMYK, palette, alpha, rotated by EXIF, animated) instead of refusing.
+    upright: with `convert`, turn images as their EXIF orientation says.
+    squash: bring the whole image to `image_size`, whatever its proportions, by Lanczos, and crop nothing.
+    """
+
+    image_size: int = 0
+    resize: int = 0
+    channels: int = 0
+    convert: bool = False
+    upright: bool = True
+    squash: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in (0, 1, 3):
+            raise DataError(f"data.channels: {self.channels}; it must be 1 or 3, or 0 for what the source has")
+        if self.image_size < 0 or self.resize < 0:
+            raise DataError(f"data.image_size: {self.image_size}, data.resize: {self.resize}; neither can be negative")
+        if self.resize and self.resize < self.image_size:
+            raise DataError(f"data.resize: {self.resize} is under data.image_size: {self.image_size}; it must not be")
+        if self.resize and not self.image_size:
+            raise DataError(f"data.resize: {self.resize} without data.image_size; say what to crop to")
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -25,3 +60,17 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 def resize_and_crop(image: Image.Image, resize_to: int, crop_to: int) -> Image.Image:
     """Returns the central `crop_to` square of `image` with its shorter side resized to `resize_to`."""
     return center_crop(resize(image, resize_to), crop_to)
+
+
+def store(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    """Returns decoded pixels, uint8 [H, W, C], at the stored size."""
+    size = transform.image_size
+    resize_to = transform.resize or size
+    if not size or (pixels.shape[:2] == (size, size) and resize_to == size):
+        return pixels
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    if transform.squash:
+        result = image.resize((size, size), Image.Resampling.LANCZOS)
+    else:
+        result = resize_and_crop(image, resize_to, size)
+    return np.asarray(result).reshape(size, size, pixels.shape[2])

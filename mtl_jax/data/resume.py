@@ -1,0 +1,72 @@
+"""Going on with a preparation that was stopped: classes that are ready are kept beside the cache's folder.
+
+Only for sources that take long. Two processes that prepare the same data take turns, so the second finds it done.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mtl_jax.data.cache_writer import ClassBlock
+
+
+@contextlib.contextmanager
+def kept_blocks(folder: Path, wanted: bool) -> Iterator[Path | None]:
+    """Yields the locked folder with the classes that are ready, None if not `wanted`; removes it once all is done."""
+    if not wanted:
+        yield None
+        return
+    place = folder.with_name(f".partial-{folder.name}")
+    with _locked(place):
+        yield place
+        if folder.exists():
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Makes a folder if it is not there, and keeps others out of it; waits for one that is in."""
+    while True:
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(place / "lock", "w")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            continue  # the process that was in it has just removed it
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock.fileno(), place / "lock"):
+                yield
+                return
+
+
+def _is_at(descriptor: int, place: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), place.stat())
+    except FileNotFoundError:
+        return False
+
+
+def save_block(place: Path, block: ClassBlock) -> None:
+    """Keeps a class, whole or not at all."""
+    facts = json.dumps({"names": block.names, "skipped": block.skipped}).encode()
+    unfinished = place.with_suffix(".tmp")
+    with open(unfinished, "wb") as file:
+        np.savez(file, images=block.images, digests=block.digests, facts=np.frombuffer(facts, np.uint8))
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(place)
+
+
+def load_block(place: Path) -> ClassBlock | None:
+    """Returns a class that was kept, None if it was not."""
+    if not place.exists():
+        return None
+    with np.load(place, allow_pickle=False) as held:
+        facts = json.loads(held["facts"].tobytes())
+        return ClassBlock(held["images"], facts["names"], held["digests"], facts["skipped"])
