@@ -1,0 +1,102 @@
+"""Gathering images from a map on the host, ahead of the step that wants them."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+_END = object()
+
+
+class Prefetch:
+    """Iterates over `(indices, images[indices])` while a thread gathers what comes next.
+
+    The thread also draws the indices, so it can be given a generator that computes them. An error in either is raised
+    where the consumer waits, after what was gathered before it. A context manager; `close` ends the thread at once, and
+    can be called at any time and more than once.
+
+    Example:
+        with Prefetch(split.images, (sample(key, step) for step in range(steps))) as batches:
+            for indices, images in batches:
+                ...
+
+    Args:
+        images: [M, ...], usually a memory map.
+        batches: arrays of positions in `images`, of any shape, or trees of them (tuples, lists, dicts); the images come
+            in the same structure.
+        ahead: how many gathered batches wait at most. One more is in work.
+    """
+
+    def __init__(self, images: np.ndarray, batches: Iterable[Any], *, ahead: int = 2) -> None:
+        if ahead < 1:
+            raise ValueError(f"ahead: {ahead}; at least one batch must be able to wait")
+        # A plain view, since indexing a memmap makes memmaps of what is in memory.
+        self._images = np.asarray(images).view(np.ndarray)
+        self._ready: queue.Queue = queue.Queue(ahead)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(iter(batches),), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def _run(self, batches: Iterator[Any]) -> None:
+        try:
+            for indices in batches:
+                if not self._put((indices, gather(self._images, indices), None)):
+                    return
+            self._put((None, _END, None))
+        except BaseException as error:  # whatever it is, the consumer has to see it
+            self._put((None, _END, error))
+        finally:
+            close = getattr(batches, "close", None)
+            if close is not None:
+                close()
+
+    def _put(self, item: tuple) -> bool:
+        """Waits for room; returns False once the consumer has closed."""
+        while not self._closed.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> "Prefetch":
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        if self._closed.is_set():
+            raise StopIteration
+        indices, images, error = self._ready.get()
+        if images is not _END:
+            return indices, images
+        self.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        """Ends the thread and forgets what it has gathered."""
+        self._closed.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+
+    def __enter__(self) -> "Prefetch":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def gather(images: np.ndarray, indices: Any) -> Any:
+    """Returns `images[indices]`, copied, for an array of positions or each array of a tree of them."""
+    if isinstance(indices, dict):
+        return {key: gather(images, value) for key, value in indices.items()}
+    if isinstance(indices, tuple | list):
+        parts = [gather(images, part) for part in indices]
+        # A named tuple takes its parts one by one.
+        return type(indices)(*parts) if hasattr(indices, "_fields") else type(indices)(parts)
+    return np.take(images, np.asarray(indices), axis=0)
