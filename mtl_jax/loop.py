@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import Progress
-from mtl_jax.errors import MtlError
+from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.signals import StopRequest
 from mtl_jax.workdir import Workdir
 from mtl_jax.writers import JsonlWriter, Writer
@@ -79,23 +79,39 @@ def run_phase(
     *,
     metadata: Mapping[str, Any],
     keep: int,
+    start: int,
     stop: StopRequest,
     writers: list[Writer],
     metrics: JsonlWriter,
     timing: JsonlWriter,
-) -> Any:
-    """Runs a phase from where its newest checkpoint stands to its end, and returns the state.
+) -> int:
+    """Runs a phase from where its newest checkpoint stands to its end.
 
     Metrics are fetched one dispatch late, so that the host never waits for the step that it has just started.
 
+    Args:
+      phase: what to run.
+      workdir: where its checkpoints are.
+      metadata: what a checkpoint carries besides; a resumed run's `data` fingerprint must be the same.
+      keep: checkpoints kept besides the best.
+      start: the size of the metrics file before the phase.
+      stop: true once a signal has come.
+      writers: further writers of the metrics.
+      metrics, timing: the files.
+
+    Returns:
+      The size of the metrics file after the phase, the next one's `start`.
+
     Raises:
-      NotFiniteError: names the step. Stopped: a signal came; the state has been saved.
+      NotFiniteError: names the step. Stopped: a signal came; the state has been saved. CheckpointError: see there.
     """
     checkpoints = Checkpoints(workdir.checkpoints(phase.name), keep=keep)
     checkpoints.remove_unfinished()
-    state, step, best, window = _resume(phase, checkpoints, metrics)
+    state, step, best, window, position = _resume(phase, checkpoints, metadata, start)
+    if step < phase.steps:
+        metrics.truncate(position)
     log = Log(phase.name, phase.log_every, [metrics.write, *writers], window)
-    saver = _Saver(phase, checkpoints, metadata, metrics, log, best, saved=step if step else -1)
+    saver = _Saver(phase, checkpoints, metadata, metrics, log, best)
     pending, started = None, time.monotonic()
     with Progress(phase.steps, step, phase.name, unit=phase.unit, per_step=phase.per_step) as bar:
         while step < phase.steps:
@@ -114,7 +130,8 @@ def run_phase(
             _write_timing(timing, phase, step, started)
             if stop and step < phase.steps:
                 raise Stopped
-    return state
+            position = saver.position
+    return position
 
 
 def _record(log: Log, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
@@ -137,9 +154,10 @@ def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) 
 class _Saver:
     """Validates and saves; knows the best score so far."""
 
-    def __init__(self, phase, checkpoints, metadata, metrics, log, best, saved):
+    def __init__(self, phase, checkpoints, metadata, metrics, log, best):
         self._phase, self._checkpoints, self._metadata = phase, checkpoints, metadata
-        self._metrics, self._log, self._best, self._saved = metrics, log, best, saved
+        self._metrics, self._log, self._best = metrics, log, best
+        self.position = 0  # of the metrics file at the last checkpoint
 
     def is_due(self, step: int) -> bool:
         """Whether a validation or a checkpoint is due after `step` steps."""
@@ -158,20 +176,30 @@ class _Saver:
 
     def save(self, step: int, state: Any) -> None:
         """Saves the state, and marks it where it is the best."""
-        metadata = {
-            **self._metadata, "best": self._best, "position": self._metrics.position(), "window": self._log.window,
-        }  # fmt: skip
-        self._checkpoints.save(step, self._phase.items(state), metadata)
+        self.position = self._metrics.position()
+        own = {"best": self._best, "position": self.position, "window": self._log.window}
+        self._checkpoints.save(step, self._phase.items(state), {**self._metadata, **own})
         if self._best and self._best["step"] == step:
             self._checkpoints.mark_best(step, self._best["score"])
 
 
-def _resume(phase: Phase, checkpoints: Checkpoints, metrics: JsonlWriter) -> tuple[Any, int, Any, dict]:
+def _resume(
+    phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], start: int
+) -> tuple[Any, int, dict[str, Any] | None, dict[str, list[float]], int]:
+    """State, step, best so far, the log's open window, and the metrics file's size, of the newest whole checkpoint."""
     if not checkpoints.steps():
-        return phase.state, 0, None, {}
+        return phase.state, 0, None, {}, start
     found = checkpoints.restore(phase.items(phase.state))
+    then, now = found.metadata["data"], metadata["data"]
+    if then != now:
+        raise CheckpointError(
+            f"{checkpoints.directory}: was trained on other images (fingerprint {then[:12]}, now {now[:12]}); "
+            "give the same data, or another --workdir"
+        )
+    best = found.metadata["best"]
+    if best and best["step"] in checkpoints.steps():  # a kill between `save` and `mark_best` leaves it unmarked
+        checkpoints.mark_best(best["step"], best["score"])
     if found.step < phase.steps:
-        metrics.truncate(found.metadata["position"])
         _logger.info("%s goes on from step %d", phase.name, found.step)
     state = phase.restore(found.items, found.step)
-    return state, found.step, found.metadata["best"], found.metadata["window"]
+    return state, found.step, best, found.metadata["window"], found.metadata["position"]

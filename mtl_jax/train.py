@@ -49,17 +49,21 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
 
 
 def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
+    position = 0
     if not settings.pretrain.init:
-        _run_phase(phases.pretraining(settings, dataset, devices), place, common, hooks)
+        position = _run_phase(phases.pretraining(settings, dataset, devices), place, position, common, hooks)
     params, batch_stats = phases.pretrained(settings, place)
     if settings.meta.learn != "none":
-        _run_phase(phases.meta_training(settings, dataset, devices, params, batch_stats), place, common, hooks)
+        phase = phases.meta_training(settings, dataset, devices, params, batch_stats)
+        _run_phase(phase, place, position, common, hooks)
 
 
-def _run_phase(phase: loop.Phase, place: workdir.Workdir, common: Any, hooks: Sequence[writers.Writer]) -> None:
-    board = writers.open_tensorboard(place.tensorboard / phase.name)
+def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
+    done = checkpoint.Checkpoints(place.checkpoints(phase.name)).steps()
+    board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done[-1] + 1 if done else None)
     with contextlib.closing(board) if board else contextlib.nullcontext():
-        loop.run_phase(phase, place, writers=[*hooks, *([board.write] if board else [])], **common)
+        more = [*hooks, *([board.write] if board else [])]
+        return loop.run_phase(phase, place, start=position, writers=more, **common)
 
 
 def _record_config(settings: ConfigDict, place: workdir.Workdir) -> None:
