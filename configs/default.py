@@ -34,6 +34,10 @@ def _data() -> ConfigDict:
         "mean": (0.5,),  # per channel, of images in 0..1
         "std": (0.5,),
         "rotations": False,  # training classes turned by 90, 180 and 270 degrees are classes of their own
+        "fractions": (),  # of the classes for train, val and test, where they come without a split: (0.6, 0.2, 0.2)
+        "lists": "",  # or which classes are in which split: a folder with {train,val,test}.txt, or a JSON file
+        "split_seed": 0,  # which classes the fractions pick
+        "convert": False,  # take 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, not refuse them
         "skip_corrupt": False,  # leave damaged images out instead of refusing them
         "cache_dir": "",  # default: $MTL_JAX_CACHE, or the user's cache folder
         "device_budget_gb": 2.0,  # a split up to this size lives on the device, a larger one on the host

@@ -19,7 +19,8 @@ Config = Mapping[str, Any]  # a ConfigDict or one of its groups
 
 def dataset(config: Config, progress: Callable[[int, int], None] | None = None) -> data.Dataset:
     """The data set of a config's `data` group, prepared if it has not been before."""
-    keys = ("name", "path", "image_size", "resize", "channels", "rotations", "skip_corrupt", "cache_dir")
+    keys = ("name", "path", "image_size", "resize", "channels", "rotations", "convert", "skip_corrupt", "cache_dir")
+    keys += ("fractions", "lists", "split_seed")
     return data.load(**{key: config[key] for key in keys}, progress=progress)
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from mtl_jax import data
 from mtl_jax.data import build, cache, cache_writer, glyphs
-from mtl_jax.data.decode import Transform
 from mtl_jax.data.source import Rows, Source
+from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 

@@ -199,7 +199,7 @@ def _kept_block(split: str, name: str, images: Images, work: _Work) -> ClassBloc
 
 def class_block(split: str, name: str, images: Images, work: _Work) -> ClassBlock:
     """Decodes one class and sorts its images by the digests of their decoded pixels."""
-    stored, digests, names, skipped = np.empty((len(images), *work.shape), np.uint8), [], [], []
+    stored, digests, names, skipped = [], [], [], []
     for index in range(len(images)):
         try:
             pixels, digest = decode.load(images, index, work.transform)
@@ -210,11 +210,11 @@ def class_block(split: str, name: str, images: Images, work: _Work) -> ClassBloc
             continue
         if pixels.shape != work.shape:
             raise _unlike(pixels.shape, work.shape, images.where(index))
-        stored[len(digests)] = pixels
+        stored.append(pixels)
         digests.append(digest)
         names.append(images.name(index))
     if not digests:
         raise DataError(f"class {name!r} of split {split} has no readable image; remove it ({skipped[0]})")
     order = sorted(range(len(digests)), key=lambda i: (digests[i], names[i]))
     rows = np.frombuffer(b"".join(digests[i] for i in order), np.uint8).reshape(-1, 16)
-    return ClassBlock(stored[order], [names[i] for i in order], rows, skipped)
+    return ClassBlock(np.stack([stored[i] for i in order]), [names[i] for i in order], rows, skipped)

@@ -15,6 +15,9 @@ MAX_PIXELS = 64_000_000
 # Others are left out on purpose: Pillow hands EPS to an external program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
 ORIENTATION = 0x0112
+# What messages advise: the flag of `python -m mtl_jax.data`, and the key of a config.
+SKIP = "leave it out with --skip-corrupt (data.skip_corrupt=True)"
+CONVERT = "--convert (data.convert=True)"
 PLAIN_MODES = ("1", "L", "RGB")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # What --convert makes of a mode that is not plain.
@@ -58,9 +61,7 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise CorruptImage(
-            f"{where}: damaged image ({error}); replace it, or leave it out with --skip-corrupt"
-        ) from None
+        raise CorruptImage(f"{where}: damaged image ({error}); replace it, or {SKIP}") from None
     plain = _plain(image, transform)
     wanted = {1: "L", 3: "RGB"}.get(transform.channels, "RGB" if plain.mode == "RGB" else "L")
     pixels = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
@@ -70,23 +71,18 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
 def open_image(raw: bytes, where: str) -> Image.Image:
     """Returns an image of which only the header was read; raises CorruptImage."""
     if not raw:
-        raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or leave it out with --skip-corrupt")
+        raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or {SKIP}")
     try:
         image = Image.open(io.BytesIO(raw), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorruptImage(
-            f"{where}: too many pixels ({error}); remove it, or leave it out with --skip-corrupt"
-        ) from None
+        raise CorruptImage(f"{where}: too many pixels ({error}); remove it, or {SKIP}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         what = found(raw) if isinstance(error, UnidentifiedImageError) else str(error)
-        raise CorruptImage(
-            f"{where}: not an image but {what}; replace it, or leave it out with --skip-corrupt"
-        ) from None
+        raise CorruptImage(f"{where}: not an image but {what}; replace it, or {SKIP}") from None
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise CorruptImage(
-            f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; "
-            "remove it, or leave it out with --skip-corrupt"
+            f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; remove it, or {SKIP}"
         )
     return image
 
@@ -109,7 +105,7 @@ def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:
     if what[1] is None:
         raise DataError(f"{where}: an image of mode {image.mode}, which is not 8-bit; convert it to 8-bit RGB or grey")
     if not convert:
-        raise DataError(f"{where}: the image has {what[0]}; convert it, or take it as {what[1]} with --convert")
+        raise DataError(f"{where}: the image has {what[0]}; convert it, or take it as {what[1]} with {CONVERT}")
 
 
 def unusual(image: Image.Image) -> tuple[str, str | None] | None:

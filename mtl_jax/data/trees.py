@@ -95,7 +95,8 @@ def folder_tree(root: Path) -> Tree:
 
     def read(file: str) -> bytes:
         try:
-            return (root / file).read_bytes()
+            with open(f"{root}/{file}", "rb", buffering=0) as opened:
+                return opened.read()
         except OSError as error:
             raise CorruptImage(f"{root}/{file}: cannot be read ({error.strerror})") from None
 
