@@ -3,9 +3,9 @@
 python benchmarks/data.py speed FOLDER                     prepare FOLDER (class folders) and open it again
 python benchmarks/data.py memory SCRATCH [--images 44870]  files, tar, npz: prepare, and gather episodes
 
-`memory` makes as many 84 x 84 images as is said, 1,278 a class (the train split of tieredImageNet has 448,695), prepares
-them in a process of its own from each format, then gathers episodes with the prefetching thread, and prints the most
-anonymous memory (VmRSS's RssAnon, which leaves out the pages of mapped files) that the process had, less what it had
+`memory` makes as many 84 x 84 images as is said, 1,278 a class (the train split of tieredImageNet has 448,695),
+prepares them in a process of its own from each format, then gathers episodes with the prefetching thread, and prints
+the most anonymous memory (RssAnon, which leaves out the pages of mapped files) that the process had, less what it had
 before.
 """
 

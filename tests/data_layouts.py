@@ -94,6 +94,27 @@ def png_pickles(root: Path, images: np.ndarray, name: str) -> None:
         (root / f"{split}_labels.pkl").write_bytes(pickle.dumps(facts_, protocol=2))
 
 
+def category_pickles(root: Path, images: np.ndarray, name: str) -> None:
+    """The pickles of train images that are not the training split lie beside, as they do in the wild."""
+    root.mkdir()
+    for split, labels in splits(name).items():
+        data, targets = interleaved(images, labels)
+        held = {"data": data, "labels": targets.tolist(), "catname2label": {NAMES[label]: label for label in labels}}
+        part = "train_phase_train" if split == "train" else split
+        (root / f"miniImageNet_category_split_{part}.pickle").write_bytes(pickle.dumps(held, protocol=2))
+    for other in ("val", "test"):
+        (root / f"miniImageNet_category_split_train_phase_{other}.pickle").write_bytes(b"not read")
+
+
+def npz_with_label_pickles(root: Path, images: np.ndarray, name: str) -> None:
+    root.mkdir()
+    for split, labels in splits(name).items():
+        data, targets = interleaved(images, labels)
+        np.savez_compressed(root / f"{split}_images.npz", images=data)
+        held = {"label_specific": np.searchsorted(labels, targets), "label_specific_str": [NAMES[c] for c in labels]}
+        (root / f"{split}_labels.pkl").write_bytes(pickle.dumps(held, protocol=2))
+
+
 def npz(root: Path, images: np.ndarray, name: str, save=np.savez) -> None:
     root.mkdir()
     for split, labels in splits(name).items():
@@ -135,6 +156,8 @@ LAYOUTS = {
     "data and labels": label_pickles,
     "class_dict": class_dict_pickles,
     "encoded PNGs": png_pickles,
+    "category split": category_pickles,
+    "npz and labels": npz_with_label_pickles,
     "npz": npz,
     "compressed npz": compressed_npz,
     "npy": npy,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import build, cache, cache_writer, glyphs
+from mtl_jax.data import build, cache, cache_writer, glyphs, trees
 from mtl_jax.data.source import Rows, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
@@ -62,6 +62,14 @@ def test_a_moved_data_set_keeps_its_cache(load, folder, tmp_path, monkeypatch):
     shutil.move(folder, tmp_path / "elsewhere")
     monkeypatch.setattr(build, "build", lambda *args, **kwargs: pytest.fail("prepared again"))
     data.load("folder", str(tmp_path / "elsewhere"), cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_prepared_archive_is_not_opened_again(folder, tmp_path, monkeypatch):
+    shutil.make_archive(str(tmp_path / "set"), "tar", folder)
+    options = {"cache_dir": str(tmp_path / "cache")}
+    before = data.load("folder", str(tmp_path / "set.tar"), **options)
+    monkeypatch.setattr(trees, "open_tree", lambda path: pytest.fail("opened again"))
+    assert data.load("folder", str(tmp_path / "set.tar"), **options).fingerprint == before.fingerprint
 
 
 def test_fingerprint_does_not_depend_on_size_names_or_order(load, folder):

@@ -99,7 +99,14 @@ def look_over(flags: argparse.Namespace) -> int:
     tasks = {key: getattr(flags, key) for key in ("way", "shot", "query")}
     with tempfile.TemporaryDirectory() as scratch:
         contents = found.source.read(Path(scratch))
-        report = check.check(flags.name, contents, found.source.place, found.transform, workers=flags.workers, **tasks)
+        report = check.check(
+            flags.name,
+            contents,
+            found.source.place,
+            found.source.settle(found.transform),
+            workers=flags.workers,
+            **tasks,
+        )
     for line in report.lines + (report.classes if flags.classes else []):
         print(line)
     for problem in report.problems:

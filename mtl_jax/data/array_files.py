@@ -61,7 +61,7 @@ def _read_split(root: Path, parts: Mapping[str, str], scratch: Path) -> Mapping[
         images = arrays.pick(images, arrays.IMAGE_KEYS, place)
     names = None
     if isinstance(labels, Mapping):
-        names = next((labels[key] for key in arrays.NAME_KEYS if key in labels), None)
+        names = arrays.names_in(labels)
         labels = arrays.pick(labels, arrays.LABEL_KEYS, str(root / parts["labels"]))
     return arrays.classes_of(images, labels, place, names)
 

@@ -120,8 +120,16 @@ def classes_of_dict(held: Mapping[str, Any], place: str) -> Mapping[str, Images]
     images = pick(held, IMAGE_KEYS, place)
     if "class_dict" in held:
         return by_class_dict(images, held["class_dict"], place)
-    names = next((held[key] for key in NAME_KEYS if key in held), None)
+    names = names_in(held)
     return classes_of(images, pick(held, LABEL_KEYS, place), place, names)
+
+
+def names_in(held: Mapping[str, Any]) -> Sequence[Any] | None:
+    """Returns the name of each label, where a dict has them: a list, or `catname2label`, name -> label."""
+    if isinstance(held.get("catname2label"), Mapping):
+        by_label = {int(label): name for name, label in held["catname2label"].items()}
+        return [by_label.get(label, f"{label:03d}") for label in range(max(by_label, default=-1) + 1)]
+    return next((held[key] for key in NAME_KEYS if key in held), None)
 
 
 def by_class_dict(images: Any, class_dict: Mapping[Any, Sequence[int]], place: str) -> Mapping[str, Images]:

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.data import build, cache, splitting
+from mtl_jax.data import build, cache, splitting, trees
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.data.find import find
-from mtl_jax.data.source import Contents, Source
+from mtl_jax.data.source import Contents, Source, Stamp
 from mtl_jax.data.transforms import Transform
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet")
 TURNS = (1, 2, 3)
+UNSAFE = str.maketrans(":/", "--")  # in the names of TFDS data sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A data set that was found but not read: its source, its folder of the cache, and how its images are stored."""
+    """A data set that was found but not read: its source, its folder of the cache, the transform that was asked for."""
 
     source: Source
     folder: Path
@@ -91,38 +92,58 @@ def load(
         cache_dir=cache_dir,
         workers=workers,
     )
-    found = locate(name, path, options)
-    if not found.folder.exists():
-        build.build(
-            found.source,
-            found.folder,
-            found.transform,
-            skip_corrupt=skip_corrupt,
-            workers=workers,
-            progress=progress,
-        )
-    return cache.open_folder(found.folder, name)
+    folder = folder_of_file(name, path, options)
+    if folder is None or not folder.exists():
+        found = locate(name, path, options)
+        folder = found.folder
+        if not folder.exists():
+            build.build(
+                found.source,
+                folder,
+                found.source.settle(found.transform),
+                skip_corrupt=skip_corrupt,
+                workers=workers,
+                progress=progress,
+            )
+    return cache.open_folder(folder, name)
 
 
 def locate(name: str, path: str, options: Options) -> Located:
     """Finds a data set and the folder of the cache that it has or will have, without reading images; see `load`."""
-    transform = Transform(
-        options.image_size, options.resize, options.channels or (3 if name in COLOUR else 0), options.convert
-    )
-    how = splitting.Splitting(tuple(options.fractions), splitting.read_lists(options.lists), options.split_seed)
-    source = find(name, path, how)
-    transform = source.settle(transform)
+    source = find(name, path, splitting_of(options))
     if options.rotations:
         source = dataclasses.replace(source, read=lambda scratch, read=source.read: with_rotations(read(scratch)))
+    return Located(source, folder_for(name, source.stamps, options), transform_of(name, options))
+
+
+def folder_of_file(name: str, path: str, options: Options) -> Path | None:
+    """Returns the cache's folder for a data set in a single file, which need not be opened for it; else None."""
+    place = Path(path).expanduser()
+    if not path or not place.is_file():
+        return None
+    return folder_for(name, [trees.stamp(place, place.parent)], options)
+
+
+def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
+    """Returns the cache's folder of a data set, by what its content depends on."""
     state = {
-        **vars(transform),
-        **vars(how),
-        "format": source.format,
+        **vars(transform_of(name, options)),
+        **vars(splitting_of(options)),
         "rotations": options.rotations,
         "skip_corrupt": options.skip_corrupt,
     }
-    folder = cache.directory(options.cache_dir) / f"{name.replace(':', '-')}-{cache.key(source.stamps, state)}"
-    return Located(source, folder, transform)
+    return cache.directory(options.cache_dir) / f"{name.translate(UNSAFE)}-{cache.key(stamps, state)}"
+
+
+def transform_of(name: str, options: Options) -> Transform:
+    """Returns how images are to be stored, before the source has its say."""
+    channels = options.channels or (3 if name in COLOUR else 0)
+    return Transform(options.image_size, options.resize, channels, options.convert)
+
+
+def splitting_of(options: Options) -> splitting.Splitting:
+    """Returns how classes that come without a split are split."""
+    return splitting.Splitting(tuple(options.fractions), splitting.read_lists(options.lists), options.split_seed)
 
 
 def with_rotations(contents: Contents) -> Contents:
