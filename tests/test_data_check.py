@@ -34,7 +34,7 @@ def test_all_is_well(check, root):
     assert lines[0] == "format: class folders"
     assert lines[1].startswith(f"cache: {root.parent / 'cache'}/fc100-") and lines[1].endswith(" (not prepared yet)")
     assert "train: 60 classes, 360 images, 6 a class, sizes 32x32 (360), modes RGB (360)" in lines
-    assert "note: 6 to 6 images a class, the paper's fc100 has 600" in lines
+    assert "note: 6 images a class, the paper's fc100 has 600" in lines
     assert lines[-1] == "all is well"
     assert not (root.parent / "cache").exists()
 

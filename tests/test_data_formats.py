@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import array_files, facts
+from mtl_jax.data import array_files, facts, safe_pickle
 from mtl_jax.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -237,7 +237,8 @@ def test_pickles_of_plain_data_pass(protocol, tmp_path):
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "names": np.array(["a", "bc"]),
         "objects": np.array([b"png", None], object),
-        "record": np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]),
+        "bytes": np.array([b"a", b"bcd"]),
+        "big scalar": np.array(7, ">i8")[()],
         "scalar": np.float32(2.5),
         "plain": [1, 2.5, None, True, "text", b"bytes", (1, {"nested": 2})],
         "empty": np.zeros((0, 3), np.uint8),
@@ -250,6 +251,45 @@ def test_pickles_of_plain_data_pass(protocol, tmp_path):
             np.testing.assert_array_equal(found[name], value)
         else:
             assert found[name] == value
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]), "asks for the dtype 'V12'"),
+        (np.zeros(2, "M8[s]"), r"asks for the dtype 'M8'"),
+        (np.zeros(2).view(np.recarray), r"asks for numpy.*recarray"),
+        ({1: frozenset()}, r"asks for builtins\.frozenset|frozenset"),
+        (complex, r"asks for \w+\.complex"),
+    ],
+)
+def test_unusual_pickles_are_refused_by_name(held, message, tmp_path):
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps(held, 2))
+    with pytest.raises(DataError, match=message):
+        array_files.open_file(tmp_path / "train.pkl", tmp_path)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_damaged_pickles_end_in_one_line(protocol):
+    """Whatever bytes are exchanged: it loads, or it is refused; nothing else happens."""
+    held = {
+        "images": np.arange(12, dtype=np.uint8).reshape(3, 4),
+        "labels": [1, 2],
+        "names": np.array(["a", "b"], object),
+    }
+    whole = pickle.dumps(held, protocol)
+    rng = np.random.default_rng(protocol)
+    refused = 0
+    for _ in range(2000):
+        raw = bytearray(whole)
+        for place in rng.integers(0, len(raw), rng.integers(1, 4)):
+            raw[place] = rng.integers(256)
+        try:
+            safe_pickle.loads(bytes(raw), "here.pkl")
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith("here.pkl: ") and "\n" not in str(error)
+    assert 200 < refused < 2000
 
 
 @pytest.fixture(scope="module")

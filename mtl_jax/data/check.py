@@ -76,7 +76,7 @@ def check(
     if known or all_listed(name, reports):
         notes += [f"note: {line} (as in the published data)" for line in twice]
     else:
-        problems += twice
+        problems += [f"{line}; leave it in one split" for line in twice]
     if fingerprint:
         notes.append(f"fingerprint {fingerprint}: {known or 'not a known variant'}")
     return Report(describe(reports) + notes, per_class(reports), problems, fingerprint)
@@ -192,7 +192,7 @@ def images_in_two_splits(reports: Reports) -> list[str]:
         for digest, place in zip(report.digests, report.places, strict=True):
             there, where = first.setdefault(digest, (split, place))
             if there != split:
-                problems.append(f"{place}: the same image as {where} in {there}; leave it in one split")
+                problems.append(f"{place}: the same image as {where} in {there}")
     return problems
 
 
@@ -216,7 +216,8 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
     wanted = facts.IMAGES_PER_CLASS.get(name)
     counts = {len(report.digests) for _, _, report in each(reports)}
     if wanted and counts - {wanted}:
-        notes.append(f"note: {min(counts)} to {max(counts)} images a class, the paper's {name} has {wanted}")
+        found = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
+        notes.append(f"note: {found} images a class, the paper's {name} has {wanted}")
     if name == "miniimagenet":
         found, count = listed_images(reports)
         notes.append(f"note: {found} of {count} images have names on Ravi and Larochelle's list of 60000")

@@ -89,12 +89,17 @@ def open_image(raw: bytes, where: str) -> Image.Image:
 
 def found(raw: bytes) -> str:
     """Returns what a file seems to be that is not what it should be."""
+    return look_alike(raw) or f"data that starts with {raw[:8]!r}"
+
+
+def look_alike(raw: bytes) -> str | None:
+    """Returns what stands in place of data files often enough to be known, None if it is none of these."""
     start = raw[:512].lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<head")):
         return "an HTML page (a download that failed?)"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer (run: git lfs pull)"
-    return f"data that starts with {raw[:8]!r}"
+    return None
 
 
 def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:

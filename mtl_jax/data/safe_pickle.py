@@ -6,13 +6,15 @@ that does no more than it has to. Pickles of Python 2 are read as Latin-1, which
 
 import collections
 import io
+import math
 import pickle
+import re
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from mtl_jax.data.decode import found
+from mtl_jax.data.decode import look_alike
 from mtl_jax.errors import DataError
 
 _NDARRAY = object()  # stands where a pickle says numpy.ndarray; it cannot be called
@@ -22,27 +24,61 @@ class Refused(Exception):
     """A pickle names what it may not have."""
 
 
+class _Array(np.ndarray):
+    """An array whose state is checked before NumPy sees it."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        dtype, count = _checked(dtype), math.prod(shape)
+        data = data.encode("latin1") if isinstance(data, str) else data  # from Python 2
+        size = len(data) if isinstance(data, bytes | list) else -1
+        if size != (count if dtype.hasobject else count * dtype.itemsize) or min(shape, default=0) < 0:
+            raise Refused("an array whose data do not fill its shape")
+        if dtype.hasobject != isinstance(data, list):
+            raise Refused("an array whose data are not of its type")
+        super().__setstate__((1, tuple(shape), dtype, bool(fortran), data))
+
+
+class _DType:
+    """Stands for a dtype while its state (its byte order) is still to come."""
+
+    def __init__(self, code: Any, align: object = False, copy: object = False) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biufcSUO?]\d{0,9}", code):
+            raise Refused(f"the dtype {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, subarray, names, fields, size, *_ = state
+        if (subarray, names, fields) != (None, None, None):
+            raise Refused("an array with fields")
+        if self.dtype.kind in "SU" and not self.dtype.itemsize:
+            self.dtype = np.dtype(f"{self.dtype.kind}{size // np.dtype(f'{self.dtype.kind}1').itemsize}")
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def _checked(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, _DType):
+        raise Refused("an array without a dtype")
+    return dtype.dtype
+
+
 def _reconstruct(kind: object, shape: object, code: object) -> np.ndarray:
     if kind is not _NDARRAY:
         raise Refused("an array subclass")
-    return np.ndarray((0,), np.int8)  # its state follows, with the true shape and the data
+    return np.ndarray.__new__(_Array, (0,), np.int8)  # its state follows, with the true shape and the data
 
 
-def _scalar(dtype: np.dtype, data: Any = b"") -> np.generic:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    if not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(raw, bytes):
+def _scalar(dtype: Any, data: Any = b"") -> np.generic:
+    raw, dtype = data.encode("latin1") if isinstance(data, str) else data, _checked(dtype)
+    if dtype.hasobject or not isinstance(raw, bytes):
         raise Refused("a scalar that is not a number")
     return np.frombuffer(raw, dtype, 1)[0]
 
 
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _dtype(code: Any, align: object = False, copy: object = False) -> np.dtype:
-    if not isinstance(code, str):
-        raise Refused("a dtype that is not given by its code")
-    return np.dtype(code, False, True)  # a copy, since its state (byte order, fields) follows
+def _from_buffer(buffer: Any, dtype: Any, shape: tuple, order: str) -> np.ndarray:
+    if _checked(dtype).hasobject:
+        raise Refused("objects in a buffer")
+    return np.frombuffer(buffer, _checked(dtype)).reshape(shape, order=order)
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -59,7 +95,7 @@ def _bytes(*args: Any) -> bytes:
 
 ALLOWED = {
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _DType,
     ("_codecs", "encode"): _latin1,
     ("__builtin__", "bytes"): _bytes,
     ("builtins", "bytes"): _bytes,
@@ -70,15 +106,31 @@ ALLOWED = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own unpickler in its Python form, since in its C form a few bytes can ask for gigabytes of memory."""
+
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise Refused(f"{module}.{name}") from None
+            raise Refused(ascii(f"{module}.{name}")[1:-1]) from None
 
     def persistent_load(self, key: Any) -> Any:
         raise Refused("an object stored elsewhere")
+
+    def get_extension(self, code: int) -> Any:
+        raise Refused(f"the registered extension {code}")
+
+    def load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        data = self.read(size)  # before room is made for it
+        if len(data) != size:
+            raise EOFError("ends within a bytearray")
+        self.append(bytearray(data))
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def load(place: Path) -> Any:
@@ -90,8 +142,9 @@ def load(place: Path) -> Any:
     with open(place, "rb") as file:
         start = file.read(512)
         file.seek(0)
-        if not start or "starts with" not in found(start):
-            raise DataError(f"{place}: not a pickle but {found(start) if start else 'an empty file'}; fetch it again")
+        what = look_alike(start) if start else "an empty file"
+        if what:
+            raise DataError(f"{place}: not a pickle but {what}; fetch it again")
         check_memory(place)
         return _load(file, str(place))
 
@@ -110,7 +163,7 @@ def _load(file: BinaryIO, place: str) -> Any:
             "only arrays, lists, dicts, strings, bytes and numbers are loaded: do not trust this file"
         ) from None
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
         raise DataError(f"{place}: not a pickle, or a damaged one ({reason}); fetch it again") from None
 
 
