@@ -50,8 +50,8 @@ class _Conv4Block(nn.Module):
     def __call__(self, x: Array, train: bool, mode: str) -> Array:
         o = self.options
         x = conv(o, x, self.features, 3, name="conv", bias=True)
-        x = ACTIVATIONS[o.activation](norm(o, x, mode, name="norm"))
-        return nn.Dropout(o.dropout, deterministic=not train)(max_pool(x))
+        x = norm(o, x, mode, name="norm", pool=True)  # the activations are monotone: they may as well come after the pool
+        return nn.Dropout(o.dropout, deterministic=not train)(ACTIVATIONS[o.activation](x))
 
 
 class ResNet12(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import base_learner, episodes
-from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
+from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, episode_logits, loss_weights
 from mtl_jax.metrics import accuracy
 from mtl_jax.types import Array, ClassTable, Params
 
@@ -208,3 +208,25 @@ def _in_chunks(run: Callable[[int, int], Array], total: int, chunk: int) -> np.n
     """Results of tasks 0..total-1, a whole chunk at a time so that one shape is compiled."""
     chunk = min(chunk, total)
     return np.concatenate([np.asarray(run(start, chunk)) for start in range(0, total, chunk)])[:total]
+
+
+def predict_task(
+    model: Model, images: np.ndarray, support: np.ndarray, query: np.ndarray, protocol: Protocol
+) -> np.ndarray:
+    """The predicted class 0..N-1 of every query image of one task.
+
+    Args:
+      model: the network.
+      images: uint8 [M, H, W, C].
+      support, query: int [N, K] and [N, Q], positions in `images`.
+      protocol: the inner loop.
+
+    Returns:
+      int32 [N Q], in class-major order.
+    """
+    task = episodes.gather(np.asarray(images), support, query)
+    learned = {**model.learned, "head": initial_head(model.learned["head"], protocol)}
+    logits, _ = jax.jit(functools.partial(episode_logits, embed=model.embed, inner=protocol.inner))(
+        learned, model.frozen, task
+    )
+    return np.asarray(logits.argmax(-1), np.int32)
