@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import build, cache, cache_writer, glyphs, trees
+from mtl_jax.data import build, cache, cache_writer, glyphs, locks, trees
 from mtl_jax.data.source import Rows, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
@@ -143,14 +144,22 @@ def test_an_error_leaves_nothing_behind(load, folder, tmp_path):
     assert entries(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed(load, tmp_path):
-    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    dead = tmp_path / "cache" / f"{cache_writer._mark(int(child.stdout))}x"
-    alive = tmp_path / "cache" / f"{cache_writer._mark(os.getppid())}x"
-    for place in (dead, alive):
-        place.mkdir(parents=True)
-    load()
-    assert not dead.exists() and alive.exists()
+def test_what_a_killed_process_left_is_removed(load, folder, tmp_path):
+    program = """
+import os, signal, sys
+from mtl_jax import data
+from mtl_jax.data import cache_writer
+cache_writer.Writer.commit = lambda self, facts: os.kill(os.getpid(), signal.SIGKILL)
+data.load("folder", sys.argv[1], cache_dir=sys.argv[2])
+"""
+    killed = subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path / "cache")])
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = entries(tmp_path)
+    assert (left / "test.npy").exists()
+    at_work = tmp_path / "cache" / ".tmp-another"
+    with locks.locked(at_work):
+        load()
+        assert not left.exists() and at_work.exists()
 
 
 def test_two_that_prepare_at_once(folder, tmp_path, monkeypatch):

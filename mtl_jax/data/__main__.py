@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtl_jax.data import check, pictures, tfds_source
+from mtl_jax.data import cache, check, pictures, tfds_source
 from mtl_jax.data.load import Options, load, locate
 from mtl_jax.errors import DataError
 
@@ -97,7 +97,8 @@ def look_over(flags: argparse.Namespace) -> int:
     print(f"format: {found.source.format}")
     print(f"cache: {found.folder}{'' if found.folder.exists() else ' (not prepared yet)'}")
     tasks = {key: getattr(flags, key) for key in ("way", "shot", "query")}
-    with tempfile.TemporaryDirectory() as scratch:
+    root = cache.directory(flags.cache_dir)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root if root.is_dir() else None) as scratch:
         contents = found.source.read(Path(scratch))
         report = check.check(
             flags.name,
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser().parse_args(argv)
     try:
         return COMMANDS[flags.command](flags)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
 

@@ -7,17 +7,18 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import tempfile
+import uuid
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mtl_jax.data import locks
 from mtl_jax.data.cache import INDEX, VARIABLE, VERSION
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.errors import DataError
 
+TEMPORARY = ".tmp-"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -69,24 +70,26 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.place = folder.parent / f"{TEMPORARY}{folder.name}-{uuid.uuid4().hex[:8]}"
+        self.scratch = self.place / "scratch"  # for readers' own files; not kept
         self.index: dict = {"version": VERSION, "splits": {}, "skipped": []}
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(folder.parent)
-            self.place = Path(tempfile.mkdtemp(prefix=f"{_mark()}{folder.name}-", dir=folder.parent))
-            self.scratch = self.place / "scratch"  # for readers' own files; not kept
-            self.scratch.mkdir()
-        except OSError as error:
-            raise DataError(
-                f"{folder.parent}: the cache cannot be written there ({error.strerror}); "
-                f"set another place with data.cache_dir or ${VARIABLE}"
-            ) from None
+        self.exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Writer":
+        try:
+            self.exits.enter_context(locks.locked(self.place))
+            self.scratch.mkdir()
+            remove_abandoned(self.folder.parent)
+        except OSError as error:
+            raise DataError(
+                f"{self.folder.parent}: the cache cannot be written there ({error.strerror}); "
+                f"set another place with data.cache_dir or ${VARIABLE}"
+            ) from None
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         shutil.rmtree(self.place, ignore_errors=True)
+        self.exits.close()
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(self.folder.parent) from None
 
@@ -130,7 +133,7 @@ class Writer:
             json.dump(self.index, file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(self.place, 0o777 & ~_umask())
+        (self.place / locks.LOCK).unlink()
         try:
             self.place.rename(self.folder)
         except OSError as error:
@@ -164,30 +167,8 @@ def no_room(place: Path, needed: int = 0, free: int = 0) -> DataError:
     )
 
 
-def _mark(process: int | None = None) -> str:
-    return f".tmp-{socket.gethostname()}-{process or os.getpid()}-"
-
-
 def remove_abandoned(root: Path) -> None:
-    """Removes what processes of this machine that no longer run have left half-written."""
-    start = f".tmp-{socket.gethostname()}-"
-    for place in root.glob(f"{start}*"):
-        process = place.name[len(start) :].split("-", 1)[0]
-        if process.isdigit() and not _runs(int(process)):
+    """Removes what processes that no longer run have left half-written."""
+    for place in root.glob(f"{TEMPORARY}*"):
+        if locks.is_abandoned(place):
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -4,7 +4,6 @@ Only for sources that take long. Two processes that prepare the same data take t
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtl_jax.data import locks
 from mtl_jax.data.cache_writer import ClassBlock
 
 
@@ -23,33 +23,10 @@ def kept_blocks(folder: Path, wanted: bool) -> Iterator[Path | None]:
         yield None
         return
     place = folder.with_name(f".partial-{folder.name}")
-    with _locked(place):
+    with locks.locked(place):
         yield place
         if folder.exists():
             shutil.rmtree(place, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Makes a folder if it is not there, and keeps others out of it; waits for one that is in."""
-    while True:
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = open(place / "lock", "w")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
-            continue  # the process that was in it has just removed it
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_at(lock.fileno(), place / "lock"):
-                yield
-                return
-
-
-def _is_at(descriptor: int, place: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), place.stat())
-    except FileNotFoundError:
-        return False
 
 
 def save_block(place: Path, block: ClassBlock) -> None:
