@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import build, cache, cache_writer, glyphs, locks, trees
+from mtl_jax.data import blocks, build, cache, cache_writer, glyphs, locks, trees
 from mtl_jax.data.source import Rows, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
@@ -211,6 +211,23 @@ def test_decoding_keeps_the_order_whatever_the_threads(tmp_path):
     np.testing.assert_array_equal(one.images, other.images)
     assert {bytes(image.tobytes()) for image in one.images[:4]} == {image.tobytes() for image in images[:4]}
     assert done[-1] == (120, 120) and done == sorted(done[:30]) * 2
+
+
+@pytest.mark.parametrize("memory", [1, 10_000, 1 << 30])
+def test_classes_too_large_for_the_memory(memory, load, tmp_path, monkeypatch):
+    before = load()
+    monkeypatch.setattr(blocks, "IN_MEMORY", memory)
+    monkeypatch.setattr(blocks, "CHUNK", memory)
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_array_equal(load().splits["test"].images, before.splits["test"].images)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_threads_by_the_size_of_images(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for side, threads in ((28, 1), (84, 4), (300, 16)):
+        contents = {"test": {"c": Rows(np.zeros((1, side, side), np.uint8), [0], "x")}}
+        assert build.default_threads(contents) == threads
 
 
 @pytest.fixture(scope="module")

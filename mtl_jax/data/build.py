@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.data import decode, resume
-from mtl_jax.data.cache_writer import ClassBlock, Writer
+from mtl_jax.data import blocks, decode, resume
+from mtl_jax.data.blocks import ClassBlock, Work, class_block, unequal
+from mtl_jax.data.cache_writer import Writer
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-TINY = 64 * 64  # pixels
+THREADS = ((64 * 64, 1), (256 * 256, 4))  # images under so many pixels, threads at most
+MEMORY = 512 << 20  # bytes of decoded classes that wait to be written
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -53,26 +55,16 @@ def build(
             totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
             copies = 2 if source.resumable else 1
             writer.check_room(copies * sum(totals.values()) * (int(np.prod(shape)) + 64))
-            work = _Work(transform, shape, skip_corrupt, kept)
+            work = Work(transform, shape, skip_corrupt, writer.scratch, kept)
             threads = workers or default_threads(contents)
             done = _Counter(sum(totals.values()), progress)
             for split in (split for split in SPLITS if split in contents):
-                blocks = _blocks(split, contents[split], work, threads, done)
-                writer.write_split(split, tuple(contents[split]), blocks, totals[split], shape)
+                ready = _blocks(split, contents[split], work, threads, done)
+                writer.write_split(split, tuple(contents[split]), ready, totals[split], shape)
             skipped = writer.index["skipped"]
             if skipped:
                 log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
             writer.commit({"format": source.format, "place": source.place})
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What the decoding of every class needs; `kept` is None, or where finished classes are kept for another run."""
-
-    transform: Transform
-    shape: tuple[int, int, int]
-    skip_corrupt: bool
-    kept: Path | None
 
 
 class _Counter:
@@ -125,29 +117,12 @@ def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, i
     return (height, width, channels), settled
 
 
-def unequal(one: tuple[tuple[int, int], str], other: tuple[tuple[int, int], str]) -> DataError:
-    """Returns the error for native sizes that differ."""
-    (height, width), where = other
-    (first_height, first_width), first = one
-    return DataError(
-        f"{where}: {width} x {height} pixels where {first} has {first_width} x {first_height}; "
-        "set data.image_size to bring all to one size"
-    )
-
-
-def _unlike(found: tuple[int, int, int], shape: tuple[int, int, int], where: str) -> DataError:
-    if found[2] != shape[2]:
-        return DataError(
-            f"{where}: in colour where the first image of every class is grey; set data.channels to 3 or 1"
-        )
-    return unequal((shape[:2], "the first image"), (found[:2], where))
-
-
 def default_threads(contents: Contents) -> int:
-    """Returns how many threads decode: one for tiny images, where the interpreter, which they share, does most."""
+    """Returns how many threads decode: few for small images, where the interpreter, which they share, does most."""
     images = next(iter(next(iter(contents.values())).values()))
     (height, width), _ = probe(images)
-    return (os.cpu_count() or 1) if height * width >= TINY else 1
+    processors = os.cpu_count() or 1
+    return next((min(threads, processors) for pixels, threads in THREADS if height * width < pixels), processors)
 
 
 def probe(images: Images) -> tuple[tuple[int, int], int]:
@@ -165,27 +140,29 @@ def probe(images: Images) -> tuple[tuple[int, int], int]:
 
 
 def _blocks(
-    split: str, classes: Mapping[str, Images], work: _Work, workers: int, done: _Counter
+    split: str, classes: Mapping[str, Images], work: Work, workers: int, done: _Counter
 ) -> Generator[ClassBlock, None, None]:
-    """Yields the classes in order while `workers` threads decode those ahead, two at most beyond those in work."""
+    """Yields the classes in order while `workers` threads decode those ahead, as far as `MEMORY` allows."""
+    largest = max(map(len, classes.values())) * int(np.prod(work.shape))
+    ahead = max(1, min(workers + 2, MEMORY // min(largest, blocks.IN_MEMORY)))
     pending: deque = deque()
     waiting = iter(classes.items())
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                while len(pending) < workers + 2 and (item := next(waiting, None)):
+                while len(pending) < ahead and (item := next(waiting, None)):
                     pending.append(pool.submit(_kept_block, split, *item, work))
                 if not pending:
                     return
                 block = pending.popleft().result()
-                done.add(len(block.images) + len(block.skipped))
+                done.add(len(block.order) + len(block.skipped))
                 yield block
         finally:
             for future in pending:
                 future.cancel()
 
 
-def _kept_block(split: str, name: str, images: Images, work: _Work) -> ClassBlock:
+def _kept_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
     """Returns a class as an earlier run has left it, or decodes it and leaves it for a later one."""
     if work.kept is None:
         return class_block(split, name, images, work)
@@ -195,26 +172,3 @@ def _kept_block(split: str, name: str, images: Images, work: _Work) -> ClassBloc
         block = class_block(split, name, images, work)
         resume.save_block(place, block)
     return block
-
-
-def class_block(split: str, name: str, images: Images, work: _Work) -> ClassBlock:
-    """Decodes one class and sorts its images by the digests of their decoded pixels."""
-    stored, digests, names, skipped = [], [], [], []
-    for index in range(len(images)):
-        try:
-            pixels, digest = decode.load(images, index, work.transform)
-        except CorruptImage as error:
-            if not work.skip_corrupt:
-                raise
-            skipped.append(str(error))
-            continue
-        if pixels.shape != work.shape:
-            raise _unlike(pixels.shape, work.shape, images.where(index))
-        stored.append(pixels)
-        digests.append(digest)
-        names.append(images.name(index))
-    if not digests:
-        raise DataError(f"class {name!r} of split {split} has no readable image; remove it ({skipped[0]})")
-    order = sorted(range(len(digests)), key=lambda i: (digests[i], names[i]))
-    rows = np.frombuffer(b"".join(digests[i] for i in order), np.uint8).reshape(-1, 16)
-    return ClassBlock(np.stack([stored[i] for i in order]), [names[i] for i in order], rows, skipped)

@@ -1,7 +1,6 @@
 """Writing a folder of the cache, whole or not at all."""
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_jax.data import locks
+from mtl_jax.data.blocks import ClassBlock
 from mtl_jax.data.cache import INDEX, VARIABLE, VERSION
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.errors import DataError
@@ -53,16 +53,6 @@ class ArrayFile:
                 self.file.write(self._header(self.count))
                 self.file.flush()
                 os.fsync(self.file.fileno())
-
-
-@dataclasses.dataclass
-class ClassBlock:
-    """One class, ready to be written: images [n, H, W, C] in their final order."""
-
-    images: np.ndarray
-    names: list[str]
-    digests: np.ndarray  # uint8 [n, 16]
-    skipped: list[str]
 
 
 class Writer:
@@ -116,10 +106,11 @@ class Writer:
             ArrayFile(self.place / f"{split}.digests.npy", np.uint8, (16,), expected) as digests,
         ):
             for block in blocks:
-                images.append(block.images)
+                for chunk in block.chunks():
+                    images.append(chunk)
                 digests.append(block.digests)
                 names.extend(name.encode() for name in block.names)
-                counts.append(len(block.images))
+                counts.append(len(block.order))
                 self.index["skipped"].extend(block.skipped)
         np.save(self.place / f"{split}.names.npy", np.asarray(names, np.bytes_))
         self.index["splits"][split] = {"class_names": list(class_names), "counts": counts, "shape": list(shape)}

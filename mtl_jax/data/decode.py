@@ -1,5 +1,6 @@
 """One image, encoded or not, to uint8 [H, W, C]; what is unusual about a file is refused unless it was asked for."""
 
+import functools
 import hashlib
 import io
 
@@ -12,7 +13,7 @@ from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 MAX_PIXELS = 64_000_000
-# Others are left out on purpose: Pillow hands EPS to an external program.
+# Others are left out on purpose: Pillow hands EPS to an external program. A build of Pillow may lack some of these.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
 ORIENTATION = 0x0112
 # What messages advise: the flag of `python -m mtl_jax.data`, and the key of a config.
@@ -73,7 +74,7 @@ def open_image(raw: bytes, where: str) -> Image.Image:
     if not raw:
         raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or {SKIP}")
     try:
-        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+        image = Image.open(io.BytesIO(raw), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise CorruptImage(f"{where}: too many pixels ({error}); remove it, or {SKIP}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -85,6 +86,12 @@ def open_image(raw: bytes, where: str) -> Image.Image:
             f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; remove it, or {SKIP}"
         )
     return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def found(raw: bytes) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_jax.data import locks
-from mtl_jax.data.cache_writer import ClassBlock
+from mtl_jax.data.blocks import ClassBlock
 
 
 @contextlib.contextmanager
@@ -34,7 +34,9 @@ def save_block(place: Path, block: ClassBlock) -> None:
     facts = json.dumps({"names": block.names, "skipped": block.skipped}).encode()
     unfinished = place.with_suffix(".tmp")
     with open(unfinished, "wb") as file:
-        np.savez(file, images=block.images, digests=block.digests, facts=np.frombuffer(facts, np.uint8))
+        np.savez(
+            file, images=block.images, order=block.order, digests=block.digests, facts=np.frombuffer(facts, np.uint8)
+        )
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(place)
@@ -46,4 +48,4 @@ def load_block(place: Path) -> ClassBlock | None:
         return None
     with np.load(place, allow_pickle=False) as held:
         facts = json.loads(held["facts"].tobytes())
-        return ClassBlock(held["images"], facts["names"], held["digests"], facts["skipped"])
+        return ClassBlock(held["images"], held["order"], facts["names"], held["digests"], facts["skipped"])

@@ -1,0 +1,117 @@
+"""One class at a time: decoded, and put in the order of the digests of its images."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mtl_jax.data import decode
+from mtl_jax.data.decode import CorruptImage
+from mtl_jax.data.source import Images
+from mtl_jax.data.transforms import Transform
+from mtl_jax.errors import DataError
+
+IN_MEMORY = 128 << 20  # bytes; a larger class waits on the disk until it is written
+CHUNK = 16 << 20  # bytes that are written at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What the decoding of every class needs.
+
+    transform: settled, but for channels = 0, which then means that all images are grey.
+    shape: [H, W, C] of a stored image.
+    skip_corrupt: leave damaged images out.
+    scratch: a folder for classes that are too large for the memory.
+    kept: where finished classes are kept for another run, None if they are not.
+    """
+
+    transform: Transform
+    shape: tuple[int, int, int]
+    skip_corrupt: bool
+    scratch: Path
+    kept: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassBlock:
+    """One class, ready to be written.
+
+    images: [n, H, W, C] as they were read.
+    order: [n], their final order.
+    names, digests: [n] and uint8 [n, 16], in the final order.
+    skipped: what was left out, a line each.
+    """
+
+    images: np.ndarray
+    order: np.ndarray
+    names: list[str]
+    digests: np.ndarray
+    skipped: list[str]
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yields the images in their final order, a few at a time."""
+        rows = max(1, CHUNK // max(1, self.images[:1].nbytes))
+        for start in range(0, len(self.order), rows):
+            yield self.images[self.order[start : start + rows]]
+
+
+def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
+    """Decodes one class and sorts its images by the digests of their decoded pixels.
+
+    Raises:
+        DataError: an image is damaged, unusual, or unlike the others, or none is left.
+    """
+    stored, digests, names, skipped = room((len(images), *work.shape), work.scratch), [], [], []
+    for index in range(len(images)):
+        try:
+            pixels, digest = decode.load(images, index, work.transform)
+        except CorruptImage as error:
+            if not work.skip_corrupt:
+                raise
+            skipped.append(str(error))
+            continue
+        if pixels.shape != work.shape:
+            raise unlike(pixels.shape, work.shape, images.where(index))
+        stored[len(digests)] = pixels
+        digests.append(digest)
+        names.append(images.name(index))
+    if not digests:
+        raise DataError(f"class {name!r} of split {split} has no readable image; remove it ({skipped[0]})")
+    order = sorted(range(len(digests)), key=lambda i: (digests[i], names[i]))
+    rows = np.frombuffer(b"".join(digests[i] for i in order), np.uint8).reshape(-1, 16)
+    return ClassBlock(stored[: len(digests)], np.asarray(order), [names[i] for i in order], rows, skipped)
+
+
+def room(shape: tuple[int, ...], scratch: Path) -> np.ndarray:
+    """Returns an array of uint8 to be filled: in memory, or in a file that goes away with it."""
+    size = int(np.prod(shape))
+    if size <= IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # else a full disk would end the process when a page is written
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def unlike(found: tuple[int, int, int], shape: tuple[int, int, int], where: str) -> DataError:
+    """Returns the error for an image that is of another size than the others, or in colour where they are grey."""
+    if found[2] != shape[2]:
+        return DataError(
+            f"{where}: in colour where the first image of every class is grey; set data.channels to 3 or 1"
+        )
+    return unequal((shape[:2], "the first image"), (found[:2], where))
+
+
+def unequal(one: tuple[tuple[int, int], str], other: tuple[tuple[int, int], str]) -> DataError:
+    """Returns the error for native sizes that differ."""
+    (height, width), where = other
+    (first_height, first_width), first = one
+    return DataError(
+        f"{where}: {width} x {height} pixels where {first} has {first_width} x {first_height}; "
+        "set data.image_size to bring all to one size"
+    )
