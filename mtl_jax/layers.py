@@ -49,8 +49,8 @@ class BatchNorm(nn.Module):
     `running` uses the stored averages; `batch` the statistics of the batch at hand and stores nothing; `train` the
     statistics of the batch at hand, and moves the averages: new = momentum * old + (1 - momentum) * batch. It always
     normalises with the biased variance. With `unbiased` it averages the unbiased one, n / (n - 1) times as large
-    (PyTorch's rule), which Linen's own BatchNorm cannot. With `axis_name` the batch is spread over that mapped axis. With
-    `pool` the result is max-pooled 2 x 2.
+    (PyTorch's rule), which Linen's own BatchNorm cannot. With `axis_name` the batch is spread over that mapped axis;
+    with `pool` the result is max-pooled 2 x 2.
     """
 
     epsilon: float = 1e-5
