@@ -97,7 +97,7 @@ def _inner() -> ConfigDict:
         "first_order": False,
         "loss_scale": "mean",  # mean over support rows; per_shot: their sum divided by K
         "adapt": "head",  # head; last_block, all: the backbone's weights as well
-        "head_init": "he",  # he, xavier, zero
+        "head_init": "zero",  # zero, he, xavier
         "remat": False,  # recompute activations of inner steps that move the backbone
     })  # fmt: skip
 

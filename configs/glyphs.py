@@ -13,10 +13,12 @@ def get_config(arg: str = "1shot") -> ConfigDict:
     """conv4 on glyphs."""
     shot = {"1shot": 1, "5shot": 5}[arg]
     config = default.get_config()
-    config.pretrain.steps = 2000
     config.pretrain.augment.shift = 2
+    config.inner.lr = 0.03 if shot == 1 else 0.05
     config.meta.shot = shot
     config.meta.lr = 3e-3
-    config.meta.steps = 500 if shot == 1 else 300
-    config.inner.lr = 0.1 if shot == 1 else 0.05
+    config.meta.decay = "cosine"
+    config.meta.steps = 200
+    config.meta.val_every = 50
+    config.meta.val_tasks = 2000
     return config

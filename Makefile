@@ -1,0 +1,34 @@
+# make demo: train and test on the embedded glyphs. make test: everything that CI tests. Both need Python alone.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet '$(TORCH)' || echo "without $(TORCH): the tests that need it skip"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-3.12 runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

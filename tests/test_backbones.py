@@ -1,0 +1,245 @@
+"""Backbones: parameter counts, shapes, batch norm's three modes, the options."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import backbones, create_backbone
+from mtl_jax.errors import ConfigError
+from mtl_jax.layers import max_pool
+
+
+def conv(cin, cout, size=3, bias=True):
+    return size * size * cin * cout + (cout if bias else 0)
+
+
+def norm(channels):
+    return 2 * channels
+
+
+def resnet12():
+    total = 0
+    for cin, c in ((3, 64), (64, 128), (128, 256), (256, 512)):
+        total += conv(cin, c) + 2 * conv(c, c) + 3 * norm(c) + conv(cin, c, 1, bias=False)
+    return total
+
+
+def resnet18():
+    total = conv(3, 64, 7) + norm(64)
+    for cin, c in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        for first in (cin, c):
+            total += conv(first, c) + conv(c, c) + 2 * norm(c) + conv(first, c, 1, bias=False)
+    return total
+
+
+def resnet25():
+    total = conv(3, 80) + norm(80)
+    for cin, c in ((80, 160), (160, 320), (320, 640)):
+        total += conv(cin, c, bias=False) + 7 * conv(c, c, bias=False) + 8 * norm(c)
+        total += conv(cin, c, 1, bias=False) + norm(c)
+    return total
+
+
+# Counted above from the description of each network, layer by layer.
+GOLDEN = {
+    "conv4": conv(3, 64) + 3 * conv(64, 64) + 4 * norm(64),
+    "resnet12": resnet12(),
+    "resnet18": resnet18(),
+    "resnet25": resnet25(),
+}
+FEATURES = {"conv4": 64, "resnet12": 512, "resnet18": 512, "resnet25": 640}
+
+
+def shapes(module, size=84, channels=3):
+    return jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, size, size, channels))), jax.random.key(0))
+
+
+def test_every_backbone_has_a_golden_count():
+    assert set(GOLDEN) == set(backbones.NAMES)
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+def test_parameter_count_and_features(name):
+    module = create_backbone(name)
+    variables = shapes(module)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])) == GOLDEN[name]
+    out = jax.eval_shape(module.apply, variables, jnp.zeros((2, 84, 84, 3)))
+    assert out.shape == (2, FEATURES[name])
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3), (37, 1), (80, 3)])
+def test_any_size_and_channels(name, size, channels):
+    module = create_backbone(name, width=0.1)
+    variables = shapes(module, size, channels)
+    out = jax.eval_shape(module.apply, variables, jnp.zeros((2, size, size, channels)))
+    assert out.shape == (2, max(1, round(FEATURES[name] * 0.1)))
+
+
+def test_pytorch_file_has_as_many_entries_as_its_description():
+    """resnet25's state_dict: 202 keys less the head's 4 are convolutions, their SS, and BN's five a layer."""
+    variables = shapes(create_backbone("resnet25"))
+    kernels = [p for p in jax.tree.leaves(variables["params"]) if len(p.shape) == 4]
+    norms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    assert 2 * len(kernels) + 2 + 5 * norms + 4 == 202  # + 2: the stem's bias and its shift
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    module = create_backbone("conv4", width=0.1, norm_unbiased=True, norm_momentum=0.9)
+    images = jax.random.normal(jax.random.key(1), (6, 28, 28, 1)) * 2 + 1
+    return module, module.init(jax.random.key(0), images), images
+
+
+def test_running_mode_treats_each_image_alone(tiny):
+    module, variables, images = tiny
+    whole = module.apply(variables, images, batch_statistics="running")
+    parts = [module.apply(variables, images[i : i + 1], batch_statistics="running") for i in range(6)]
+    np.testing.assert_allclose(whole, jnp.concatenate(parts), atol=1e-5)
+
+
+def test_batch_mode_stores_nothing_and_train_mode_moves_the_unbiased_average(tiny):
+    module, variables, images = tiny
+    batch, kept = module.apply(variables, images, batch_statistics="batch", mutable=["batch_stats"])
+    train, moved = module.apply(variables, images, batch_statistics="train", mutable=["batch_stats"])
+    np.testing.assert_array_equal(batch, train)
+    jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
+    params = variables["params"]["block1"]["conv"]
+    maps = jax.lax.conv_general_dilated(
+        images, params["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    maps = np.asarray(maps + params["bias"], np.float64).reshape(-1, maps.shape[-1])
+    stats = moved["batch_stats"]["block1"]["norm"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * maps.mean(0), atol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * maps.var(0, ddof=1), rtol=1e-5)
+
+
+def test_biased_average_where_not_unbiased():
+    module = create_backbone("conv4", width=0.05, norm_unbiased=False)
+    images = jax.random.normal(jax.random.key(1), (2, 28, 28, 1))
+    variables = module.init(jax.random.key(0), images)
+    _, biased = module.apply(variables, images, batch_statistics="train", mutable=["batch_stats"])
+    other = create_backbone("conv4", width=0.05, norm_unbiased=True)
+    _, unbiased = other.apply(variables, images, batch_statistics="train", mutable=["batch_stats"])
+    seen = [(np.asarray(stats["batch_stats"]["block1"]["norm"]["var"]) - 0.9) / 0.1 for stats in (biased, unbiased)]
+    n = 2 * 28 * 28
+    np.testing.assert_allclose(seen[1] / seen[0], n / (n - 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none"])
+def test_pooling_before_the_norm_changes_nothing(mode, activation, float64):
+    """conv4 pools first; the textbook order, written out here, gives the same, for scales of either sign."""
+    module = create_backbone("conv4", width=0.1, activation=activation)
+    images = jax.random.normal(jax.random.key(1), (3, 29, 28, 1))
+    variables = module.init(jax.random.key(0), images)
+    variables = jax.tree.map(
+        lambda leaf: leaf.astype(float) + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), variables
+    )
+    variables["batch_stats"] = jax.tree.map(jnp.abs, variables["batch_stats"])
+    variables["params"]["block1"]["norm"]["scale"] = jnp.linspace(-1, 1, 6)
+    x = images
+    for name in ("block1", "block2", "block3", "block4"):
+        p, stats = variables["params"][name], variables["batch_stats"][name]["norm"]
+        x = jax.lax.conv_general_dilated(
+            x, p["conv"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = x + p["conv"]["bias"]
+        mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if mode == "batch" else (stats["mean"], stats["var"])
+        x = (x - mean) / jnp.sqrt(var + 1e-5) * p["norm"]["scale"] + p["norm"]["bias"]
+        x = {"relu": jax.nn.relu, "leaky_relu": lambda y: jnp.where(y > 0, y, 0.1 * y), "none": lambda y: y}[
+            activation
+        ](x)
+        x = max_pool(x)
+    np.testing.assert_allclose(module.apply(variables, images, batch_statistics=mode), x.mean((1, 2)), atol=1e-10)
+
+
+def test_max_pool_is_xlas_own():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
+    pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    np.testing.assert_array_equal(max_pool(x), pooled)
+    same = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME")
+    np.testing.assert_array_equal(max_pool(x, same=True), same)
+
+
+def test_tensorflow1_resize_against_a_loop():
+    images = np.random.default_rng(0).normal(size=(1, 5, 7, 2)).astype(np.float32)
+    size = 12
+    wanted = np.zeros((1, size, size, 2), np.float32)
+    for i in range(size):
+        for j in range(size):
+            y, x = i * 5 / size, j * 7 / size
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, 4), min(x0 + 1, 6)
+            top = images[0, y0, x0] * (1 - (x - x0)) + images[0, y0, x1] * (x - x0)
+            bottom = images[0, y1, x0] * (1 - (x - x0)) + images[0, y1, x1] * (x - x0)
+            wanted[0, i, j] = top * (1 - (y - y0)) + bottom * (y - y0)
+    np.testing.assert_allclose(backbones._resize_tensorflow1(jnp.asarray(images), size), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet12", "resnet25"])
+@pytest.mark.parametrize("norm_name", ["layer", "none"])
+def test_other_norms_have_neither_parameters_nor_averages(name, norm_name):
+    variables = shapes(create_backbone(name, width=0.05, norm=norm_name), 28)
+    assert "batch_stats" not in variables
+    assert not [p for p in jax.tree.leaves(variables["params"]) if len(p.shape) == 1 and p.shape[0] == 0]
+    flat = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
+    assert not [path for path, _ in flat if "norm" in str(path)]
+
+
+def test_layer_norm_is_over_the_whole_map():
+    module = create_backbone("resnet12", width=0.05, norm="layer", activation="none", dropout=0.0)
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
+    variables = module.init(jax.random.key(1), images)
+    doubled = module.apply(variables, images.at[1].multiply(2.0))
+    np.testing.assert_allclose(doubled[0], module.apply(variables, images)[0], atol=1e-5)
+
+
+def test_dropout_needs_training():
+    module = create_backbone("conv4", width=0.1, dropout=0.5)
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
+    variables = module.init(jax.random.key(1), images)
+    still = module.apply(variables, images)
+    np.testing.assert_array_equal(still, module.apply(variables, images))
+    dropped = [
+        module.apply(variables, images, train=True, batch_statistics="running", rngs={"dropout": jax.random.key(k)})
+        for k in (0, 1)
+    ]
+    assert not np.allclose(dropped[0], dropped[1])
+
+
+def test_bfloat16_keeps_parameters_and_features_in_float32():
+    module = create_backbone("conv4", width=0.1, dtype=jnp.bfloat16)
+    images = jax.random.normal(jax.random.key(0), (2, 28, 28, 1))
+    variables = module.init(jax.random.key(1), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    features = module.apply(variables, images.astype(jnp.bfloat16))
+    assert features.dtype == jnp.float32
+    np.testing.assert_allclose(
+        features, create_backbone("conv4", width=0.1).apply(variables, images), rtol=0.1, atol=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("conv5", {}), "conv5.*conv4"),
+        (("conv4", {"widht": 2}), "widht.*width"),
+        (("conv4", {"norm": "group"}), "norm.*group.*batch"),
+        (("conv4", {"activation": "gelu"}), "activation.*gelu"),
+    ],
+)
+def test_bad_options_are_named(arguments, message):
+    name, options = arguments
+    with pytest.raises(ConfigError, match=message):
+        create_backbone(name, **options)
+
+
+def test_conv_bias_everywhere():
+    without, everywhere = (shapes(create_backbone("resnet25", conv_bias=b))["params"] for b in (None, True))
+    count = [sum("bias" in str(path) and "norm" not in str(path) for path, _ in
+                 jax.tree_util.tree_flatten_with_path(p)[0]) for p in (without, everywhere)]  # fmt: skip
+    assert count == [1, 28]
