@@ -3,6 +3,8 @@
 The names here are the library; README and docs/research.md show them composed with `jax.grad`, `vmap`, `jit`, `pmap`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mtl_jax.backbones import create_backbone
 from mtl_jax.base_learner import adapt, adapt_head, adapted_logits, init_head
 from mtl_jax.episodes import check_table, sample_episode
@@ -11,9 +13,13 @@ from mtl_jax.scale_shift import init as init_scale_shift
 from mtl_jax.types import ClassTable, Episode
 from mtl_jax.version import __version__
 
+if TYPE_CHECKING:
+    from mtl_jax.classifier import FewShotClassifier
+
 __all__ = [
     "ClassTable",
     "Episode",
+    "FewShotClassifier",
     "__version__",
     "adapt",
     "adapt_head",
@@ -25,3 +31,11 @@ __all__ = [
     "init_scale_shift",
     "sample_episode",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FewShotClassifier":  # imported when it is asked for: it brings scikit-learn with it
+        from mtl_jax.classifier import FewShotClassifier
+
+        return FewShotClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -121,7 +121,8 @@ def episode(
 
 
 def _name_row(axis: Axes, name: str) -> None:
-    axis.text(-0.1, 0.5, shorten(name), transform=axis.transAxes, ha="right", va="center", fontsize=8)
+    axis.text(-0.1, 0.5, shorten(name), transform=axis.transAxes, ha="right", va="center", fontsize=8,
+              parse_math=False)  # fmt: skip
 
 
 def shorten(name: str, length: int = _LABEL) -> str:
@@ -141,7 +142,7 @@ def mark(axis: Axes, is_right: bool, answer: str) -> None:
     if not is_right:
         style = {"edgecolor": WRONG, "linewidth": 2.5, "linestyle": (0, (3, 1))}
         axis.text(0.5, -0.04, f"✗ {shorten(answer, 11)}", transform=axis.transAxes, ha="center", va="top", fontsize=6,
-                  color=WRONG)  # fmt: skip
+                  color=WRONG, parse_math=False)  # fmt: skip
     axis.patch.set(visible=False)
     frame = axis.add_patch(_rectangle(axis, **style))
     frame.set_clip_on(False)

@@ -42,7 +42,10 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         with contextlib.closing(writers.JsonlWriter(place.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(place.timing)) as timing:  # fmt: skip
             common = {
-                "metadata": {"config": config.to_json(settings), "data": dataset.fingerprint},
+                "metadata": {
+                    "config": config.to_json(settings), "data": dataset.fingerprint,
+                    "image_shape": list(dataset.splits["train"].images.shape[1:]),
+                },
                 "keep": settings.runtime.keep, "stop": stop, "metrics": metrics, "timing": timing,
             }  # fmt: skip
             _run(settings, dataset, devices, place, common, hooks)
@@ -91,6 +94,7 @@ def main(argv: Sequence[str]) -> int | None:
     values = flags.FlagValues()
     cli.define_config(values, required=True)
     cli.parse(values, argv)
+    workdir.record_command(values.workdir, argv)
     train(values.config, values.workdir)
     return 0
 

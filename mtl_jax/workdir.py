@@ -4,11 +4,14 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import importlib.metadata
 import json
 import logging
 import os
+import platform
+import shlex
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +61,11 @@ class Workdir:
     def log(self) -> Path:
         """The text log."""
         return self.path / "log.txt"
+
+    @property
+    def commands(self) -> Path:
+        """The commands that were started in this workdir, JSON lines."""
+        return self.path / "commands.jsonl"
 
     @property
     def tensorboard(self) -> Path:
@@ -134,6 +142,24 @@ def write_json_atomic(path: Path, content: Any) -> None:
         write_bytes_atomic(path, text.encode() + b"\n")
     except OSError as error:
         raise MtlError(f"{path}: cannot be written: {error.strerror}; free space or mend the rights") from error
+
+
+def record_command(path: str | Path, argv: Sequence[str]) -> None:
+    """Appends a command (`sys.argv`) to the workdir's commands.jsonl, with the time and the versions it ran under.
+
+    Raises:
+      MtlError: the workdir cannot be written.
+    """
+    place = Workdir(path).create()
+    time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    command = shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    versions = {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}
+    line = json.dumps({"time": time, "command": command, "python": platform.python_version(), **versions})
+    try:
+        with open(place.commands, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise MtlError(f"{place.commands}: cannot be written: {error.strerror}; give another --workdir") from error
 
 
 @contextlib.contextmanager

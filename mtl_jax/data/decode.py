@@ -63,10 +63,15 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
         image.load()
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise CorruptImage(f"{where}: damaged image ({error}); replace it, or {SKIP}") from None
+    return to_pixels(image, transform)
+
+
+def to_pixels(image: Image.Image, transform: Transform) -> np.ndarray:
+    """Returns a Pillow image that `refuse_unusual` lets pass as uint8 [H, W, C], C as `transform.channels` says."""
     plain = _plain(image, transform)
     wanted = {1: "L", 3: "RGB"}.get(transform.channels, "RGB" if plain.mode == "RGB" else "L")
-    pixels = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+    return array[:, :, None] if array.ndim == 2 else array
 
 
 def open_image(raw: bytes, where: str) -> Image.Image:
