@@ -7,6 +7,7 @@ number of steps are chosen from the same grid on validation tasks.
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 from mtl_jax import build, cli, evaluation, metrics, phases, plots, pretrain, workdir
 from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluation import Model, Protocol
-from mtl_jax.meta import Frozen
+from mtl_jax.meta import Embed, Frozen
 from mtl_jax.train import train
 from mtl_jax.types import Array, Params
 
@@ -46,20 +47,30 @@ def train_all(path: Path, seed: int) -> dict[int, ConfigDict]:
     return settings
 
 
-def models(settings: ConfigDict, path: Path, image_shape: tuple[int, ...]) -> dict[str, Model]:
+def models(settings: ConfigDict, path: Path, train_split: Split) -> dict[str, Model]:
     """The three networks of the table; the rivals' heads start at zero, which favours no class."""
     place, embed = workdir.Workdir(path), build.embedding(settings)
-    _, trained = phases.trained(settings, place, image_shape)
+    _, trained = phases.trained(settings, place, train_split.images.shape[1:])
     zero = {name: jnp.zeros_like(value) for name, value in trained.learned["head"].items()}
     key = phases.stream(settings, phases.BACKBONE)
-    random = pretrain.init_backbone(key, embed.module, build.image_shape(settings.data, np.empty((0, *image_shape))))
+    random = random_backbone(key, embed, build.image_shape(settings.data, train_split.images), train_split)
     pretrained = Frozen(*phases.pretrained(settings, place))
     rows = (
-        Model(embed, {"head": zero}, Frozen(random["params"], random["batch_stats"])),
+        Model(embed, {"head": zero}, random),
         Model(embed, {"head": zero}, pretrained),
         trained,
     )
     return dict(zip(ROWS, rows, strict=True))
+
+
+def random_backbone(key: Array, embed: Embed, shape: tuple[int, ...], split: Split) -> Frozen:
+    """An untrained backbone with batch norm's averages of a batch of training images: without them it says nothing."""
+    variables = pretrain.init_backbone(key, embed.module, shape)
+    options = dataclasses.replace(embed.module.options, norm_momentum=0.0)
+    seeing = embed._replace(module=embed.module.clone(options=options), batch_statistics="train")
+    sample = np.random.default_rng(0).choice(len(split.images), 1000, replace=False)
+    images = split.images[np.sort(sample)]
+    return Frozen(variables["params"], seeing(variables["params"], variables["batch_stats"], images)[1])
 
 
 def choose(head: Params, bank: Array, split: Split, protocol: Protocol) -> Protocol:
@@ -77,7 +88,7 @@ def test(settings: ConfigDict, path: Path, dataset: Dataset) -> dict[str, tuple[
     """For every row, the protocol chosen on validation tasks, and the accuracy of each of 10,000 test tasks."""
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     results = {}
-    for name, model in models(settings, path, held_out.images.shape[1:]).items():
+    for name, model in models(settings, path, dataset.splits["train"]).items():
         head = model.learned["head"]
         chosen = choose(head, evaluation.embed_all(model, val.images), val, build.protocol(settings))
         chosen = chosen._replace(num_tasks=PAIRED_TASKS)
@@ -114,7 +125,7 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
 def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Any:
     """A picture of the first test task with MTL's predictions."""
     split = dataset.splits["test"]
-    model = models(settings, path, split.images.shape[1:])[ROWS[2]]
+    model = models(settings, path, dataset.splits["train"])[ROWS[2]]
     support, query = (np.asarray(part[0]) for part in evaluation.sample(split.table(), protocol, 0, 1))
     predictions = evaluation.predict_task(model, split.images, support, query, protocol)
     names = [split.class_names[split.labels[row[0]]] for row in support]

@@ -64,11 +64,12 @@ def sample_classes(key: Array, table: ClassTable, way: int) -> Array:
 
 def sample_images(key: Array, table: ClassTable, classes: Array, *, shot: int, query: int) -> tuple[Array, Array]:
     """Draws images of the given classes [N]: (support [N, K], query [N, Q]), as `sample_episode`."""
-    width = table.indices.shape[1]
-    absent = jnp.arange(width) >= table.counts[classes][:, None]
+    indices, counts = jnp.asarray(table.indices)[classes], jnp.asarray(table.counts)[classes]  # also of NumPy's tables
+    width = indices.shape[1]
+    absent = jnp.arange(width) >= counts[:, None]
     scores = jax.random.uniform(key, (len(classes), width)) + 2 * absent  # absent ones last
     _, picked = jax.lax.top_k(-scores, shot + query)
-    images = jnp.take_along_axis(table.indices[classes], picked, axis=1)
+    images = jnp.take_along_axis(indices, picked, axis=1)
     return images[:, :shot], images[:, shot:]
 
 

@@ -93,7 +93,7 @@ def test_surplus_leaf_is_an_error(params):
     resnet = params["resnet25"]
     bad = init_scale_shift(resnet)
     bad["stage1"]["block1"]["conv1"]["shift"] = jnp.zeros(8)
-    with pytest.raises(ConfigError, match="stage1/block1/conv1/shift.*no bias"):
+    with pytest.raises(ConfigError, match=r"stage1/block1/conv1/shift.*no bias"):
         apply_scale_shift(resnet, bad)
 
 

@@ -1,0 +1,36 @@
+"""Omniglot: conv4 at 28 x 28, base classes with their rotations, evaluation on the 20 evaluation alphabets.
+
+    python train.py --config=configs/omniglot.py:1shot --config.data.path=D --workdir=runs/omniglot-1shot
+    python evaluate.py --workdir=runs/omniglot-1shot
+
+D holds images_background/ and images_evaluation/. Argument: 1shot (default) or 5shot. A second shot can share the
+first one's pre-training: --config.pretrain.init=runs/omniglot-1shot.
+"""
+
+from ml_collections import ConfigDict
+
+from mtl_jax.configs import default
+
+
+def get_config(arg: str = "1shot") -> ConfigDict:
+    """conv4 on Omniglot."""
+    shot = {"1shot": 1, "5shot": 5}[arg]
+    config = default.get_config()
+    config.data.name = "omniglot"
+    config.data.image_size = 28
+    config.data.channels = 1
+    config.data.rotations = True
+    config.data.mean = (0.92,)  # black strokes on white
+    config.data.std = (0.27,)
+    config.pretrain.steps = 4000
+    config.pretrain.batch_size = 128
+    config.pretrain.lr = 2e-3
+    config.pretrain.augment.shift = 2
+    config.pretrain.val_every = 1000
+    config.inner.lr = 0.03 if shot == 1 else 0.05
+    config.meta.shot = shot
+    config.meta.lr = 1e-3
+    config.meta.decay = "cosine"
+    config.meta.steps = 300
+    config.meta.val_tasks = 2000
+    return config
