@@ -8,7 +8,6 @@ first one's pre-training: --config.pretrain.init=runs/omniglot-1shot.
 """
 
 from ml_collections import ConfigDict
-
 from mtl_jax.configs import default
 
 
