@@ -1,10 +1,12 @@
 """Meta-test of a trained workdir: mean accuracy ± CI95 over many tasks of a split.
 
 python evaluate.py --workdir=runs/glyphs --num_tasks=600 --shot=5
+python evaluate.py --workdir=runs/glyphs --episodes=episodes.json.gz
 """
 
 import csv
 import io
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,57 +16,77 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, checkpoint, cli, config, metrics, phases, workdir
-from mtl_jax.data import Dataset
+from mtl_jax import build, checkpoint, cli, config, frozen_episodes, metrics, phases, workdir
+from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.evaluation import evaluate_tasks
+from mtl_jax.evaluation import Protocol, Tasks, evaluate_tasks, sample_all
+from mtl_jax.frozen_episodes import Frozen
 
+_logger = logging.getLogger(__name__)
 SHORT_FLAGS = ("split", "num_tasks", "way", "shot")
 
 
-def evaluate(settings: ConfigDict, path: str, dataset: Dataset | None = None) -> dict[str, Any]:
+def evaluate(
+    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None
+) -> dict[str, Any]:
     """Evaluates a workdir's best checkpoint by the protocol of `settings.evaluate`, and writes its files.
 
     Args:
       settings: the workdir's config, with another `evaluate` group if wished.
       path: the workdir.
       dataset: the data, where the caller has it already.
+      episodes: a file of episodes to replay; its sizes must be those of `settings` (see `with_episodes`).
 
     Returns:
-      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds.
+      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks.
 
     Raises:
       MtlError: what the user can mend.
     """
     place, protocol = workdir.Workdir(path), build.protocol(settings)
-    split = _split(dataset or build.dataset(settings.data), settings.evaluate.split)
+    dataset = dataset or build.dataset(settings.data)
+    split = choose_split(dataset, settings.evaluate.split)
     step, model = phases.trained(settings, place, split.images.shape[1:])
-    check_table(
-        split.table(), split.class_names,
-        way=protocol.way, shot=protocol.shot, query=protocol.query, split=split.name,
-    )  # fmt: skip
+    tasks = choose_tasks(dataset, split, protocol, episodes)
     started, every = time.monotonic(), settings.evaluate.every_step
     accuracies = evaluate_tasks(
         model, split.images, split.table(), protocol,
-        every_step=every, embed_batch=settings.runtime.embed_batch, chunk=settings.runtime.task_chunk,
+        tasks=tasks, every_step=every, embed_batch=settings.runtime.embed_batch, chunk=settings.runtime.task_chunk,
     )  # fmt: skip
     seconds = time.monotonic() - started
     trajectory = accuracies if every else accuracies[:, None]
-    result = {**_protocol_facts(settings, protocol, step), **_interval(trajectory[:, -1]), "seconds": round(seconds, 2)}
+    result = {
+        **protocol_facts(settings, protocol, step), "episodes": frozen_episodes.content_hash(split, tasks),
+        **_interval(trajectory[:, -1]), "seconds": round(seconds, 2),
+    }  # fmt: skip
+    if episodes:
+        result["seed"] = episodes.facts["seed"]
     if every:
         result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
-    _write(
-        place, split.name, protocol, result, trajectory, is_own=protocol == build.protocol(config.read(place.config))
-    )
+    is_own = episodes is None and protocol == build.protocol(config.read(place.config))
+    _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
     return result
 
 
-def _split(dataset: Dataset, name: str) -> Any:
+def choose_split(dataset: Dataset, name: str) -> Split:
+    """A data set's split by name. Raises DataError where there is none."""
     if name not in dataset.splits:
         there = ", ".join(dataset.splits)
         raise DataError(f"the data set has no {name} split, it has {there}; give --split")
     return dataset.splits[name]
+
+
+def choose_tasks(dataset: Dataset, split: Split, protocol: Protocol, episodes: Frozen | None) -> Tasks:
+    """The tasks of a protocol, or those of a file, found again in the split. Raises DataError where there are none."""
+    if episodes is None:
+        sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
+        check_table(split.table(), split.class_names, **sizes, split=split.name)
+        return sample_all(split.table(), protocol)
+    found = frozen_episodes.replay(episodes, split, dataset.fingerprint)
+    if found.by_file_name:
+        _logger.warning("%d images were known by file name alone: their pixels differ", found.by_file_name)
+    return found.tasks
 
 
 def _interval(accuracies: np.ndarray) -> dict[str, float]:
@@ -72,7 +94,7 @@ def _interval(accuracies: np.ndarray) -> dict[str, float]:
     return {"accuracy": mean, "ci95": ci95}
 
 
-def _protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, Any]:
+def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, Any]:
     """What a figure must not be printed without."""
     transductive = settings.meta.batch_norm == "batch"
     return {
@@ -85,9 +107,9 @@ def _protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str,
 
 
 def _write(
-    place: workdir.Workdir, split: str, protocol: Any, result: Any, trajectory: np.ndarray, is_own: bool
+    place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, episodes: str
 ) -> None:
-    sizes = {"way": protocol.way, "shot": protocol.shot}
+    sizes = {"way": result["way"], "shot": result["shot"], "episodes": episodes}
     path = place.evaluation(split, "json", **sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json_atomic(path, result)
@@ -109,7 +131,7 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % over {result['num_tasks']} tasks "
         f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}, "
         f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']}, "
-        f"seed {result['seed']})"
+        f"seed {result['seed']}, episodes {result['episodes'][:12]})"
     )
 
 
@@ -120,15 +142,35 @@ def main(argv: Sequence[str]) -> int | None:
     flags.DEFINE_string("split", None, "train, val or test", flag_values=values)
     for name in SHORT_FLAGS[1:]:
         flags.DEFINE_integer(name, None, f"the same as --config.evaluate.{name}", flag_values=values)
-    argv, overrides = split_overrides(argv)
-    cli.parse(values, argv)
+    flags.DEFINE_string("episodes", None, "a file of python -m mtl_jax.frozen_episodes", flag_values=values)
+    words, overrides = split_overrides(argv)
+    cli.parse(values, words)
     settings = _settings(values, overrides)
-    for name in SHORT_FLAGS:
-        if values[name].value is not None:
-            settings.evaluate[name] = values[name].value
+    given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
+    settings.evaluate.update(given)
+    episodes = frozen_episodes.read(values.episodes) if values.episodes else None
+    if episodes:
+        settings = with_episodes(settings, episodes, given)
     config.validate(settings)
-    print(describe(evaluate(settings, values.workdir)))
+    result = evaluate(settings, values.workdir, episodes=episodes)
+    workdir.record_command(values.workdir, argv)
+    print(describe(result))
     return 0
+
+
+def with_episodes(settings: ConfigDict, episodes: Frozen, given: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A copy of a config with the sizes of a file of episodes in its `evaluate` group.
+
+    Raises:
+      ConfigError: something else was `given` on the command line.
+    """
+    settings = ConfigDict(settings.to_dict())
+    facts = {name: episodes.facts[name] for name in ("split", "num_tasks", "way", "shot", "query")}
+    for name, value in (given or {}).items():
+        if facts[name] != value:
+            raise ConfigError(f"--{name}={value}, but the file of episodes has {facts[name]}; leave the flag out")
+    settings.evaluate.update(facts)
+    return settings
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

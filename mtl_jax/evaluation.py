@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import base_learner, episodes
-from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, episode_logits, loss_weights
+from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
 from mtl_jax.types import Array, ClassTable, Params
 
@@ -40,6 +40,16 @@ class Model(NamedTuple):
     frozen: Frozen
 
 
+class Tasks(NamedTuple):
+    """Tasks by the positions of their images in a split: support int [T, N, K], query int [T, N, Q]."""
+
+    support: np.ndarray
+    query: np.ndarray
+
+
+Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is kept of a task
+
+
 def embed_all(model: Model, images: np.ndarray, *, batch: int = 256, flip: bool = False) -> Array:
     """The features of all images: uint8 [M, H, W, C] -> float32 [M, F], embedded `batch` at a time.
 
@@ -68,7 +78,9 @@ def evaluate_tasks(
     table: ClassTable,
     protocol: Protocol,
     *,
+    tasks: Tasks | None = None,
     every_step: bool = False,
+    outcome: Outcome = accuracy,
     embed_batch: int = 256,
     chunk: int = 1000,
 ) -> np.ndarray:
@@ -82,22 +94,28 @@ def evaluate_tasks(
       images: uint8 [M, H, W, C], the split's.
       table: the split's classes.
       protocol: tasks and inner loop.
+      tasks: these tasks instead of those that the protocol's seed makes.
       every_step: return the accuracy after 0, 1, ..., steps updates.
+      outcome: what is kept of a task instead of its accuracy, e.g. `answers`.
       embed_batch: images embedded at once.
       chunk: tasks adapted at once from shared features.
 
     Returns:
-      float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`.
+      float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; more axes as `outcome` has them.
     """
     head = initial_head(model.learned["head"], protocol)
+    kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome}
     if model.embed.batch_statistics == "batch":
-        accuracies = adapt_per_task(model, head, images, table, protocol, every_step=every_step)
-    else:
-        model = model._replace(embed=model.embed._replace(batch_statistics="running"))
-        bank = embed_all(model, images, batch=embed_batch)
-        flipped = embed_all(model, images, batch=embed_batch, flip=True) if protocol.flips else None
-        accuracies = adapt_on_bank(head, bank, flipped, table, protocol, every_step=every_step, chunk=chunk)
-    return accuracies
+        return adapt_per_task(model, head, images, table, protocol, **kept)
+    model = model._replace(embed=model.embed._replace(batch_statistics="running"))
+    bank = embed_all(model, images, batch=embed_batch)
+    flipped = embed_all(model, images, batch=embed_batch, flip=True) if protocol.flips else None
+    return adapt_on_bank(head, bank, flipped, table, protocol, chunk=chunk, **kept)
+
+
+def answers(logits: Array, labels: Array) -> Array:
+    """The class 0..N-1 that is answered for every query image: an `outcome`."""
+    return logits.argmax(-1)
 
 
 def initial_head(head: Params, protocol: Protocol) -> Params:
@@ -115,9 +133,31 @@ def sample(table: ClassTable, protocol: Protocol, start: int | Array, count: int
     return episodes.sample_tasks(keys, table, way=protocol.way, shot=protocol.shot, query=protocol.query)
 
 
+def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000) -> Tasks:
+    """All tasks of a protocol, as NumPy arrays."""
+    draw = _drawer(table, protocol, None)
+    drawn = [draw(start, min(chunk, protocol.num_tasks)) for start in range(0, protocol.num_tasks, chunk)]
+    return Tasks(*(np.concatenate(part)[: protocol.num_tasks] for part in zip(*drawn, strict=True)))
+
+
+def _drawer(table: ClassTable, protocol: Protocol, tasks: Tasks | None) -> Callable[[int, int], tuple[Array, Array]]:
+    """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task anything will do."""
+    if tasks is not None:
+        return lambda start, count: tuple(
+            np.take(part, np.arange(start, start + count), axis=0, mode="wrap") for part in tasks
+        )
+    table, static = ClassTable(*map(jnp.asarray, table)), _without_numbers(protocol)
+    return lambda start, count: _sample(table, protocol.seed, start, static, count)
+
+
+@functools.partial(jax.jit, static_argnames=("protocol", "count"))
+def _sample(table, seed, start, protocol, count):
+    return sample(table, protocol._replace(seed=seed), start, count)
+
+
 def adapt_on_bank(
     head: Params, bank: Array, flipped: Array | None, table: ClassTable, protocol: Protocol, *,
-    every_step: bool = False, chunk: int = 1000,
+    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, chunk: int = 1000,
 ) -> np.ndarray:  # fmt: skip
     """Accuracy of every task from features that all tasks share.
 
@@ -127,16 +167,15 @@ def adapt_on_bank(
       flipped: [M, F] features of their mirror images, where `protocol.flips` is set.
       table: the split's classes.
       protocol: tasks and inner loop.
-      every_step, chunk: see `evaluate_tasks`.
+      tasks, every_step, outcome, chunk: see `evaluate_tasks`.
 
     Returns:
       As `evaluate_tasks`.
     """
-    table = ClassTable(*map(jnp.asarray, table))
-    static, lr = _without_numbers(protocol), jnp.float32(protocol.inner.lr)
+    draw, static, lr = _drawer(table, protocol, tasks), _without_numbers(protocol), jnp.float32(protocol.inner.lr)
 
     def run(start, count):
-        return _adapt_chunk(head, bank, flipped, table, lr, protocol.seed, start, static, count, every_step)
+        return _adapt_chunk(head, bank, flipped, *draw(start, count), lr, static, every_step, outcome)
 
     return _in_chunks(run, protocol.num_tasks, chunk)
 
@@ -146,24 +185,24 @@ def _without_numbers(protocol: Protocol) -> Protocol:
     return protocol._replace(num_tasks=0, seed=0, inner=protocol.inner._replace(lr=0.0))
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "count", "every_step"))
-def _adapt_chunk(head, bank, flipped, table, lr, seed, start, protocol, count, every_step):
+@functools.partial(jax.jit, static_argnames=("protocol", "every_step", "outcome"))
+def _adapt_chunk(head, bank, flipped, support, query, lr, protocol, every_step, outcome):
     def run(support, query):
         task = episodes.gather(bank, support, query)
         features = [task.support, *([flipped[support.reshape(-1)]] if protocol.flips else [])]
-        return _adapt_task(head, jnp.concatenate(features), task, lr, protocol, every_step)
+        return _adapt_task(head, jnp.concatenate(features), task, lr, protocol, every_step, outcome)
 
-    return jax.vmap(run)(*sample(table, protocol._replace(seed=seed), start, count))
+    return jax.vmap(run)(support, query)
 
 
-def _adapt_task(head, support, task, lr, protocol, every_step):
-    """Accuracy of one task from its features; `support` may hold the mirror images' after the images' own."""
+def _adapt_task(head, support, task, lr, protocol, every_step, outcome):
+    """The outcome of one task from its features; `support` may hold the mirror images' after the images' own."""
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
     logits = base_learner.adapted_logits(
         head, support, labels, task.query, steps=protocol.inner.steps, lr=lr, trajectory=every_step,
         weights=loss_weights(labels, protocol.way, protocol.inner.loss_scale, protocol.shot),
     )  # fmt: skip
-    return accuracy(logits, task.query_labels)
+    return outcome(logits, task.query_labels)
 
 
 def adapt_per_task(
@@ -173,33 +212,34 @@ def adapt_per_task(
     table: ClassTable,
     protocol: Protocol,
     *,
+    tasks: Tasks | None = None,
     every_step: bool = False,
+    outcome: Outcome = accuracy,
     chunk: int = 2,
 ) -> np.ndarray:
     """Accuracy of every task with features computed per task, support and query set each as a batch of its own.
 
     Arguments and result as `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
     """
-    table = ClassTable(*map(jnp.asarray, table))
     params, static = backbone_params(model.learned, model.frozen), _without_numbers(protocol)
-    lr = jnp.float32(protocol.inner.lr)
+    draw, lr = _drawer(table, protocol, tasks), jnp.float32(protocol.inner.lr)
 
     def run(start, count):
-        support, query = sample(table, protocol, start, count)
+        support, query = draw(start, count)
         task = episodes.gather(np.asarray(images), np.asarray(support), np.asarray(query))
         stats = model.frozen.batch_stats
-        return _embed_and_adapt(model.embed, params, stats, head, task, lr, static, every_step)
+        return _embed_and_adapt(model.embed, params, stats, head, task, lr, static, every_step, outcome)
 
     return _in_chunks(run, protocol.num_tasks, chunk)
 
 
-@functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step"))
-def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, every_step):
+@functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step", "outcome"))
+def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, every_step, outcome):
     def run(task):
         support = [task.support, *([task.support[:, :, ::-1]] if protocol.flips else [])]
         features, _ = embed(params, batch_stats, jnp.concatenate(support))
         query, _ = embed(params, batch_stats, task.query)
-        return _adapt_task(head, features, task._replace(query=query), lr, protocol, every_step)
+        return _adapt_task(head, features, task._replace(query=query), lr, protocol, every_step, outcome)
 
     return jax.vmap(run)(tasks)
 
@@ -224,9 +264,10 @@ def predict_task(
     Returns:
       int32 [N Q], in class-major order.
     """
-    task = episodes.gather(np.asarray(images), support, query)
-    learned = {**model.learned, "head": initial_head(model.learned["head"], protocol)}
-    logits, _ = jax.jit(functools.partial(episode_logits, embed=model.embed, inner=protocol.inner))(
-        learned, model.frozen, task
-    )
-    return np.asarray(logits.argmax(-1), np.int32)
+    rows = np.concatenate([support, query], axis=1)
+    places = np.arange(rows.size).reshape(rows.shape)
+    task = Tasks(*np.split(places[None], [support.shape[1]], axis=2))
+    own = np.asarray(images)[rows.ravel()]
+    empty = ClassTable(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+    found = evaluate_tasks(model, own, empty, protocol._replace(num_tasks=1), tasks=task, outcome=answers)
+    return found[0].astype(np.int32)

@@ -76,10 +76,16 @@ class Workdir:
         """The folder of a phase's checkpoints (`pretrain` or `meta`): STEP/ and best.json."""
         return self.path / phase
 
-    def evaluation(self, split: str, suffix: str, *, way: int | None = None, shot: int | None = None) -> Path:
-        """`evaluation/SPLIT-{way}way-{shot}shot.SUFFIX`; without way and shot, `evaluation/SPLIT.SUFFIX`."""
+    def evaluation(
+        self, split: str, suffix: str, *, way: int | None = None, shot: int | None = None, episodes: str = ""
+    ) -> Path:
+        """`evaluation/SPLIT-{way}way-{shot}shot.SUFFIX`; without way and shot, `evaluation/SPLIT.SUFFIX`.
+
+        Results on a file of episodes have the first 8 digits of its hash after the protocol.
+        """
         protocol = "" if way is None else f"-{way}way-{shot}shot"
-        return self.path / "evaluation" / f"{split}{protocol}.{suffix}"
+        given = f"-{episodes[:8]}" if episodes else ""
+        return self.path / "evaluation" / f"{split}{protocol}{given}.{suffix}"
 
     def create(self) -> "Workdir":
         """Makes the folder. Raises MtlError where that is not possible."""
