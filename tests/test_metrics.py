@@ -1,0 +1,40 @@
+"""Cross-entropy, accuracy and intervals, against plain NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import metrics
+
+
+def test_cross_entropy_and_accuracies():
+    logits = np.random.default_rng(0).normal(size=(2, 6, 3)).astype(np.float32)
+    labels = np.array([[0, 1, 2, 0, 1, 2], [2, 2, 1, 1, 0, 0]])
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = -np.log(np.take_along_axis(p, labels[..., None], -1)[..., 0])
+    np.testing.assert_allclose(metrics.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), wanted, rtol=1e-5)
+    right = logits.argmax(-1) == labels
+    np.testing.assert_allclose(metrics.accuracy(jnp.asarray(logits), jnp.asarray(labels)), right.mean(-1))
+    by_class = [right[0][labels[0] == c].mean() for c in range(3)]
+    np.testing.assert_allclose(metrics.class_accuracy(jnp.asarray(logits[0]), jnp.asarray(labels[0])), by_class)
+
+
+def test_cross_entropy_of_large_logits_is_finite():
+    assert metrics.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))[0] == pytest.approx(2e4)
+
+
+def test_interval_is_196_sigma_over_root_n_with_ddof_0():
+    values = np.array([0.2, 0.4, 0.9, 0.5])
+    mean, ci95 = metrics.mean_interval(values)
+    assert mean == pytest.approx(0.5)
+    assert ci95 == pytest.approx(1.96 * np.sqrt(((values - 0.5) ** 2).mean() / 4))
+
+
+def test_paired_difference_lets_what_is_common_cancel():
+    rng = np.random.default_rng(0)
+    task = rng.uniform(size=1000)
+    mean, ci95 = metrics.paired_difference(task + 0.01, task)
+    assert mean == pytest.approx(0.01)
+    assert ci95 < 1e-9
+    with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
+        metrics.paired_difference(np.zeros(3), np.zeros(4))
