@@ -50,7 +50,7 @@ class _Conv4Block(nn.Module):
     def __call__(self, x: Array, train: bool, mode: str) -> Array:
         o = self.options
         x = conv(o, x, self.features, 3, name="conv", bias=True)
-        x = norm(o, x, mode, name="norm", pool=True)  # the activations are monotone: they may as well come after the pool
+        x = norm(o, x, mode, name="norm", pool=True)  # all activations are monotone
         return nn.Dropout(o.dropout, deterministic=not train)(ACTIVATIONS[o.activation](x))
 
 

@@ -64,7 +64,8 @@ def _validate_intervals(config: ConfigDict) -> None:
                 "runtime.checkpoint_every"):  # fmt: skip
         if lookup(config, key) % every:
             raise ConfigError(
-                f"config.{key} is {lookup(config, key)}, expected a multiple of config.runtime.steps_per_dispatch, {every}"
+                f"config.{key} is {lookup(config, key)}, expected a multiple of "
+                f"config.runtime.steps_per_dispatch, {every}"
             )
 
 
