@@ -430,6 +430,15 @@ def test_array_files_that_belong_together(tmp_path):
     refused(place, r"data: both FC100_test\.pickle and test\.pkl are the test split; keep one of them")
 
 
+def test_array_files_in_an_archive(tmp_path):
+    place = arrays(tmp_path, images=PIXELS[0], labels=[0] * 6)
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(place / "test.npz", "test.npz")
+    refused(
+        tmp_path / "data.tar", r"data\.tar: pickles and arrays are not read from archives; unpack it and name the fol"
+    )
+
+
 def test_bad_cifar(tmp_path):
     data_layouts.cifar_python(tmp_path / "data", PIXELS, "fc100")
     batch = tmp_path / "data" / "cifar-100-python" / "test"
@@ -506,9 +515,9 @@ def test_truncated_tars(tmp_path):
 
 
 def test_archives_too_large_to_be_images(tmp_path, monkeypatch):
-    from mtl_jax.data import trees
+    from mtl_jax.data import archives
 
-    monkeypatch.setattr(trees, "MAX_MEMBER", 100)
+    monkeypatch.setattr(archives, "MAX_MEMBER", 100)
     refused(
         tar_with(tmp_path, "test/c/0.png"), r"data\.tar: the member 'test/c/0\.png' has \d+ bytes, more than an image"
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import data
-from mtl_jax.data import blocks, build, cache, cache_writer, glyphs, locks, trees
+from mtl_jax.data import archives, blocks, build, cache, cache_writer, glyphs, locks
 from mtl_jax.data.source import Rows, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
@@ -69,7 +69,7 @@ def test_a_prepared_archive_is_not_opened_again(folder, tmp_path, monkeypatch):
     shutil.make_archive(str(tmp_path / "set"), "tar", folder)
     options = {"cache_dir": str(tmp_path / "cache")}
     before = data.load("folder", str(tmp_path / "set.tar"), **options)
-    monkeypatch.setattr(trees, "open_tree", lambda path: pytest.fail("opened again"))
+    monkeypatch.setattr(archives, "open_tree", lambda path: pytest.fail("opened again"))
     assert data.load("folder", str(tmp_path / "set.tar"), **options).fingerprint == before.fingerprint
 
 

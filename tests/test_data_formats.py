@@ -60,13 +60,21 @@ def test_same_arrays_mean_same_episodes(reference, tmp_path):
 
 def pack_tar(source: Path, target: Path) -> None:
     with tarfile.open(target, "w:gz" if target.suffix == ".gz" else "w") as tar:
-        tar.add(source, arcname=".")
+        tar.add(source, arcname="FC100-images")
 
 
 def pack_zip(source: Path, target: Path) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in source.rglob("*"):
             archive.write(file, file.relative_to(source))
+
+
+@pytest.mark.parametrize("layout", ["class folders", "CSV", "class_dict", "one folder of classes", "cifar-100-python"])
+def test_folders_around_the_data_are_seen_through(layout, reference, tmp_path):
+    (tmp_path / "outer" / "FC100").mkdir(parents=True)
+    data_layouts.LAYOUTS[layout](tmp_path / "outer" / "FC100" / "data", data_layouts.pixels(), "fc100")
+    (tmp_path / "outer" / ".DS_Store").write_bytes(b"junk")
+    assert_same(reference, data.load("fc100", str(tmp_path / "outer"), cache_dir=str(tmp_path / "cache")))
 
 
 @pytest.mark.parametrize(

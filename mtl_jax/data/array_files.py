@@ -45,6 +45,8 @@ def find(tree: Tree) -> Mapping[str, Mapping[str, str]]:
 
 def read(tree: Tree, files: Mapping[str, Mapping[str, str]], name: str, scratch: Path) -> Contents:
     """Returns the splits of the array files that `find` found; `name` is the data set's."""
+    if not Path(tree.place).is_dir():
+        raise DataError(f"{tree.place}: pickles and arrays are not read from archives; unpack it and name the folder")
     contents = {split: _read_split(Path(tree.place), parts, scratch) for split, parts in files.items()}
     return arrays.name_cifar_classes(name, contents)
 
@@ -76,12 +78,16 @@ def read_file(place: Path, scratch: Path) -> Mapping[str, Images]:
 
 def open_file(place: Path, scratch: Path) -> Any:
     """Returns the content of an array file: an array, a dict of arrays, or whatever data a pickle holds."""
-    if place.suffix in (".pkl", ".pickle"):
-        return arrays.text_keys(safe_pickle.load(place))
     try:
-        return (
-            _open_npz(place, scratch) if place.suffix == ".npz" else np.load(place, mmap_mode="r", allow_pickle=False)
-        )
+        if place.suffix in (".pkl", ".pickle"):
+            return arrays.text_keys(safe_pickle.load(place))
+        if place.suffix == ".npz":
+            return _open_npz(place, scratch)
+        return np.load(place, mmap_mode="r", allow_pickle=False)
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{place}: cannot be read ({error.strerror}); make it readable") from None
     except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         with open(place, "rb") as file:
             what = what_is(file.read(512))

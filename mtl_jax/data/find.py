@@ -2,13 +2,27 @@
 
 from pathlib import Path
 
-from mtl_jax.data import array_files, cifar100, class_folders, csv_images, glyphs, ilsvrc, splitting, tfds_source, trees
+from mtl_jax.data import (
+    archives,
+    array_files,
+    cifar100,
+    class_folders,
+    csv_images,
+    glyphs,
+    ilsvrc,
+    splitting,
+    tfds_source,
+    trees,
+)
 from mtl_jax.data.source import Source
 from mtl_jax.data.splitting import Splitting
 from mtl_jax.data.trees import Tree
 from mtl_jax.errors import DataError
 
 NAMES = ("glyphs", "omniglot", "miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "folder")
+
+# Folders whose names say something about what is in them.
+MEANINGFUL = {*class_folders.SPLIT_FOLDERS, *class_folders.OMNIGLOT_FOLDERS}
 
 
 def find(name: str, path: str, how: Splitting) -> Source:
@@ -31,7 +45,7 @@ def find(name: str, path: str, how: Splitting) -> Source:
         return imagenet
     if place.is_file() and place.suffix in array_files.SUFFIXES:
         return single_file(place, name, how)
-    return in_tree(trees.open_tree(path), name, how)
+    return in_tree(archives.open_tree(path), name, how)
 
 
 def single_file(place: Path, name: str, how: Splitting) -> Source:
@@ -46,6 +60,7 @@ def single_file(place: Path, name: str, how: Splitting) -> Source:
 
 def in_tree(tree: Tree, name: str, how: Splitting) -> Source:
     """Returns the source in a folder or archive, whose format is found by its files' names."""
+    tree = trees.unwrapped(tree, MEANINGFUL)
     if class_folders.is_omniglot(tree):
         return Source("Omniglot folders", tree.stamps, lambda _: class_folders.read_omniglot(tree), tree.place)
     folder = cifar100.find(tree)

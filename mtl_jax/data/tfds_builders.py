@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
-from mtl_jax.data import cifar100, facts, trees
+from mtl_jax.data import archives, cifar100, facts, trees
 from mtl_jax.data.source import Rows
 from mtl_jax.errors import DataError
 
@@ -57,7 +57,7 @@ class _FewShotCifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        tree = _manual_tree(dl_manager) or trees.open_tree(str(dl_manager.download(URL)))
+        tree = _manual_tree(dl_manager) or archives.open_tree(str(dl_manager.download(URL)))
         classes = cifar100.read(tree, cifar100.find(tree))
         splits = facts.class_splits(self.name)
         return {SPLIT_NAMES[split]: self._generate_examples(classes, splits[split]) for split in splits}
@@ -102,7 +102,7 @@ def _manual_tree(dl_manager: tfds.download.DownloadManager) -> trees.Tree | None
     except AssertionError:  # there is none, or nothing in it
         return None
     archive = place / "cifar-100-python.tar.gz"
-    tree = trees.open_tree(str(archive if archive.exists() else place))
+    tree = archives.open_tree(str(archive if archive.exists() else place))
     return tree if cifar100.find(tree) is not None else None
 
 
