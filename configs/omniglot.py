@@ -28,8 +28,11 @@ def get_config(arg: str = "1shot") -> ConfigDict:
     config.pretrain.val_every = 1000
     config.inner.lr = 0.03 if shot == 1 else 0.05
     config.meta.shot = shot
-    config.meta.lr = 1e-3
-    config.meta.decay = "cosine"
-    config.meta.steps = 300
+    # Base tasks are almost solved after pre-training, so their gradients are small, and Adam makes steps of the rate's
+    # size of them all the same: at 1e-3 validation falls from 97.2 to 95 % in 100 steps.
+    config.meta.lr = 1e-4
+    config.meta.head_lr = 1e-4
+    config.meta.steps = 200
+    config.meta.val_every = 50
     config.meta.val_tasks = 2000
     return config

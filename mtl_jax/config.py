@@ -9,24 +9,29 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
 
 CHOICES = {
     "backbone.name": ("conv4", "resnet12", "resnet18", "resnet25"),
     "backbone.norm": ("batch", "layer", "none"),
     "pretrain.optimizer": ("adam", "sgd"),
+    "pretrain.adam_eps": ("after", "before"),
+    "pretrain.shuffle": ("epoch", "once"),
+    "pretrain.classifier_init": ("uniform", "xavier"),
     "pretrain.decay": ("constant", "cosine", "steps"),
     "pretrain.batch_norm": ("train", "batch"),
     "pretrain.select": ("best", "last"),
     "inner.loss_scale": ("mean", "per_shot"),
     "inner.adapt": ("head", "last_block", "all"),
     "inner.head_init": ("he", "xavier", "zero"),
-    "meta.learn": ("ss", "weights", "none"),
+    "meta.learn": ("ss", "weights", "head", "none"),
     "meta.blocks": ("all", "last"),
     "meta.scale": ("all", "main"),
     "meta.shift": ("bias", "nowhere"),
     "meta.batch_norm": ("running", "batch", "train"),
     "meta.optimizer": ("adam", "sgd"),
+    "meta.adam_eps": ("after", "before"),
     "meta.decay": ("constant", "cosine", "steps"),
     "meta.select": ("best", "last"),
     "evaluate.split": ("train", "val", "test"),
@@ -56,6 +61,7 @@ def validate(config: ConfigDict) -> None:
         if not lookup(config, key) > 0:
             raise ConfigError(f"config.{key} is {lookup(config, key)!r}, expected a positive number")
     _validate_intervals(config)
+    _validate_hard_tasks(config)
 
 
 def _validate_intervals(config: ConfigDict) -> None:
@@ -67,6 +73,22 @@ def _validate_intervals(config: ConfigDict) -> None:
                 f"config.{key} is {lookup(config, key)}, expected a multiple of "
                 f"config.runtime.steps_per_dispatch, {every}"
             )
+
+
+def _validate_hard_tasks(config: ConfigDict) -> None:
+    hard, each = config.hard_tasks, config.meta.tasks_per_step
+    if not hard.enabled:
+        return
+    for key, unit, name in (
+        ("round", config.runtime.steps_per_dispatch, "runtime.steps_per_dispatch"),
+        ("extra", each, "meta.tasks_per_step"),
+    ):
+        if hard[key] <= 0 or hard[key] % unit:
+            raise ConfigError(
+                f"config.hard_tasks.{key} is {hard[key]}, expected a positive multiple of config.{name}, {unit}"
+            )
+    if config.meta.learn == "none":
+        raise ConfigError("config.hard_tasks.enabled is true, but config.meta.learn is 'none': nothing is trained")
 
 
 def validate_devices(config: ConfigDict, devices: int) -> None:
@@ -105,7 +127,12 @@ def read(path: Path) -> ConfigDict:
         raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a JSON object was expected")
-    return ConfigDict(content)
+    config = default.get_config()  # what a run of an older version did not know yet
+    try:
+        config.update(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: not a config of this version: {error}".replace("\n", " ")) from error
+    return config.lock()
 
 
 def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
