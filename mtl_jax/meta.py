@@ -72,12 +72,13 @@ class TaskResult(NamedTuple):
 
 
 class MetaState(NamedTuple):
-    """What a meta-training step changes."""
+    """What a meta-training step changes, and the pool of `hard_tasks`, int32 [C], where there is one."""
 
     step: Array
     learned: Params
     batch_stats: Params
     opt_state: optax.OptState
+    pool: Array | None = None
 
 
 def overlay(tree: Params, part: Params) -> Params:
@@ -216,7 +217,8 @@ def apply_gradients(
       (new state, whether the step was taken []).
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.learned)
-    new = MetaState(state.step + 1, optax.apply_updates(state.learned, updates), batch_stats, opt_state)
+    learned = optax.apply_updates(state.learned, updates)
+    new = MetaState(state.step + 1, learned, batch_stats, opt_state, state.pool)
     return keep_if_finite(new, state, (loss, grads))
 
 

@@ -9,17 +9,20 @@ import optax
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Params
 
+ADAM_EPS = ("after", "before")
+
 
 def schedule(
-    lr: float, *, decay: str = "constant", every: int = 0, factor: float = 0.5, total: int = 0, floor: float = 0.0
-) -> optax.Schedule:
+    lr: float, *, decay: str = "constant", every: int = 0, factor: float = 0.5, total: int = 0, floor: float = 0.0,
+    delay: int = 0,
+) -> optax.Schedule:  # fmt: skip
     """A learning rate by the number of updates done before.
 
     Args:
       lr: the rate at the start.
-      decay: 'constant'; 'steps': lr * factor^floor(step / every), never under floor * lr; 'cosine': from lr to
-        floor * lr over `total` steps.
-      every, factor, total, floor: see `decay`.
+      decay: 'constant'; 'steps': lr * factor^floor((step - delay) / every), never under floor * lr; 'cosine': from lr
+        to floor * lr over `total` steps.
+      every, factor, total, floor, delay: see `decay`.
 
     Raises:
       ConfigError: an unknown `decay`.
@@ -29,7 +32,7 @@ def schedule(
     if decay == "cosine":
         return optax.cosine_decay_schedule(lr, max(total, 1), floor)
     if decay == "steps":
-        return lambda step: lr * jnp.maximum(factor ** (step // every), floor)
+        return lambda step: lr * jnp.maximum(factor ** (jnp.maximum(step - delay, 0) // every), floor)
     raise ConfigError(f"decay is {decay!r}, expected 'constant', 'steps' or 'cosine'")
 
 
@@ -42,12 +45,36 @@ def sgd(
     )
 
 
-def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0) -> optax.GradientTransformation:
+def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, eps: str = "after") -> optax.GradientTransformation:
     """Adam (0.9, 0.999, eps 1e-8) with weight decay added to the gradient, as PyTorch has it.
 
-    Eps is added after the bias correction of the second moment; PyTorch 0.4 and TensorFlow 1 added it before.
+    Args:
+      lr: the rate, or a schedule.
+      weight_decay: its factor.
+      eps: where eps is added: 'after' the bias correction of the second moment, m̂ / (sqrt(v̂) + eps), as in Adam's
+        paper and optax; or 'before' it, m̂ sqrt(1 - 0.999^t) / (sqrt(v) + eps), as in PyTorch 0.4 and TensorFlow 1.
+
+    Raises:
+      ConfigError: an unknown `eps`.
     """
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.adam(lr)) if weight_decay else optax.adam(lr)
+    if eps not in ADAM_EPS:
+        raise ConfigError(f"adam_eps is {eps!r}, expected one of {', '.join(ADAM_EPS)}")
+    scale = optax.scale_by_adam() if eps == "after" else _scale_by_adam_eps_before()
+    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    return optax.chain(*decay, scale, optax.scale_by_learning_rate(lr))
+
+
+def _scale_by_adam_eps_before(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` but for the place of eps; same state."""
+    moments = optax.scale_by_adam(b1, b2, eps)
+
+    def update(gradients, state, params=None):
+        _, state = moments.update(gradients, state, params)
+        correction = 1 - b2 ** state.count.astype(jnp.float32)
+        first = optax.tree.bias_correction(state.mu, b1, state.count)
+        return jax.tree.map(lambda m, v: m * correction**0.5 / (jnp.sqrt(v) + eps), first, state.nu), state
+
+    return optax.GradientTransformation(moments.init, update)
 
 
 def by_group(
@@ -65,3 +92,12 @@ def by_group(
         return {key: jax.tree.map(lambda _, name=names[key]: name, inner) for key, inner in params.items()}
 
     return optax.multi_transform({**groups, "default": default}, labels)
+
+
+def keep_schedule(new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """`new` with the counters of its rates' schedules as they were in `old`: a step that the schedules do not see."""
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda n, o: o if is_schedule(n) else n, new, old, is_leaf=is_schedule)

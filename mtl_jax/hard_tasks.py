@@ -1,0 +1,85 @@
+"""Hard tasks: after a round of meta-batches, train on tasks made of the classes that the network failed at.
+
+The failure class of a task is its class with the lowest query accuracy after the inner loop. A pool counts the failure
+classes of a round, by base class; then K' extra tasks draw their classes from the pool and new images from those
+classes (re-sampling by class, not of the failed images), and the pool is emptied.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax import episodes, meta, optimizers
+from mtl_jax.types import Array, ClassTable, Params
+
+
+def empty_pool(classes: int) -> Array:
+    """The pool before a round: int32 [C] zeros, C base classes."""
+    return jnp.zeros(classes, jnp.int32)
+
+
+def failure_classes(classes: Array, class_accuracy: Array) -> Array:
+    """The class that each task failed at: the one with the lowest query accuracy.
+
+    Of classes that tie it is the task's first one. A task's classes stand in random order, so no class is favoured.
+
+    Args:
+      classes: int [T, N], the base class of each of a task's columns.
+      class_accuracy: [T, N], what `meta.train_step` returns.
+
+    Returns:
+      int [T].
+    """
+    worst = class_accuracy.argmin(-1)
+    return jnp.take_along_axis(classes, worst[:, None], -1)[:, 0]
+
+
+def collect(pool: Array, classes: Array, class_accuracy: Array, *, axis_name: str | None = None) -> Array:
+    """The pool with the failure classes of a meta-batch counted in, those of all devices under a mapped axis.
+
+    Args:
+      pool: int32 [C].
+      classes, class_accuracy: as in `failure_classes`, of this device's tasks.
+      axis_name: the mapped axis that the meta-batch is spread over; the pool is the same on every device.
+
+    Returns:
+      int32 [C].
+    """
+    found = jnp.zeros_like(pool).at[failure_classes(classes, class_accuracy)].add(1)
+    return pool + (jax.lax.psum(found, axis_name) if axis_name else found)
+
+
+def sample_classes(key: Array, pool: Array, way: int) -> Array:
+    """`way` distinct classes, in random order: int32 [N].
+
+    They are uniform over the pool's distinct classes, however often each was counted. Where those are fewer than `way`,
+    all of them are taken and the rest is uniform over the other base classes.
+    """
+    rank_key, order_key = jax.random.split(key)
+    scores = jax.random.uniform(rank_key, pool.shape) + (pool == 0)  # pooled classes first
+    chosen = jnp.argsort(scores)[:way].astype(jnp.int32)
+    return jax.random.permutation(order_key, chosen)
+
+
+def sample_tasks(
+    keys: Array, table: ClassTable, pool: Array, *, way: int, shot: int, query: int
+) -> tuple[Array, Array]:
+    """A hard task for every key: (support int32 [T, N, K], query int32 [T, N, Q]), positions of images."""
+
+    def sample(key):
+        class_key, image_key = jax.random.split(key)
+        return episodes.sample_images(image_key, table, sample_classes(class_key, pool, way), shot=shot, query=query)
+
+    return jax.vmap(sample)(keys)
+
+
+def train_step(
+    state: meta.MetaState, params: Params, tasks: meta.Episode, **options: Any
+) -> tuple[meta.MetaState, dict[str, Array]]:
+    """`meta.train_step` on hard tasks: an optimiser step that counts neither as a step nor in a rate's schedule.
+
+    So a run with hard tasks and one without see the same normal tasks at the same rates.
+    """
+    new, metrics = meta.train_step(state, params, tasks, **options)
+    return new._replace(step=state.step, opt_state=optimizers.keep_schedule(new.opt_state, state.opt_state)), metrics
