@@ -117,6 +117,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         names, labels = np.unique(every, return_inverse=True)
         return self._fit(np.concatenate([self.support_features_, features]), names, labels)
 
+    def refit(self) -> "FewShotClassifier":
+        """Fits the head again on the same support set: after `set_params`, or on what `load` has read."""
+        return self._fit(self.support_features_, self.classes_, self.support_labels_)
+
     @staticmethod
     def _check_known(y: Any, classes: Any) -> np.ndarray:
         surplus = [] if classes is None else np.setdiff1d(y, classes)
@@ -183,10 +187,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return feature_input.check_features(x, expected, type(self).__name__)
         if self.embed is None:
             raise DataError("X is images, but the classifier has no embed: make it by from_workdir, or give embed")
-        features = np.asarray(self.embed(image_input.load_images(x, self._transform())))
+        features = np.asarray(self.embed(image_input.load_images(x, self.transform)))
         return feature_input.check_features(features, expected, type(self).__name__)
 
-    def _transform(self) -> Transform:
+    @property
+    def transform(self) -> Transform:
+        """How images are brought to what `embed` takes."""
         if self.image_size or self.channels:
             return Transform(self.image_size, channels=self.channels, convert=True)
         return getattr(self.embed, "transform", Transform(convert=True))

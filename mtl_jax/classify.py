@@ -1,0 +1,233 @@
+"""Sorts photographs: class folders with some images each, and a folder of unsorted ones, into a table and a picture.
+
+    python -m mtl_jax.classify --workdir=runs/glyphs --support=my_classes --query=unsorted
+
+my_classes/ has a folder a class with any number of images; unsorted/ has images at any depth. It writes
+predictions.csv (file, class, probability, runner-up and its probability) and predictions.png, a contact sheet.
+Of an image that is 'unknown' (--unknown=0.5) the runner-up is the most probable class.
+With --unknown=P an image whose most probable class is less probable than P is 'unknown'; that class is then its
+runner-up, and the probability its.
+"""
+
+import argparse
+import csv
+import io
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from mtl_jax import cli
+from mtl_jax.data import decode, transforms, trees
+from mtl_jax.data.class_folders import IMAGE_SUFFIXES
+from mtl_jax.data.transforms import Transform
+from mtl_jax.errors import DataError, MtlError
+from mtl_jax.workdir import write_bytes_atomic
+
+COLUMNS = ("file", "class", "probability", "runner_up", "runner_up_probability")
+THUMBNAIL = 96  # pixels
+
+
+class Photo(NamedTuple):
+    """A decoded file: as the network wants it, uint8 [H, W, C], and small, for people."""
+
+    file: str
+    stored: np.ndarray
+    thumbnail: np.ndarray
+
+
+class Prediction(NamedTuple):
+    """What is said of a file. `probability` is the most probable class's, of which the runner-up is the next.
+
+    Where the answer is 'unknown', the runner-up is the most probable class; where there is one class, it is ''.
+    """
+
+    file: str
+    answer: str
+    probability: float
+    runner_up: str
+    runner_up_probability: float
+
+
+def parser() -> argparse.ArgumentParser:
+    """The program's parser."""
+    root = argparse.ArgumentParser(
+        "python -m mtl_jax.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root.add_argument("--workdir", type=Path, required=True, help="a run of train.py: the network")
+    root.add_argument("--support", type=Path, help="a folder of class folders: the classes")
+    root.add_argument("--classifier", type=Path, help="instead of --support: what --save has written")
+    root.add_argument("--query", type=Path, required=True, help="a folder of images to sort, or one image")
+    root.add_argument("--output", type=Path, default=Path("predictions.csv"), help="the table (predictions.csv)")
+    root.add_argument("--sheet", type=Path, help="the contact sheet (the table's name with .png)")
+    root.add_argument("--unknown", type=float, metavar="P", help="answer 'unknown' below this probability")
+    root.add_argument("--temperature", type=float, help="of the probabilities (found by leaving images out)")
+    root.add_argument("--save", type=Path, help="keep the fitted classifier in this file")
+    sort = root.add_mutually_exclusive_group()
+    sort.add_argument("--copy", type=Path, metavar="DIR", help="copy the images into class folders here")
+    sort.add_argument("--link", type=Path, metavar="DIR", help="link them there instead")
+    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return root
+
+
+def find_images(folder: Path) -> list[str]:
+    """The image files under a folder, relative to it and sorted; or [''] where `folder` is one file.
+
+    Raises:
+      DataError: no such folder, or no image in it.
+    """
+    if folder.is_file():
+        return [""]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; give one with images")
+    found = [file for file in trees.folder_tree(folder).files if file.lower().endswith(IMAGE_SUFFIXES)]
+    if not found:
+        raise DataError(f"{folder}: has no images; known are {' '.join(IMAGE_SUFFIXES)}")
+    return found
+
+
+def find_support(folder: Path) -> tuple[list[str], list[str]]:
+    """The images of a folder of class folders, and the class of each: the folder that it is in.
+
+    Raises:
+      DataError: an image in no class folder, or a class folder without an image.
+    """
+    if folder.is_file():
+        raise DataError(f"{folder}: a file; --support is a folder with a folder a class")
+    files = find_images(folder)
+    classes = [str(PurePosixPath(file).parent) for file in files]
+    if "." in classes:
+        raise DataError(f"{folder / files[classes.index('.')]}: in no class folder; put it in one or remove it")
+    tops = {name.split("/", 1)[0] for name in classes}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in tops and not trees.ignored(path.name):
+            raise DataError(f"{path}: a class without images; put some in or remove the folder")
+    return files, classes
+
+
+def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> list[Photo | MtlError]:
+    """Decodes files; one that cannot be read is given as the error that says why."""
+
+    def read(file: str) -> Photo | MtlError:
+        path = folder / file
+        try:
+            pixels = decode.decode(path.read_bytes(), str(path), transform)
+        except OSError as error:
+            return DataError(f"{path}: cannot be read: {error.strerror}")
+        except MtlError as error:
+            return error
+        small = transforms.store(pixels, Transform(THUMBNAIL))
+        return Photo(file or path.name, transforms.store(pixels, transform), small)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(read, files))
+
+
+def fit(flags: argparse.Namespace) -> object:
+    """The classifier: fitted on the support folder, or read from its file."""
+    from mtl_jax.classifier import FewShotClassifier
+
+    if (flags.support is None) == (flags.classifier is None):
+        raise DataError("give either --support=DIR or --classifier=FILE")
+    given = {"unknown_threshold": flags.unknown, "temperature": flags.temperature}
+    if flags.classifier:
+        classifier = FewShotClassifier.load(flags.classifier, flags.workdir)
+        classifier.set_params(**{name: value for name, value in given.items() if value is not None})
+        return classifier.refit()
+    classifier = FewShotClassifier.from_workdir(flags.workdir, **given)
+    files, classes = find_support(flags.support)
+    photos = read_photos(flags.support, files, classifier.transform)
+    for photo in photos:
+        if isinstance(photo, MtlError):
+            raise photo
+    return classifier.fit([photo.stored for photo in photos], classes)
+
+
+def predict(classifier: object, photos: Sequence[Photo]) -> list[Prediction]:
+    """What the classifier says of each photograph."""
+    if not photos:
+        return []
+    probabilities = classifier.predict_proba([photo.stored for photo in photos])
+    names = [*map(str, classifier.classes_), ""]
+    rows = []
+    for photo, answer, values in zip(photos, classifier.answers(probabilities), probabilities, strict=True):
+        first, second = np.argsort(-np.append(values, 0), kind="stable")[:2]
+        other = second if str(answer) == names[first] else first  # of an unknown image the most probable class
+        ends = str(answer), float(values[first]), names[other], float(np.append(values, 0)[other])
+        rows.append(Prediction(photo.file, *ends))
+    return rows
+
+
+def write_table(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Writes the predictions as CSV, the least certain last digits rounded away."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for p in predictions:
+        rows.writerow([p.file, p.answer, f"{p.probability:.4f}", p.runner_up, f"{p.runner_up_probability:.4f}"])
+    try:
+        write_bytes_atomic(path, text.getvalue().encode())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def sort_files(folder: Path, predictions: Sequence[Prediction], into: Path, *, link: bool) -> None:
+    """Copies, or links, each image to into/CLASS/FILE.
+
+    Raises:
+      DataError: such a file is there already, or cannot be written; nothing is ever overwritten.
+    """
+    sources = [folder if folder.is_file() else folder / p.file for p in predictions]
+    targets = [into / p.answer / p.file for p in predictions]
+    for target in targets:
+        if target.exists() or target.is_symlink():
+            raise DataError(f"{target}: there already; give another folder, nothing is overwritten")
+    try:
+        for source, target in zip(sources, targets, strict=True):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if link:
+                target.symlink_to(source.resolve())
+            else:
+                shutil.copy2(source, target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def run(argv: Sequence[str]) -> int:
+    """The program."""
+    from mtl_jax import contact_sheet
+
+    flags = parser().parse_args(argv[1:])
+    files = find_images(flags.query)
+    classifier = fit(flags)
+    found = read_photos(flags.query, files, classifier.transform)
+    photos = [photo for photo in found if isinstance(photo, Photo)]
+    predictions = predict(classifier, photos)
+    write_table(flags.output, predictions)
+    sheet = flags.sheet or flags.output.with_suffix(".png")
+    contact_sheet.save(sheet, predictions, [photo.thumbnail for photo in photos])
+    if flags.copy or flags.link:
+        sort_files(flags.query, predictions, flags.copy or flags.link, link=bool(flags.link))
+    if flags.save:
+        classifier.save(flags.save)
+    for error in found:
+        if isinstance(error, MtlError):
+            print(f"left out: {error}", file=sys.stderr)
+    shots = np.bincount(classifier.support_labels_)
+    print(f"{len(classifier.classes_)} classes of {shots.min()} to {shots.max()} images, {len(photos)} images sorted, "
+          f"{len(found) - len(photos)} left out: {flags.output}, {sheet}")  # fmt: skip
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; a user's error is one line and status 2."""
+    return cli.run(run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
