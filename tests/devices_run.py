@@ -57,7 +57,9 @@ def meta_training(devices, mode, repeat=1):
         state, metrics = take(state, params, episodes.gather(images, *sets), axis_name=axis)
         return state, {**metrics, "support": sets[0]}
 
-    spread = (None, {"loss": None, "accuracy": None, "finite": None, "class_accuracy": 0, "support": 0})
+    tasks_axis = 0 if repeat == 1 else 1  # after the axis of the steps in a dispatch
+    by_task = {"class_accuracy": tasks_axis, "support": tasks_axis}
+    spread = (None, {"loss": None, "accuracy": None, "finite": None, **by_task})
     run = parallel.compile_step(step, devices, arguments=4, repeat=repeat, spread=spread)
     state = meta.init_state(learned, variables["batch_stats"], optimizer)
     state, *rest = parallel.replicate((state, variables["params"], IMAGES, TABLE, jax.random.key(2)), devices)

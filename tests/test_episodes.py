@@ -53,7 +53,7 @@ def test_classes_and_images_are_uniform():
     draws = 6000
     keys = jax.random.split(jax.random.key(0), draws)
     support, query = jax.jit(lambda k: sample_tasks(k, table(COUNTS), way=2, shot=1, query=1))(keys)
-    classes = OWNER[np.asarray(support)[..., 0]][..., 0]
+    classes = OWNER[np.asarray(support)[..., 0]]
     for place in (0, 1):
         assert chi_square(np.bincount(classes[:, place], minlength=6)) < 20.5  # 5 degrees of freedom
     pairs = np.bincount(classes[:, 0] * 6 + classes[:, 1], minlength=36).reshape(6, 6)
