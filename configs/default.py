@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.pretrain = _pretrain()
     config.inner = _inner()
     config.meta = _meta()
-    config.hard_tasks = ConfigDict({"enabled": False, "round": 10, "extra": 10})
+    config.hard_tasks = _hard_tasks()
     config.evaluate = _evaluate()
     config.runtime = _runtime()
     return config
@@ -67,9 +67,12 @@ def _pretrain() -> ConfigDict:
         "steps": 2000,
         "batch_size": 64,
         "drop_last": True,  # leave out an epoch's last, partial batch
+        "shuffle": "epoch",  # a new order every epoch; once: the same order in all
         "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
+        "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), PyTorch's; xavier: Xavier-uniform, biases 0
         "label_smoothing": 0.0,
         "optimizer": "adam",  # adam, sgd (Nesterov)
+        "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
         "lr": 1e-3,
         "momentum": 0.9,
         "weight_decay": 0.0,
@@ -77,6 +80,7 @@ def _pretrain() -> ConfigDict:
         "decay_every": 0,  # steps: updates between decays
         "decay_factor": 0.5,
         "decay_floor": 0.0,  # the least rate, as a fraction of the first
+        "decay_delay": 0,  # steps: updates before the first period begins
         "augment": {
             "shift": 0,  # pixels
             "flip": False,  # left to right
@@ -86,6 +90,8 @@ def _pretrain() -> ConfigDict:
         "batch_norm": "train",  # train: batch statistics and averages; batch: batch statistics alone
         "val_every": 500,  # steps between validations by few-shot tasks; 0: none
         "val_tasks": 600,
+        "val_shot": placeholder(int),  # unset: meta.shot
+        "val_query": placeholder(int),  # unset: meta.query
         "select": "best",  # the checkpoint that meta-training starts from: best (on validation), last
     })  # fmt: skip
 
@@ -109,13 +115,14 @@ def _meta() -> ConfigDict:
         "query": 15,  # per class
         "tasks_per_step": 4,
         "steps": 500,
-        "learn": "ss",  # what is meta-learned besides the head: ss, weights (fine-tuning), none
+        "learn": "ss",  # ss and head; weights (fine-tuning) and head; head; none: no meta-training
         "blocks": "all",  # all, last (Θ4): the blocks that `learn` keeps to
         "scale": "all",  # convolutions with SS: all, main (no shortcuts)
         "shift": "bias",  # bias: where a convolution has one; nowhere
         "norm_affine": False,  # meta-learn batch norm's scale and offset as well
         "batch_norm": "running",  # running, batch, train
         "optimizer": "adam",  # adam, sgd (Nesterov)
+        "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
         "lr": 1e-3,  # of all that is learned but the head
         "head_lr": 1e-3,
         "momentum": 0.9,
@@ -124,9 +131,20 @@ def _meta() -> ConfigDict:
         "decay_every": 0,
         "decay_factor": 0.5,
         "decay_floor": 0.0,
+        "decay_delay": 0,
         "val_every": 100,  # steps between validations; 0: none
         "val_tasks": 600,
+        "val_shot": placeholder(int),  # unset: meta.shot
+        "val_query": placeholder(int),  # unset: meta.query
         "select": "best",  # the checkpoint that is evaluated: best (on validation), last
+    })  # fmt: skip
+
+
+def _hard_tasks() -> ConfigDict:
+    return ConfigDict({
+        "enabled": False,
+        "round": 10,  # meta-batches whose failure classes are pooled
+        "extra": 8,  # K': tasks made of the pool after a round, in meta-batches of tasks_per_step
     })  # fmt: skip
 
 

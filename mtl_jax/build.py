@@ -82,11 +82,11 @@ def optimizer(group: Config, lr: float) -> Any:
     """An optimiser of the `pretrain` or `meta` group's kind and schedule, from the rate `lr`."""
     rate = optimizers.schedule(
         lr, decay=group["decay"], every=group["decay_every"], factor=group["decay_factor"],
-        total=group["steps"], floor=group["decay_floor"],
+        total=group["steps"], floor=group["decay_floor"], delay=group["decay_delay"],
     )  # fmt: skip
     if group["optimizer"] == "sgd":
         return optimizers.sgd(rate, momentum=group["momentum"], weight_decay=group["weight_decay"])
-    return optimizers.adam(rate, weight_decay=group["weight_decay"])
+    return optimizers.adam(rate, weight_decay=group["weight_decay"], eps=group["adam_eps"])
 
 
 def meta_optimizer(group: Config) -> Any:
@@ -121,12 +121,11 @@ def norm_affine(params: Params) -> Params:
     return part
 
 
-def validation(config: Config, num_tasks: int) -> Protocol:
-    """The fixed validation tasks of training: the training protocol's own way, shot and query."""
+def validation(config: Config, group: Config) -> Protocol:
+    """The fixed validation tasks of a phase's `group`: meta-training's sizes, unless the group has its own."""
     meta = config["meta"]
-    return Protocol(
-        meta["way"], meta["shot"], meta["query"], num_tasks, config["evaluate"]["seed"], inner(config["inner"])
-    )
+    shot, query = group["val_shot"] or meta["shot"], group["val_query"] or meta["query"]
+    return Protocol(meta["way"], shot, query, group["val_tasks"], config["evaluate"]["seed"], inner(config["inner"]))
 
 
 def protocol(config: Config) -> Protocol:

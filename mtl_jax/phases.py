@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, episodes, meta, metrics, parallel, pretrain
+from mtl_jax import build, hard_tasks, meta, metrics, parallel, pretrain
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.loop import Phase
 from mtl_jax.meta import Embed, Frozen
-from mtl_jax.types import Array, ClassTable, Params
+from mtl_jax.meta_dispatch import dispatcher
+from mtl_jax.types import Array, Params
 from mtl_jax.workdir import Workdir
 
 Config = Mapping[str, Any]
@@ -34,7 +36,9 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
     group, split = config["pretrain"], dataset.splits["train"]
     axis = parallel.AXIS if len(devices) > 1 else None
     module = build.backbone(config["backbone"], config["runtime"]["dtype"], axis)
-    classifier = pretrain.Classifier(len(split.class_names), group["hidden"])
+    classifier = pretrain.Classifier(
+        len(split.class_names), group["hidden"], uniform=group["classifier_init"] == "uniform"
+    )
     optimizer = build.optimizer(group, group["lr"])
     shape = build.image_shape(config["data"], split.images)
     state = pretrain.init_state(stream(config, BACKBONE), module, classifier, shape, optimizer)
@@ -57,11 +61,12 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
 
 def _pretrain_dispatch(config: Config, split: Split, devices: Sequence[jax.Device], take: Any) -> Any:
     group, count = config["pretrain"], len(split.labels)
-    batch, each = group["batch_size"], group["batch_size"] // len(devices)
-    per_epoch = max(1, count // batch)
+    batch, rest = group["batch_size"], _last_batch(config, count, len(devices))
+    per_epoch = max(1, count // batch + bool(rest))
     view = build.augmentation(config["data"], group["augment"])
 
-    def step(number, axis, state, images, labels, order, first, key):
+    def step(size, number, axis, state, images, labels, order, first, key):
+        each = size // len(devices)
         position = (state.step - first) * batch + number * each
         rows = jax.lax.dynamic_slice(order, (position,), (each,))
         step_key = jax.random.fold_in(key, state.step)
@@ -69,24 +74,48 @@ def _pretrain_dispatch(config: Config, split: Split, devices: Sequence[jax.Devic
         dropout_key = jax.random.fold_in(step_key, batch + number)
         return take(state, view(keys, images[rows]), labels[rows], dropout_key, axis_name=axis)
 
-    compiled = parallel.compile_step(step, devices, arguments=5, repeat=config["runtime"]["steps_per_dispatch"])
+    compiled = {
+        size: parallel.compile_step(
+            functools.partial(step, size), devices, arguments=5, repeat=config["runtime"]["steps_per_dispatch"]
+        )
+        for size in {batch, rest or batch}
+    }
     images, labels, key = parallel.replicate((split.images, split.labels, stream(config, AUGMENT)), devices)
 
     @functools.lru_cache(maxsize=1)
     def orders(epoch):
         # This epoch's order and the next one's, since a dispatch of several steps may reach into it.
-        both = [pretrain.epoch_order(stream(config, ORDER), e, count) for e in (epoch, epoch + 1)]
+        numbers = (0, 0) if group["shuffle"] == "once" else (epoch, epoch + 1)
+        both = [pretrain.epoch_order(stream(config, ORDER), number, count) for number in numbers]
         wanted = np.concatenate([np.resize(np.asarray(order), per_epoch * batch) for order in both])
         return parallel.replicate((wanted, np.int32(epoch * per_epoch)), devices)
 
-    return lambda state, at: compiled(state, images, labels, *orders(at // per_epoch), key)
+    def dispatch(state, at):
+        epoch, position = divmod(at, per_epoch)
+        size = rest if rest and position == per_epoch - 1 else batch
+        return compiled[size](state, images, labels, *orders(epoch), key)
+
+    return dispatch
+
+
+def _last_batch(config: Config, count: int, devices: int) -> int:
+    """The size of an epoch's last, partial batch; 0 where there is none or it is left out."""
+    batch = config["pretrain"]["batch_size"]
+    rest = 0 if config["pretrain"]["drop_last"] or count < batch else count % batch
+    if rest and (config["runtime"]["steps_per_dispatch"] > 1 or rest % devices):
+        raise ConfigError(
+            f"config.pretrain.drop_last is false, but an epoch's last batch of {rest} images cannot be spread over "
+            f"{devices} devices or be part of a dispatch of several steps; set it to true, or change "
+            "pretrain.batch_size, runtime.devices or runtime.steps_per_dispatch"
+        )
+    return rest
 
 
 def _pretrain_validation(config: Config, dataset: Dataset, module: Any) -> Any:
     group = config["pretrain"]
     if not group["val_tasks"] or "val" not in dataset.splits:
         return None
-    split, protocol = dataset.splits["val"], build.validation(config, group["val_tasks"])
+    split, protocol = dataset.splits["val"], build.validation(config, group)
     mode = "batch" if group["batch_norm"] == "batch" else "running"
     embed = Embed(build.backbone(config["backbone"], config["runtime"]["dtype"]), mode, build.prepare(config["data"]))
 
@@ -126,50 +155,45 @@ def meta_training(
     features = _features(embed, params, batch_stats, split.images.shape[1:])
     learned = build.learned(stream(config, HEAD), config, params, features)
     state = meta.init_state(learned, batch_stats, optimizer)
+    if config["hard_tasks"]["enabled"]:
+        state = state._replace(pool=hard_tasks.empty_pool(len(split.class_names)))
     theta = parallel.replicate(params, devices)
-    take = functools.partial(meta.train_step, embed=embed, inner=build.inner(config["inner"]), optimizer=optimizer)
+    dispatch = dispatcher(
+        config, split, devices, theta, keys=(stream(config, TASKS), stream(config, HARD_TASKS)),
+        embed=embed, inner=build.inner(config["inner"]), optimizer=optimizer,
+    )  # fmt: skip
     return _phase(
         config, group, "meta",
         state=parallel.replicate(state, devices),
-        dispatch=_meta_dispatch(config, split, devices, theta, take),
-        items=lambda state: {"params": parallel.local(theta), **_items(state, ("learned", "batch_stats", "opt_state"))},
-        restore=lambda items, step: parallel.replicate(
-            meta.MetaState(jnp.int32(step), *(items[name] for name in ("learned", "batch_stats", "opt_state"))), devices
-        ),
+        dispatch=dispatch,
+        items=lambda state: {"params": parallel.local(theta), **_meta_items(state)},
+        restore=lambda items, step: parallel.replicate(_meta_state(items, step), devices),
         validate=_meta_validation(config, dataset, embed, params),
         unit="tasks", per_step=group["tasks_per_step"],
     )  # fmt: skip
-
-
-def _meta_dispatch(config: Config, split: Split, devices: Sequence[jax.Device], theta: Params, take: Any) -> Any:
-    group = config["meta"]
-    sizes = {"way": group["way"], "shot": group["shot"], "query": group["query"]}
-
-    def step(number, axis, state, theta, images, table, key):
-        numbers = parallel.task_numbers(number, len(devices), group["tasks_per_step"])
-        keys = episodes.task_keys(key, state.step, numbers)
-        tasks = episodes.gather(images, *episodes.sample_tasks(keys, table, **sizes))
-        return take(state, theta, tasks, axis_name=axis)
-
-    spread = (None, {"loss": None, "accuracy": None, "finite": None, "class_accuracy": 0})
-    repeat = config["runtime"]["steps_per_dispatch"]
-    compiled = parallel.compile_step(step, devices, arguments=4, repeat=repeat, spread=spread)
-    placed = (split.images, ClassTable(*split.table()), stream(config, TASKS))
-    images, table, key = parallel.replicate(placed, devices)
-    return lambda state, _: compiled(state, theta, images, table, key)
 
 
 def _meta_validation(config: Config, dataset: Dataset, embed: Embed, params: Params) -> Any:
     group = config["meta"]
     if not group["val_tasks"] or "val" not in dataset.splits:
         return None
-    split, protocol = dataset.splits["val"], build.validation(config, group["val_tasks"])
+    split, protocol = dataset.splits["val"], build.validation(config, group)
 
     def validate(state):
         learned, batch_stats = parallel.local((state.learned, state.batch_stats))
         return _score(config, Model(embed, learned, Frozen(params, batch_stats)), split, protocol)
 
     return validate
+
+
+def _meta_items(state: meta.MetaState) -> dict[str, Any]:
+    items = _items(state, ("learned", "batch_stats", "opt_state"))
+    return items if state.pool is None else {**items, "hard_tasks": {"pool": parallel.local(state.pool)}}
+
+
+def _meta_state(items: Mapping[str, Any], step: int) -> meta.MetaState:
+    pool = items["hard_tasks"]["pool"] if "hard_tasks" in items else None
+    return meta.MetaState(jnp.int32(step), items["learned"], items["batch_stats"], items["opt_state"], pool)
 
 
 def _items(state: Any, names: tuple[str, ...]) -> dict[str, Any]:

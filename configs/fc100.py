@@ -1,0 +1,22 @@
+"""FC100 in any variant of the method and with any backbone.
+
+    python train.py --config=configs/fc100.py:resnet12,1shot --config.data.path=D --workdir=runs/fc100
+    python evaluate.py --workdir=runs/fc100
+
+Argument, words separated by commas: `1shot` (default) or `5shot`; `pytorch`, `tensorflow` or `paper` for that variant
+(without: the project's own default); `conv4`, `resnet12`, `resnet18` or `resnet25` for another backbone than the
+variant's own (resnet25 for `pytorch`, else resnet12). The variants enlarge the 32 x 32 images to 84 or 92 pixels, as
+the implementations do; the project's default keeps them at 32.
+"""
+
+from ml_collections import ConfigDict
+from mtl_jax.configs import default
+
+from mtl_jax import presets
+
+
+def get_config(arg: str = "1shot") -> ConfigDict:
+    """FC100."""
+    config = default.get_config()
+    config.data.name = "fc100"
+    return presets.apply(config, arg, presets.FC100)

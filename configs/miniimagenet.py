@@ -1,0 +1,22 @@
+"""mini-ImageNet in any variant of the method and with any backbone.
+
+    python train.py --config=configs/miniimagenet.py:pytorch,1shot --config.data.path=D --workdir=runs/miniimagenet
+    python evaluate.py --workdir=runs/miniimagenet
+
+Argument, words separated by commas: `1shot` (default) or `5shot`; `pytorch`, `tensorflow` or `paper` for that variant
+(without: the project's own default); `conv4`, `resnet12`, `resnet18` or `resnet25` for another backbone than the
+variant's own (resnet25 for `pytorch`, else resnet12). Schedules are sized for a GPU: on it a run takes hours, on a
+CPU weeks. No score of this data set has been measured with this project.
+"""
+
+from ml_collections import ConfigDict
+from mtl_jax.configs import default
+
+from mtl_jax import presets
+
+
+def get_config(arg: str = "1shot") -> ConfigDict:
+    """mini-ImageNet."""
+    config = default.get_config()
+    config.data.name = "miniimagenet"
+    return presets.apply(config, arg, presets.MINIIMAGENET)

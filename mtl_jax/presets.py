@@ -1,0 +1,162 @@
+"""The variants of meta-transfer learning as sets of named options: functions that change a config, one a preset.
+
+`pytorch` and `tensorflow` are what the two public implementations do, `paper` what the paper describes; the others are
+the project's own defaults with that backbone. docs/fidelity.md has them side by side, with the test of each option.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from mtl_jax.backbones import NAMES
+from mtl_jax.errors import ConfigError
+
+SHOTS = {"1shot": 1, "5shot": 5}
+
+
+class Facts(NamedTuple):
+    """What a preset has to know of a data set.
+
+    images: of the train split, to turn epochs into steps. small: 32 x 32 pixels, which the project's own default does
+    not enlarge. hard_tasks: the paper's K' for 1-shot and for 5-shot.
+    """
+
+    images: int
+    small: bool = False
+    hard_tasks: tuple[int, int] = (10, 4)
+
+
+MINIIMAGENET = Facts(38_400)
+FC100 = Facts(36_000, small=True, hard_tasks=(20, 10))
+CIFAR_FS = Facts(38_400, small=True)
+TIEREDIMAGENET = Facts(448_695)
+
+
+def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
+    """The config changed as an argument such as 'pytorch,1shot' says.
+
+    Args:
+      config: what `configs/default.py` gives, with its `data` group's name filled in.
+      argument: words in any order, separated by commas: a preset of `PRESETS` (without one: the project's default), a
+        backbone (without one: the preset's own), `1shot` (the default) or `5shot`.
+      facts: of the data set.
+
+    Raises:
+      ConfigError: an unknown word, or two of a kind.
+    """
+    words = [word for word in argument.split(",") if word]
+    kinds = (PRESETS, NAMES, SHOTS)
+    preset, backbone, shot = ([word for word in words if word in kind] for kind in kinds)
+    if len(words) != len(preset) + len(backbone) + len(shot) or max(map(len, (preset, backbone, shot))) > 1:
+        listed = "; ".join(", ".join(kind) for kind in kinds)
+        raise ConfigError(f"config argument {argument!r}: expected at most one word of each of: {listed}")
+    config.meta.shot = SHOTS[shot[0]] if shot else 1
+    config.data.channels = 3
+    (PRESETS[preset[0]] if preset else default)(config, facts)
+    if backbone:
+        config.backbone.name = backbone[0]
+    return config
+
+
+def pytorch(config: ConfigDict, facts: Facts) -> None:
+    """The PyTorch 0.4 implementation: resnet25, first order, batch norm trained and its averages moved."""
+    epoch = -(-facts.images // 128)
+    config.backbone.update({"name": "resnet25", "norm_unbiased": True})
+    _pytorch_images(config)
+    config.pretrain.update({
+        "steps": 110 * epoch, "batch_size": 128, "drop_last": False, "hidden": 1000, "classifier_init": "uniform",
+        "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+        "decay": "steps", "decay_every": 30 * epoch, "decay_factor": 0.2,
+        "val_every": epoch, "val_tasks": 600, "val_shot": 1, "val_query": 15, "select": "best",
+    })  # fmt: skip
+    config.inner.update({"steps": 100, "lr": 0.01, "first_order": True, "loss_scale": "mean", "head_init": "he"})
+    config.meta.update({
+        "query": 15, "tasks_per_step": 1, "steps": 100 * 100, "scale": "all", "shift": "bias",
+        "norm_affine": True, "batch_norm": "train", "adam_eps": "before", "lr": 1e-4, "head_lr": 1e-3,
+        "decay": "steps", "decay_every": 10 * 100, "decay_factor": 0.5,
+        "val_every": 100, "val_tasks": 600, "select": "best",
+    })  # fmt: skip
+    config.evaluate.update({"num_tasks": 600, "query": 15})
+    config.runtime.update({"checkpoint_every": 1000, "log_every": 100})
+    _hard_tasks(config, facts, enabled=False)
+
+
+def _pytorch_images(config: ConfigDict) -> None:
+    """Stored at 92 pixels and cropped to 80 on device, so that pre-training can crop at random before."""
+    config.data.update({
+        "resize": 92, "image_size": 92, "crop": 80,
+        "mean": (125.3 / 255, 123.0 / 255, 113.9 / 255), "std": (63.0 / 255, 62.1 / 255, 66.7 / 255),
+    })  # fmt: skip
+    config.pretrain.augment.update({"resized_crop": 88, "resized_crop_scale": (0.08, 1.0), "flip": True})
+
+
+def tensorflow(config: ConfigDict, facts: Facts) -> None:
+    """The TensorFlow 1 implementation: resnet12, second order, batch statistics always, also at test."""
+    _tensorflow_training(config, facts)
+    config.backbone.update({"norm_scale": False, "norm_bias": False, "norm_epsilon": 1e-3})
+    config.pretrain.update({"batch_norm": "batch", "val_every": 0, "val_tasks": 0, "select": "last"})
+    config.meta.update({"batch_norm": "batch", "val_query": config.meta.shot, "select": "last"})
+    config.evaluate.update({"query": config.meta.shot, "flips": True, "every_step": True})
+
+
+def paper(config: ConfigDict, facts: Facts) -> None:
+    """What the paper describes: the TensorFlow network and schedule, inductive batch norm, hard tasks."""
+    _tensorflow_training(config, facts)
+    config.backbone.update({"norm_scale": True, "norm_bias": True, "norm_epsilon": 1e-5})
+    config.pretrain.update({"batch_norm": "train", "val_every": 1000, "val_tasks": 600, "select": "best"})
+    config.meta.update({"batch_norm": "running", "select": "best"})
+    config.evaluate.update({"query": 15})
+    _hard_tasks(config, facts, enabled=True)
+
+
+def _tensorflow_training(config: ConfigDict, facts: Facts) -> None:
+    """What `tensorflow` and `paper` have in common."""
+    config.data.update({"image_size": 84, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+    config.backbone.update({"name": "resnet12", "resize": 224, "norm_unbiased": False})  # resize: resnet18 alone
+    config.pretrain.update({
+        "steps": 10_001, "batch_size": 64, "shuffle": "once", "classifier_init": "xavier",
+        "optimizer": "adam", "adam_eps": "before", "lr": 1e-3,
+        "decay": "steps", "decay_every": 5000, "decay_factor": 0.5, "decay_delay": 1,
+    })  # fmt: skip
+    config.inner.update({"steps": 20, "lr": 1e-3, "first_order": False, "loss_scale": "per_shot"})
+    config.inner.head_init = "xavier"
+    config.meta.update({
+        "query": 15, "tasks_per_step": 2, "steps": 20_000, "scale": "main", "shift": "bias",
+        "norm_affine": False, "adam_eps": "before", "lr": 1e-3, "head_lr": 1e-3,
+        "decay": "steps", "decay_every": 1000, "decay_factor": 0.5, "decay_floor": 0.1,
+        "val_every": 100, "val_tasks": 600,
+    })  # fmt: skip
+    config.evaluate.update({"num_tasks": 600, "inner_steps": 100})
+    config.runtime.update({"checkpoint_every": 1000, "log_every": 100})
+    _hard_tasks(config, facts, enabled=False)
+
+
+def default(config: ConfigDict, facts: Facts) -> None:
+    """The project's own: inductive batch norm, second order, 15 queries, selection on validation only."""
+    epoch = facts.images // 128
+    config.backbone.name = "resnet12"
+    _pytorch_images(config)
+    if facts.small:
+        config.data.update({"resize": 0, "image_size": 32, "crop": 0})
+        config.pretrain.augment.update({"resized_crop": 0, "shift": 4})
+    config.pretrain.update({
+        "steps": 100 * epoch, "batch_size": 128, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4,
+        "label_smoothing": 0.1, "decay": "cosine", "val_every": 5 * epoch,
+    })  # fmt: skip
+    config.inner.update({"steps": 20, "lr": 0.03 if config.meta.shot == 1 else 0.05})
+    config.meta.update({"tasks_per_step": 4, "steps": 5000, "lr": 1e-3, "decay": "cosine", "val_every": 250})
+    config.meta.val_tasks = 2000
+    config.runtime.checkpoint_every = 1000
+    _hard_tasks(config, facts, enabled=False)
+
+
+def _hard_tasks(config: ConfigDict, facts: Facts, enabled: bool) -> None:
+    """The paper's round and K', the latter rounded up to whole meta-batches."""
+    each, extra = config.meta.tasks_per_step, facts.hard_tasks[config.meta.shot > 1]
+    config.hard_tasks.update({"enabled": enabled, "round": 10, "extra": -(-extra // each) * each})
+
+
+PRESETS: dict[str, Callable[[ConfigDict, Facts], None]] = {
+    preset.__name__: preset for preset in (pytorch, tensorflow, paper)
+}
