@@ -1,5 +1,6 @@
 """Finds out what a folder or a file is, by looking."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mtl_jax.data import (
@@ -93,7 +94,7 @@ def in_tree(tree: Tree, name: str, how: Splitting) -> Source:
     )
 
 
-def array_format(files) -> str:
+def array_format(files: Mapping[str, Mapping[str, str]]) -> str:
     """Returns what to call array files, by the suffixes of those with images."""
     suffixes = {Path(parts.get("whole") or parts.get("images", "")).suffix for parts in files.values()}
     return f"{' and '.join(sorted(suffixes))} files"
