@@ -4,6 +4,7 @@ Random ones take one key per image: how a batch is split over devices makes no d
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from mtl_jax.types import Array
 
 
-def normalize(images: Array, *, mean: Sequence[float], std: Sequence[float], dtype=jnp.float32) -> Array:
+def normalize(images: Array, *, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
     """(x / 255 - mean) / std per channel: uint8 [..., C] -> `dtype` [..., C]; `mean` and `std` on the 0..1 scale."""
     scale = 1 / (255 * jnp.asarray(std, dtype))
     offset = -jnp.asarray(mean, dtype) / jnp.asarray(std, dtype)
@@ -63,18 +64,31 @@ def random_resized_crop(
       ratio: range of width / height, drawn uniformly in its logarithm.
 
     Returns:
-      float32 [B, size, size, C]. The first of ten draws that fits into the image is taken, or else the middle of it.
+      float32 [B, size, size, C]. The first of ten draws that fits into the image is taken, or else the largest middle
+      part of an allowed ratio. Only pixels of the part count: it is cut out before it is resized.
     """
     height, width = images.shape[1:3]
 
     def crop(key, image):
         y, x, h, w = _random_box(key, height, width, scale, ratio)
-        zoom = jnp.stack([size / h, size / w])
-        shift = -jnp.stack([y, x]) * zoom
-        shape = (size, size, image.shape[-1])
-        return jax.image.scale_and_translate(image.astype(jnp.float32), shape, (0, 1), zoom, shift, "linear")
+        rows, columns = _resize_weights(y, h, height, size), _resize_weights(x, w, width, size)
+        exact = jax.lax.Precision.HIGHEST  # accelerators round a product's factors otherwise
+        return jnp.einsum("ih,jw,hwc->ijc", rows, columns, image.astype(jnp.float32), precision=exact)
 
     return jax.vmap(crop)(keys, images)
+
+
+def _resize_weights(start: Array, length: Array, pixels: int, size: int) -> Array:
+    """How much each of `pixels` adds to each of `size` outputs: bilinear resize of a part of a line, antialiased.
+
+    A triangle around each output's place in the part, as wide as the outputs lie apart where the part shrinks.
+    """
+    zoom = length / size
+    centre = start + (jnp.arange(size) + 0.5) * zoom - 0.5
+    position = jnp.arange(pixels)
+    weights = jnp.maximum(0, 1 - jnp.abs(position - centre[:, None]) / jnp.maximum(zoom, 1))
+    weights = jnp.where((position >= start) & (position < start + length), weights, 0)
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _random_box(key, height, width, scale, ratio):
@@ -86,7 +100,8 @@ def _random_box(key, height, width, scale, ratio):
     w, h = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = jnp.argmax(fits)
-    h, w = jnp.where(fits[first], h[first], height), jnp.where(fits[first], w[first], width)
-    corner = jax.random.uniform(corner_key, (2,)) * jnp.stack([height - h + 1, width - w + 1])
-    y, x = jnp.floor(corner)
-    return jnp.where(fits[first], y, 0), jnp.where(fits[first], x, 0), h, w
+    h, w = h[first], w[first]
+    y, x = jnp.floor(jax.random.uniform(corner_key, (2,)) * jnp.stack([height - h + 1, width - w + 1]))
+    middle_h, middle_w = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    middle = (height - middle_h) // 2, (width - middle_w) // 2, middle_h, middle_w
+    return tuple(jnp.where(fits[first], drawn, other) for drawn, other in zip((y, x, h, w), middle, strict=True))
