@@ -16,6 +16,7 @@ from mtl_jax.workdir import Workdir
 from mtl_jax.writers import JsonlWriter, Writer
 
 _logger = logging.getLogger(__name__)
+_LOGGED = ("loss", "accuracy", "hard_loss", "hard_accuracy")
 
 
 class NotFiniteError(MtlError):
@@ -143,7 +144,7 @@ def _record(log: Log, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, 
             f"step {first}: the loss or a gradient is not finite; the parameters are still those of before it. "
             "Lower the learning rate, or look at that step's images"
         )
-    scalars = {name: value for name, value in values.items() if name in ("loss", "accuracy")}
+    scalars = {name: value for name, value in values.items() if name in _LOGGED}
     return log.add(step, scalars)
 
 
