@@ -187,12 +187,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             return feature_input.check_features(x, expected, type(self).__name__)
         if self.embed is None:
             raise DataError("X is images, but the classifier has no embed: make it by from_workdir, or give embed")
-        features = np.asarray(self.embed(image_input.load_images(x, self.transform)))
+        features = np.asarray(self.embed(image_input.load_images(x, self.image_transform)))
         return feature_input.check_features(features, expected, type(self).__name__)
 
     @property
-    def transform(self) -> Transform:
-        """How images are brought to what `embed` takes."""
+    def image_transform(self) -> Transform:
+        """How images are brought to what `embed` takes. (What has a `transform` is a transformer to scikit-learn.)"""
         if self.image_size or self.channels:
             return Transform(self.image_size, channels=self.channels, convert=True)
         return getattr(self.embed, "transform", Transform(convert=True))

@@ -141,7 +141,7 @@ def fit(flags: argparse.Namespace) -> object:
         return classifier.refit()
     classifier = FewShotClassifier.from_workdir(flags.workdir, **given)
     files, classes = find_support(flags.support)
-    photos = read_photos(flags.support, files, classifier.transform)
+    photos = read_photos(flags.support, files, classifier.image_transform)
     for photo in photos:
         if isinstance(photo, MtlError):
             raise photo
@@ -205,7 +205,7 @@ def run(argv: Sequence[str]) -> int:
     flags = parser().parse_args(argv[1:])
     files = find_images(flags.query)
     classifier = fit(flags)
-    found = read_photos(flags.query, files, classifier.transform)
+    found = read_photos(flags.query, files, classifier.image_transform)
     photos = [photo for photo in found if isinstance(photo, Photo)]
     predictions = predict(classifier, photos)
     write_table(flags.output, predictions)

@@ -68,8 +68,15 @@ def _draw_cell(sheet: Image.Image, pen: Any, font: Any, corner: Any, thumbnail: 
     pixels = thumbnail[:, :, 0] if thumbnail.shape[2] == 1 else thumbnail
     sheet.paste(Image.fromarray(pixels), (x, y))
     pen.text((x, y + CELL - 6), _fitting("", Path(prediction.file).name, font), fill=INK, font=font)
-    percent, other = f"{100 * prediction.probability:.0f} %", prediction.runner_up
-    text = percent if not other else f"{percent}, or {shorten(other, 8)}"
-    if other and prediction.runner_up_probability == prediction.probability:  # unknown
-        text = f"{shorten(other, 9)} {percent}?"
+    text, other = f"{100 * prediction.probability:.0f} %", prediction.runner_up
+    if other and prediction.runner_up_probability == prediction.probability:  # unknown: what it might have been
+        text = _fitting(f"{text}? ", other, font)
+    elif other:
+        text = _fitting(f"{text}, or ", other, font)
     pen.text((x, y + CELL - 6 + LINE), text, fill=PALE, font=font)
+
+
+def _fitting(before: str, name: str, font: Any) -> str:
+    """A line with as much of the end of `name` as a cell is wide."""
+    lengths = (n for n in range(len(name), 1, -1) if font.getlength(before + shorten(name, n)) <= CELL - 6)
+    return before + shorten(name, next(lengths, 1))

@@ -1,6 +1,7 @@
 """`python -m mtl_jax.classify`: the story of a few photographs of each class and a folder of unsorted ones."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from test_classifier import stripes
 from tiny_runs import tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import classify, contact_sheet
+from mtl_jax import FewShotClassifier, classify, contact_sheet
 from mtl_jax.classify import Prediction
 
 KINDS = ("vertical", "horizontal", "diagonal")
@@ -58,6 +59,36 @@ def test_the_story(tiny_run, folders, capsys):  # noqa: F811
         assert sheet.format == "PNG" and sheet.size[0] > 1000
 
 
+def test_the_same_as_the_classifier_in_python(tiny_run, folders):  # noqa: F811
+    _run(tiny_run, folders)
+    files = sorted((folders / "support").rglob("*.*"))
+    classifier = FewShotClassifier.from_workdir(tiny_run).fit(files, [file.parent.name for file in files])
+    rows = _table(folders)
+    probabilities = classifier.predict_proba([folders / "query" / row["file"] for row in rows])
+    np.testing.assert_allclose(probabilities.max(1), [float(row["probability"]) for row in rows], atol=1e-3)
+    assert classifier.answers(probabilities).tolist() == [row["class"] for row in rows]
+
+
+def test_only_the_uncertain_are_unknown_and_their_runner_up_is_what_they_might_have_been(tiny_run, folders):  # noqa: F811
+    _run(tiny_run, folders)
+    plain = _table(folders)
+    threshold = np.median([float(row["probability"]) for row in plain])
+    _run(tiny_run, folders, f"--unknown={threshold}")
+    rows = _table(folders)
+    unknown = [row["class"] == "unknown" for row in rows]
+    assert 0 < sum(unknown) < len(rows)
+    for before, row, is_unknown in zip(plain, rows, unknown, strict=True):
+        assert row["probability"] == before["probability"]
+        assert row["runner_up"] == (before["class"] if is_unknown else before["runner_up"])
+
+
+def test_a_single_class_has_no_runner_up(tiny_run, folders):  # noqa: F811
+    shutil.copytree(folders / "support" / "vertical", folders / "one" / "vertical")
+    _run(tiny_run, folders, f"--support={folders / 'one'}")
+    for row in _table(folders):
+        assert (row["class"], row["probability"], row["runner_up"]) == ("vertical", "1.0000", "")
+
+
 def test_links_and_what_is_there_already(tiny_run, folders, capsys):  # noqa: F811
     assert _run(tiny_run, folders, f"--link={folders / 'sorted'}") == 0
     links = [path for path in (folders / "sorted").rglob("*") if path.is_symlink()]
@@ -105,6 +136,10 @@ def test_a_damaged_or_misplaced_support_image_is_an_error(tiny_run, folders, cap
     broken.rename(folders / "support" / "x.png")
     assert _run(tiny_run, folders) == 2
     assert "x.png: in no class folder" in capsys.readouterr().err
+    (folders / "support" / "x.png").unlink()
+    (folders / "support" / "dots").mkdir()
+    assert _run(tiny_run, folders) == 2
+    assert "dots: a class without images" in capsys.readouterr().err
 
 
 def test_the_sheet_shows_each_class_and_says_what_it_leaves_out():
@@ -114,3 +149,11 @@ def test_the_sheet_shows_each_class_and_says_what_it_leaves_out():
     shown = (sheet == 100).all(-1).sum() / 96**2
     assert abs(shown - 3 * (contact_sheet.MAX_IMAGES // 3)) < 5  # the text has a few such pixels
     assert contact_sheet.draw([], []).size[1] > 0
+
+
+def test_what_is_written_in_a_cell_stays_in_it():
+    row = Prediction("a-file-with-quite-a-long-name.png", "W" * 40, 0.5, "W" * 40, 0.4)
+    sheet = np.asarray(contact_sheet.draw([row], [np.full((96, 96, 1), 255, np.uint8)]).convert("L"))
+    below = sheet[contact_sheet.MARGIN + contact_sheet.LINE + 6 + 90 :]
+    columns = np.flatnonzero((below < 200).any(0))
+    assert len(columns) > 0 and columns.max() < contact_sheet.MARGIN + contact_sheet.CELL
