@@ -15,8 +15,9 @@ from mtl_jax.errors import MtlError
 from mtl_jax.writers import read_jsonl
 
 PHASES = {"pretrain": "pre-training", "meta": "meta-training"}
-# Blue and vermilion of Okabe and Ito's palette, which people with any common colour blindness tell apart.
-RIGHT, WRONG, NEUTRAL = "#0072B2", "#D55E00", "#8a8a8a"
+# Blue and vermilion, as in Okabe and Ito's palette: people with any common colour blindness tell them apart. Both are
+# readable on white and on black.
+RIGHT, WRONG, NEUTRAL = "#2b83c4", "#D55E00", "#8a8a8a"
 _LABEL = 14  # characters of a class name beside a small picture
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -36,8 +37,8 @@ def curves(metrics_path: str | Path) -> dict[str, Curve]:
     return {name: (np.array(list(by)), np.array(list(by.values()), float)) for name, by in found.items()}
 
 
-def learning_curves(metrics_path: str | Path) -> Figure:
-    """Accuracy (above) and loss (below) of each phase that a metrics.jsonl has, over its steps.
+def learning_curves(metrics_path: str | Path, wanted: Sequence[str] = tuple(PHASES)) -> Figure:
+    """Accuracy (above) and loss (below) of each of the `wanted` phases that a metrics.jsonl has, over its steps.
 
     Training is a line; validation has a marker at each measurement and its CI95 as a band.
 
@@ -45,7 +46,7 @@ def learning_curves(metrics_path: str | Path) -> Figure:
       MtlError: there is no curve in the file.
     """
     found = curves(metrics_path)
-    phases = [phase for phase in PHASES if any(name.startswith(f"{phase}/") for name in found)]
+    phases = [phase for phase in wanted if any(name.startswith(f"{phase}/") for name in found)]
     if not phases:
         raise MtlError(f"{metrics_path}: no metrics yet; train for config.runtime.log_every steps at least")
     figure = new_figure(5.2 * len(phases), 5.2)

@@ -1,0 +1,72 @@
+"""The comparison of several runs as a page."""
+
+import functools
+import itertools
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtl_jax import comparison, config, report_data, report_plots
+from mtl_jax import report_html as page
+from mtl_jax.metrics import mean_interval
+from mtl_jax.report_album import Album, Page
+from mtl_jax.report_data import Tested
+from mtl_jax.report_html import Section
+
+
+def comparison_page(found: Mapping[str, Tested]) -> Page:
+    """The comparison of runs that were tested on the same tasks."""
+    album = Album()
+    accuracies = {name: tested.accuracies for name, tested in found.items()}
+    first = next(iter(found.values()))
+    step = 1 / (first.protocol.way * first.protocol.query)
+    scatters = []
+    for number, (a, b) in enumerate(itertools.combinations(accuracies, 2), 1):
+        draw = functools.partial(report_plots.scatter, accuracies[a], accuracies[b], (a, b), step)
+        scatters.append(album.add(f"scatter_{number}", f"accuracy of each task: {a} against {b}", draw))
+    sections = [
+        Section("Runs", _runs_table(found)),
+        Section("Paired differences", _differences_table(accuracies)),
+        Section("Task by task", "".join(scatters)),
+        Section("Config keys that differ", _config_differences(found)),
+    ]
+    headline = " · ".join(f"{name}: {100 * values.mean():.2f} %" for name, values in accuracies.items())
+    f = first.facts
+    facts = (
+        f"{f['num_tasks']} tasks, {f['way']}-way {f['shot']}-shot, {f['query']} queries a class, {f['split']} split, "
+        f"batch norm: {f['batch_norm']}, episodes {f['episodes']}"
+    )
+    return Page(page.page("Comparison of runs", headline, facts, sections), album.pictures, headline, facts)
+
+
+def _runs_table(found: Mapping[str, Tested]) -> str:
+    rows = []
+    for name, tested in found.items():
+        mean, ci95 = mean_interval(tested.accuracies)
+        f = tested.facts
+        loop = f"{f['inner_steps']} steps at {f['inner_lr']}, {f['head']} head"
+        trained = report_data.trained_on(tested.place)[:12]
+        rows.append((name, f"{100 * mean:.2f} ± {100 * ci95:.2f}", loop, f["checkpoint_step"], trained))
+    return page.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
+
+
+def _differences_table(accuracies: Mapping[str, np.ndarray]) -> str:
+    rows = []
+    for d in comparison.differences(accuracies):
+        points = f"{100 * d.difference.mean:+.2f} ± {100 * d.difference.ci95:.2f}"
+        rows.append((f"{d.second} - {d.first}", points, d.wins, d.losses, d.ties))
+    note = "Each difference is over the same tasks, so what a task's classes and images do to both cancels."
+    header = ("difference", "points", "tasks ahead", "behind", "equal")
+    return page.paragraph(note) + page.table(header, rows)
+
+
+def _config_differences(found: Mapping[str, Tested]) -> str:
+    configs = {name: dict(page.dotted(config.to_json(tested.settings))) for name, tested in found.items()}
+    keys = sorted(set().union(*configs.values()))
+    rows = []
+    for key in keys:
+        values = [json.dumps(settings.get(key)) for settings in configs.values()]
+        if len(set(values)) > 1:
+            rows.append((key, *values))
+    return page.table(("key", *found), rows) if rows else page.paragraph("none")
