@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import base_learner, episodes
+from mtl_jax.backbone_adaptation import adapted_outcome
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
-from mtl_jax.types import Array, ClassTable, Params
+from mtl_jax.types import Array, ClassTable, Episode, Params
 
 
 class Protocol(NamedTuple):
@@ -87,7 +88,8 @@ def evaluate_tasks(
     """Query accuracy of every task of a protocol.
 
     With running averages every image is embedded once and all tasks share its features. Under batch statistics an
-    image's features depend on its task, so they are computed per task.
+    image's features depend on its task, so they are computed per task. Where the inner loop moves the backbone, tasks
+    are adapted one by one.
 
     Args:
       model: the network; 'train' mode evaluates by running averages, as the PyTorch code does.
@@ -105,9 +107,12 @@ def evaluate_tasks(
     """
     head = initial_head(model.learned["head"], protocol)
     kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome}
+    if model.embed.batch_statistics == "train":
+        model = model._replace(embed=model.embed._replace(batch_statistics="running"))
+    if protocol.inner.adapt != "head":
+        return adapt_backbone(model, head, images, table, protocol, **kept)
     if model.embed.batch_statistics == "batch":
         return adapt_per_task(model, head, images, table, protocol, **kept)
-    model = model._replace(embed=model.embed._replace(batch_statistics="running"))
     bank = embed_all(model, images, batch=embed_batch)
     flipped = embed_all(model, images, batch=embed_batch, flip=True) if protocol.flips else None
     return adapt_on_bank(head, bank, flipped, table, protocol, chunk=chunk, **kept)
@@ -242,6 +247,32 @@ def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, ever
         return _adapt_task(head, features, task._replace(query=query), lr, protocol, every_step, outcome)
 
     return jax.vmap(run)(tasks)
+
+
+def adapt_backbone(
+    model: Model, head: Params, images: np.ndarray, table: ClassTable, protocol: Protocol, *,
+    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy,
+) -> np.ndarray:  # fmt: skip
+    """Accuracy of every task with an inner loop that moves the backbone's weights as well; see `evaluate_tasks`."""
+    draw, params, inner = _drawer(table, protocol, tasks), backbone_params(model.learned, model.frozen), protocol.inner
+
+    def run(start, count):
+        support, query = (np.asarray(part[0]) for part in draw(start, count))
+        task = _with_flips(episodes.gather(np.asarray(images), support, query), protocol.flips)
+        weights = loss_weights(task.support_labels, protocol.way, inner.loss_scale, protocol.shot)
+        return adapted_outcome(
+            params, head, model.frozen.batch_stats, task,
+            embed=model.embed, inner=inner, weights=weights, outcome=outcome, every_step=every_step,
+        )[None]  # fmt: skip
+
+    return _in_chunks(run, protocol.num_tasks, 1)
+
+
+def _with_flips(task: Episode, flips: bool) -> Episode:
+    if not flips:
+        return task
+    support = np.concatenate([task.support, task.support[:, :, ::-1]])
+    return task._replace(support=support, support_labels=jnp.tile(task.support_labels, 2))
 
 
 def _in_chunks(run: Callable[[int, int], Array], total: int, chunk: int) -> np.ndarray:

@@ -5,6 +5,7 @@ parameters that are meta-learned: BN's affine ones in the PyTorch preset, all we
 `Frozen`. The loss differentiates with respect to `learned` alone.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -136,20 +137,33 @@ def _embed_both(params, stats, episode, embed, first_order):
     return support, query, stats
 
 
-def _adapted_backbone_logits(params, head, stats, episode, weights, embed, inner):
+def fast_weights(params: Params, head: Params, adapt: str) -> Params:
+    """What an inner loop with `adapt` 'last_block' or 'all' moves: {'params': of the backbone, 'head': θ}."""
     block = scale_shift.last_block(params)
-    part = params if inner.adapt == "all" else {block: params[block]}
+    return {"params": params if adapt == "all" else {block: params[block]}, "head": head}
 
-    def support_loss(fast):
-        features, _ = embed(overlay(params, fast["params"]), stats, episode.support)
-        return (weights * cross_entropy(base_learner.logits(fast["head"], features), episode.support_labels)).sum()
 
+def fast_logits(fast: Params, params: Params, batch_stats: Params, images: Array, embed: Embed) -> tuple[Array, Params]:
+    """Logits [B, N] of images [B, ...] by fast weights over the backbone's `params`, and BN's averages after them."""
+    features, batch_stats = embed(overlay(params, fast["params"]), batch_stats, images)
+    return base_learner.logits(fast["head"], features), batch_stats
+
+
+def support_loss(
+    fast: Params, params: Params, batch_stats: Params, episode: Episode, weights: Array, embed: Embed
+) -> Array:
+    """The inner loss of fast weights: the cross-entropies of the support rows weighted by `weights` [S], summed."""
+    logits, _ = fast_logits(fast, params, batch_stats, episode.support, embed)
+    return (weights * cross_entropy(logits, episode.support_labels)).sum()
+
+
+def _adapted_backbone_logits(params, head, stats, episode, weights, embed, inner):
     fast = base_learner.adapt(
-        support_loss, {"params": part, "head": head},
+        lambda fast: support_loss(fast, params, stats, episode, weights, embed),
+        fast_weights(params, head, inner.adapt),
         steps=inner.steps, lr=inner.lr, first_order=inner.first_order, remat=inner.remat,
     )  # fmt: skip
-    query, stats = embed(overlay(params, fast["params"]), stats, episode.query)
-    return base_learner.logits(fast["head"], query), stats
+    return fast_logits(fast, params, stats, episode.query, embed)
 
 
 def episode_loss(
@@ -174,12 +188,20 @@ def _shot(episode: Episode, logits: Array) -> int:
 def batch_loss(
     learned: Params, frozen: Frozen, episodes: Episode, *, embed: Embed, inner: Inner
 ) -> tuple[Array, TaskResult]:
-    """The mean of `episode_loss` over a meta-batch (every array of `episodes` has a leading axis T), by `vmap`.
+    """The mean of `episode_loss` over a meta-batch (every array of `episodes` has a leading axis T).
+
+    By `vmap`; where the inner loop moves the backbone by a Python loop, since convolutions with a kernel a task would be
+    grouped ones, whose gradients are nine times slower on a CPU.
 
     Returns:
       (loss [], TaskResult with a leading axis T).
     """
-    losses, result = jax.vmap(lambda e: episode_loss(learned, frozen, e, embed=embed, inner=inner))(episodes)
+    loss = functools.partial(episode_loss, learned, frozen, embed=embed, inner=inner)
+    if inner.adapt == "head":
+        losses, result = jax.vmap(loss)(episodes)
+    else:
+        tasks = [loss(jax.tree.map(lambda a, t=t: a[t], episodes)) for t in range(len(episodes.support_labels))]
+        losses, result = jax.tree.map(lambda *parts: jnp.stack(parts), *tasks)
     return losses.mean(), result
 
 

@@ -1,0 +1,71 @@
+"""Two rounds of meta-training with hard tasks on 1 and 2 virtual devices; prints a JSON of what came out.
+
+Run by test_hard_tasks in a process of its own, since the number of devices is fixed when JAX starts.
+"""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+from mtl_jax.configs import default
+
+from mtl_jax import ClassTable, create_backbone, hard_tasks, init_head, init_scale_shift, meta, parallel, pretrain
+from mtl_jax.build import meta_optimizer
+from mtl_jax.meta_dispatch import dispatcher
+
+CLASSES = 8
+IMAGES = np.random.default_rng(0).normal(size=(5 * CLASSES, 28, 28, 1))
+SPLIT = SimpleNamespace(
+    images=IMAGES,
+    labels=np.repeat(np.arange(CLASSES), 5),
+    class_names=tuple("abcdefgh"),
+    table=lambda: ClassTable(np.arange(5 * CLASSES).reshape(CLASSES, 5), np.full(CLASSES, 5)),
+)
+
+
+def floats(tree):
+    """The tree in float64."""
+    return jax.tree.map(lambda leaf: leaf.astype(float), tree)
+
+
+def run(devices, repeat=1):
+    """Losses, pools after each dispatch, mined classes as logged, and the parameters at the end."""
+    config = default.get_config()
+    config.meta.update({"way": 2, "query": 2, "tasks_per_step": 2, "decay": "steps", "decay_every": 2})
+    config.hard_tasks.update({"enabled": True, "round": 2, "extra": 4})
+    config.runtime.steps_per_dispatch = repeat
+    module = create_backbone("conv4", width=0.06)
+    variables = floats(pretrain.init_backbone(jax.random.key(0), module, IMAGES.shape[1:]))
+    learned = {"head": floats(init_head(jax.random.key(1), 4, 2)), "ss": init_scale_shift(variables["params"])}
+    options = {"embed": meta.Embed(module), "inner": meta.Inner(2, 0.1), "optimizer": meta_optimizer(config.meta)}
+    state = meta.init_state(learned, variables["batch_stats"], options["optimizer"])
+    state = state._replace(pool=hard_tasks.empty_pool(CLASSES))
+    state, theta = parallel.replicate((state, variables["params"]), devices)
+    dispatch = dispatcher(config, SPLIT, devices, theta, keys=(jax.random.key(2), jax.random.key(3)), **options)
+    lines, losses, pools = [], [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("mtl_jax.meta_dispatch")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    for step in range(0, 4, repeat):
+        state, metrics = dispatch(state, step)
+        losses += np.ravel(metrics["loss"]).tolist()
+        losses += np.ravel(metrics.get("hard_loss", [])).tolist()
+        pools.append(np.asarray(parallel.local(state.pool)).tolist())
+    logger.removeHandler(handler)
+    leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(parallel.local(state.learned))]
+    return {"losses": losses, "pools": pools, "mined": lines, "step": int(parallel.local(state.step)), "leaves": leaves}
+
+
+def main() -> None:
+    """Runs on each number of devices, and on two with both steps of a round in one dispatch."""
+    devices = jax.local_devices()
+    runs = {count: run(devices[:count]) for count in (1, 2)}
+    print(json.dumps({**runs, "scan": run(devices[:2], repeat=2)}))
+
+
+if __name__ == "__main__":
+    main()
