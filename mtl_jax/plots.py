@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from mtl_jax.errors import MtlError
 from mtl_jax.writers import read_jsonl
@@ -18,6 +19,8 @@ PHASES = {"pretrain": "pre-training", "meta": "meta-training"}
 # Blue and vermilion, as in Okabe and Ito's palette: people with any common colour blindness tell them apart. Both are
 # readable on white and on black.
 RIGHT, WRONG, NEUTRAL = "#2b83c4", "#D55E00", "#8a8a8a"
+ROW = 1.22  # height of a row of small pictures, in pictures: a line of text is between two
+_GAP = 0.03  # around each of them
 _LABEL = 14  # characters of a class name beside a small picture
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -105,25 +108,18 @@ def episode(
                          f"{len(predictions)} predictions do not make an episode")  # fmt: skip
     shot = len(support) // way
     columns = shot + 1 + int(np.bincount(labels, minlength=way).max())
-    figure = new_figure(0.78 * columns + 1.2, 0.92 * way + 0.5)
-    grid = figure.subplots(way, columns, squeeze=False)
-    for axis in grid.ravel():
-        axis.set_axis_off()
-    for c, row in enumerate(grid):
-        for axis, image in zip(row, support[c * shot : (c + 1) * shot], strict=False):
-            show(axis, image)
-        _name_row(row[0], class_names[c])
-        for axis, i in zip(row[shot + 1 :], np.flatnonzero(labels == c), strict=False):
-            show(axis, query[i])
-            mark(axis, predictions[i] == c, class_names[predictions[i]])
+    axis = tile_axis(columns, way, left=1.7)
+    for c, name in enumerate(class_names):
+        axis.text(-0.1, c * ROW + 0.5, shorten(name), ha="right", va="center", fontsize=8, parse_math=False)
+        for column, image in enumerate(support[c * shot : (c + 1) * shot]):
+            show(axis, image, column, c)
+        for column, i in enumerate(np.flatnonzero(labels == c), shot + 1):
+            show(axis, query[i], column, c)
+            mark(axis, column, c, bool(predictions[i] == c), class_names[predictions[i]])
     right = int((labels == predictions).sum())
-    figure.suptitle(f"support images | query images: {right} of {len(labels)} right", fontsize=10)
-    return figure
-
-
-def _name_row(axis: Axes, name: str) -> None:
-    axis.text(-0.1, 0.5, shorten(name), transform=axis.transAxes, ha="right", va="center", fontsize=8,
-              parse_math=False)  # fmt: skip
+    said = f"support images | query images: {right} of {len(labels)} right"
+    axis.text(0, -0.12, said, fontsize=9, va="bottom")
+    return axis.figure
 
 
 def shorten(name: str, length: int = _LABEL) -> str:
@@ -131,28 +127,38 @@ def shorten(name: str, length: int = _LABEL) -> str:
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def show(axis: Axes, image: np.ndarray) -> None:
-    """Draws an image, uint8 [H, W, C] with C 1 or 3."""
+def tile_axis(columns: int, rows: int, *, left: float = 0.1) -> Axes:
+    """The one axis of a new figure for small pictures in columns and rows, with room for texts on the left.
+
+    One axis for all of them: laying out an axis for each takes seconds.
+    """
+    width, height = left + columns + 0.1, rows * ROW + 0.3
+    figure = Figure(figsize=(0.78 * width, 0.78 * height))
+    FigureCanvasAgg(figure)
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    axis.set(xlim=(-left, columns + 0.1), ylim=(rows * ROW, -0.3), aspect="equal", autoscale_on=False)
+    return axis
+
+
+def show(axis: Axes, image: np.ndarray, column: int, row: int) -> None:
+    """Draws an image, uint8 [H, W, C] with C 1 or 3, at its place in a `tile_axis`."""
     pixels = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
-    axis.imshow(pixels, interpolation="nearest" if image.shape[0] < 64 else "antialiased")
+    extent = (column + _GAP, column + 1 - _GAP, row * ROW + 1 - _GAP, row * ROW + _GAP)
+    axis.imshow(pixels, interpolation="nearest" if image.shape[0] < 64 else "antialiased", extent=extent)
+    axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
 
 
-def mark(axis: Axes, is_right: bool, answer: str) -> None:
-    """Frames a drawn image as a right or a wrong answer."""
+def mark(axis: Axes, column: int, row: int, is_right: bool, answer: str) -> None:
+    """Frames a shown image as a right or a wrong answer."""
     style: dict[str, Any] = {"edgecolor": RIGHT, "linewidth": 1.0}
     if not is_right:
         style = {"edgecolor": WRONG, "linewidth": 2.5, "linestyle": (0, (3, 1))}
-        axis.text(0.5, -0.04, f"✗ {shorten(answer, 11)}", transform=axis.transAxes, ha="center", va="top", fontsize=6,
-                  color=WRONG, parse_math=False)  # fmt: skip
-    axis.patch.set(visible=False)
-    frame = axis.add_patch(_rectangle(axis, **style))
-    frame.set_clip_on(False)
-
-
-def _rectangle(axis: Axes, **style: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, **style)
+        place = (column + 0.5, row * ROW + 1)
+        said = f"✗ {shorten(answer, 11)}"
+        axis.text(*place, said, ha="center", va="top", fontsize=6, color=WRONG, parse_math=False)
+    side = 1 - 2 * _GAP
+    axis.add_patch(Rectangle((column + _GAP, row * ROW + _GAP), side, side, fill=False, **style))
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -44,7 +44,9 @@ def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | No
     from mtl_jax import report_data, report_page
 
     frozen = frozen_episodes.read(episodes) if episodes else None
-    tested = report_data.measure(report_data.settings_of(path, changes, frozen), path, frozen)
+    settings = report_data.settings_of(path, changes, frozen)
+    _make(output)
+    tested = report_data.measure(settings, path, frozen)
     built = report_page.run_page(tested)
     _write(output, built)
     return f"{built.headline}, {built.facts}"
@@ -65,6 +67,7 @@ def compare(paths: Sequence[str], output: Path, changes: dict[str, Any], episode
     frozen = frozen_episodes.read(episodes) if episodes else None
     settings = {path: report_data.settings_of(path, changes, frozen) for path in paths}
     comparison.check_same({path: report_data.planned_facts(settings[path]) for path in paths})
+    _make(output)
     found = {}
     for path in paths:
         found[path] = report_data.measure(settings[path], path, frozen)
@@ -75,9 +78,15 @@ def compare(paths: Sequence[str], output: Path, changes: dict[str, Any], episode
     return comparison.describe({path: tested.accuracies for path, tested in found.items()}, facts)
 
 
-def _write(output: Path, built: Any) -> None:
+def _make(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MtlError(f"{output}: cannot be made: {error.strerror}; give another --output") from error
+
+
+def _write(output: Path, built: Any) -> None:
+    try:
         for picture in built.pictures:
             workdir.write_bytes_atomic(output / f"{picture.name}.png", picture.light)
         workdir.write_bytes_atomic(output / "index.html", built.html.encode())
@@ -95,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
     if several:
         print(compare(paths, output, changes, flags.episodes))
     else:
-        workdir.record_command(paths[0], ["-m mtl_jax.report", *argv[1:]])
+        workdir.record_command(paths[0], ["mtl_jax/report.py", *argv[1:]])
         print(report(paths[0], output, changes, flags.episodes))
     print(f"page: {output / 'index.html'}")
     return 0

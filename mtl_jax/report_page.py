@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import shlex
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -177,8 +178,8 @@ def _origin(tested: Tested) -> str:
     started = report_data.commands(tested.place)
     ran = [f"{record['command']}   # {record['time']}" for record in started]
     f = tested.facts
-    sizes = " ".join(f"--{name}={f[name]}" for name in ("split", "num_tasks", "way", "shot"))
-    again = f"python evaluate.py --workdir={path} {sizes}"
+    sizes = [f"--{name}={f[name]}" for name in ("split", "num_tasks", "way", "shot")]
+    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *sizes])
     trained = report_data.trained_on(tested.place)
     rows = [
         ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["data"]),

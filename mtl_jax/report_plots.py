@@ -94,16 +94,14 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
 def hardest_pairs(rows: Sequence[tuple[str, np.ndarray, str, np.ndarray]]) -> Figure:
     """A row a pair of classes: name and images [n, H, W, C] of one, then of the other."""
     each = max(max(len(first), len(second)) for _, first, _, second in rows)
-    figure = new_figure(0.8 * (2 * each + 1), 1.1 * len(rows))
-    grid = figure.subplots(len(rows), 2 * each + 1, squeeze=False)
-    for axis in grid.ravel():
-        axis.set_axis_off()
-    for row, (first_name, first, second_name, second) in zip(grid, rows, strict=True):
+    axis = plots.tile_axis(2 * each + 1, len(rows))
+    for row, (first_name, first, second_name, second) in enumerate(rows):
         for name, images, start in ((first_name, first, 0), (second_name, second, each + 1)):
-            for axis, image in zip(row[start:], images, strict=False):
-                plots.show(axis, image)
-            row[start].set_title(shorten(name, 28), fontsize=8, loc="left", parse_math=False)
-    return figure
+            for column, image in enumerate(images, start):
+                plots.show(axis, image, column, row)
+            said = shorten(name, 28)
+            axis.text(start, row * plots.ROW - 0.02, said, fontsize=8, va="bottom", parse_math=False)
+    return axis.figure
 
 
 def feature_map(points: np.ndarray, classes: np.ndarray, names: Mapping[int, str], share: np.ndarray) -> Figure:

@@ -158,7 +158,9 @@ def record_command(path: str | Path, argv: Sequence[str]) -> None:
     """
     place = Workdir(path).create()
     time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    command = shlex.join(["python", Path(argv[0]).name, *argv[1:]])
+    program = Path(argv[0])
+    words = ["-m", f"mtl_jax.{program.stem}"] if program.parent.name == "mtl_jax" else [program.name]
+    command = shlex.join(["python", *words, *argv[1:]])
     versions = {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}
     line = json.dumps({"time": time, "command": command, "python": platform.python_version(), **versions})
     try:
