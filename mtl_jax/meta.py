@@ -190,8 +190,8 @@ def batch_loss(
 ) -> tuple[Array, TaskResult]:
     """The mean of `episode_loss` over a meta-batch (every array of `episodes` has a leading axis T).
 
-    By `vmap`; where the inner loop moves the backbone by a Python loop, since convolutions with a kernel a task would be
-    grouped ones, whose gradients are nine times slower on a CPU.
+    By `vmap`; where the inner loop moves the backbone by a Python loop, since convolutions with a kernel a task would
+    be grouped ones, whose gradients are nine times slower on a CPU.
 
     Returns:
       (loss [], TaskResult with a leading axis T).

@@ -106,3 +106,19 @@ def test_averages_stand_in_for_batches_in_train_mode(setup):
     train_mode = model._replace(embed=model.embed._replace(batch_statistics="train"))
     found = [evaluate_tasks(m, images, table, protocol, outcome=accuracy) for m in (model, train_mode)]
     np.testing.assert_array_equal(*found)
+
+
+def test_a_meta_batch_s_loss_is_the_mean_over_its_tasks(setup):
+    """Where the backbone adapts the tasks are not under vmap."""
+    model, images, table = setup
+    inner = meta.Inner(1, 0.5, adapt="all")
+    drawn = evaluation.sample_all(table, Protocol(2, 1, 2, 3, 3, inner))
+    tasks = gather(images, drawn.support, drawn.query)
+    options = {"embed": model.embed._replace(batch_statistics="train"), "inner": inner}
+    loss, result = meta.batch_loss(model.learned, model.frozen, tasks, **options)
+    for number in range(3):
+        task = jax.tree.map(lambda a, n=number: a[n], tasks)
+        one, wanted = meta.episode_loss(model.learned, model.frozen, task, **options)
+        jax.tree.map(lambda a, b, n=number: np.testing.assert_allclose(a[n], b, rtol=1e-6), result, wanted)
+        loss = loss - one / 3
+    np.testing.assert_allclose(loss, 0, atol=1e-6)

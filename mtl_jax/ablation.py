@@ -1,0 +1,184 @@
+"""The paper's ablation: what adapts to a task and what is meta-learned, every row from one pre-training.
+
+    python -m mtl_jax.ablation --workdir=runs/ablation
+    python -m mtl_jax.ablation --workdir=runs/mini --config=configs/miniimagenet.py:paper,1shot --config.data.path=D
+
+Prints a table of test accuracies with paired differences to the first row, and writes it to table.md and table.json.
+Every row's inner rate and number of steps are chosen from the same grid on validation tasks. Where the inner loop moves
+the backbone, a task costs a gradient step of the whole network at a time, so those rows have fewer tasks (--few_tasks).
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from mtl_jax import build, cli, metrics, phases, workdir
+from mtl_jax.data import Dataset
+from mtl_jax.errors import ConfigError
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
+from mtl_jax.train import train
+
+FACTORS = (0.3, 1.0, 3.0, 10.0)  # of the config's inner rate, on the grid
+
+
+class Row(NamedTuple):
+    """A row of the table: its label, and the options that make it."""
+
+    label: str
+    learn: str
+    blocks: str = "all"
+    adapt: str = "head"
+    hard_tasks: bool = False
+
+
+ROWS: Mapping[str, Row] = {
+    "train_all": Row("no meta-learning, [Θ; θ] trained on the support set", "none", adapt="all"),
+    "train_head": Row("no meta-learning, θ trained on the support set", "none"),
+    "ft_head": Row("FT θ", "head"),
+    "ft_last": Row("FT [Θ4; θ]", "weights", blocks="last"),
+    "ft_all": Row("FT [Θ; θ]", "weights"),
+    "maml": Row("FT [Θ; θ], everything in the inner loop (MAML)", "weights", adapt="all"),
+    "ss_last": Row("SS [Θ4; θ]", "ss", blocks="last"),
+    "ss_all": Row("SS [Θ; θ]", "ss"),
+    "ft_all_hard": Row("FT [Θ; θ] + hard tasks", "weights", hard_tasks=True),
+    "ss_all_hard": Row("SS [Θ; θ] + hard tasks", "ss", hard_tasks=True),
+}
+
+
+class Scores(NamedTuple):
+    """A row's test accuracies [tasks] and the inner loop that validation chose."""
+
+    accuracies: np.ndarray
+    lr: float
+    steps: int
+
+
+def apply_row(config: ConfigDict, name: str) -> ConfigDict:
+    """A copy of a config changed to a row of the table.
+
+    Where the inner loop moves the backbone, training is cut down to what a CPU can do: first-order gradients, at most 5
+    inner steps, 100 tasks a validation.
+
+    Raises:
+      ConfigError: an unknown row.
+    """
+    if name not in ROWS:
+        raise ConfigError(f"row {name!r} is unknown, expected one of {', '.join(ROWS)}")
+    row, config = ROWS[name], config.copy_and_resolve_references()
+    config.meta.update({"learn": row.learn, "blocks": row.blocks})
+    config.inner.adapt = row.adapt
+    if row.learn != "none" and row.adapt != "head":
+        config.inner.update({"first_order": True, "steps": min(config.inner.steps, 5)})
+        config.meta.val_tasks = min(config.meta.val_tasks, 100)
+    config.hard_tasks.enabled = row.hard_tasks
+    return config
+
+
+def run(config: ConfigDict, path: Path, names: Sequence[str], *, tasks: int, few_tasks: int) -> dict[str, Scores]:
+    """Trains what is still to be trained of the rows, and tests all of them on the same tasks.
+
+    Args:
+      config: of the data set, backbone and schedule.
+      path: the folder of the runs: `path`/ROW, and `path`/pretraining unless the config has a `pretrain.init`.
+      names: of `ROWS`.
+      tasks, few_tasks: test tasks of a row; of one whose inner loop moves the backbone. The few are the first of them.
+
+    Returns:
+      Scores by row.
+    """
+    init = config.pretrain.init or _pretrain(config, path / "pretraining")
+    dataset, scores = build.dataset(config.data), {}
+    for name in names:
+        settings = apply_row(config, name)
+        settings.pretrain.init = init
+        print(f"{ROWS[name].label}: training in {path / name}", flush=True)
+        train(settings, str(path / name))
+        count = tasks if ROWS[name].adapt == "head" else few_tasks
+        scores[name] = test(settings, workdir.Workdir(path / name), dataset, count, steps=config.inner.steps)
+    return scores
+
+
+def _pretrain(config: ConfigDict, path: Path) -> str:
+    config = config.copy_and_resolve_references()
+    config.meta.learn, config.hard_tasks.enabled = "none", False
+    print(f"pre-training in {path}", flush=True)
+    train(config, str(path))
+    return str(path)
+
+
+def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: int, *, steps: int) -> Scores:
+    """A row's accuracies on `count` test tasks, its inner rate and number of steps chosen on as many of validation."""
+    val, held_out = dataset.splits["val"], dataset.splits["test"]
+    _, model = phases.trained(settings, place, val.images.shape[1:])
+    protocol = build.protocol(settings)._replace(num_tasks=count)
+    protocol = _choose(settings, model, val, protocol._replace(inner=protocol.inner._replace(steps=steps)))
+    accuracies = _accuracies(settings, model, held_out, protocol)
+    return Scores(accuracies, protocol.inner.lr, protocol.inner.steps)
+
+
+def _choose(settings: ConfigDict, model: Model, split: Any, protocol: Protocol) -> Protocol:
+    found = {}
+    for factor in FACTORS:
+        tried = protocol._replace(inner=protocol.inner._replace(lr=factor * protocol.inner.lr))
+        by_step = _accuracies(settings, model, split, tried, every_step=True).mean(0)
+        found |= {(float(by_step[step]), -step): tried.inner._replace(steps=step) for step in range(1, len(by_step))}
+    return protocol._replace(inner=found[max(found)])
+
+
+def _accuracies(settings: ConfigDict, model: Model, split: Any, protocol: Protocol, **options: Any) -> np.ndarray:
+    sizes = {"embed_batch": settings.runtime.embed_batch, "chunk": settings.runtime.task_chunk}
+    return evaluate_tasks(model, split.images, split.table(), protocol, **sizes, **options)
+
+
+def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:
+    """The table as Markdown, and as records; differences are to the first row, over the tasks that both have."""
+    first = next(iter(scores.values())).accuracies
+    lines = ["| row | tasks | inner steps, rate | accuracy | difference to the first row |", "| --- |" + " --- |" * 4]
+    records = []
+    for name, (accuracies, lr, steps) in scores.items():
+        mean, ci95 = metrics.mean_interval(accuracies)
+        common = min(len(first), len(accuracies))
+        difference = metrics.paired_difference(accuracies[:common], first[:common])
+        cells = (ROWS[name].label, str(len(accuracies)), f"{steps}, {lr:.3g}", f"{100 * mean:.2f} ± {100 * ci95:.2f} %",
+                 f"{100 * difference.mean:+.2f} ± {100 * difference.ci95:.2f} over {common}")  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+        records.append({
+            "row": name, "label": ROWS[name].label, "num_tasks": len(accuracies), "inner_steps": steps, "inner_lr": lr,
+            "accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95,
+            "common_tasks": common,
+        })  # fmt: skip
+    return "\n".join(lines), records
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program."""
+    from mtl_jax.configs import glyphs
+
+    values = flags.FlagValues()
+    cli.define_config(values, required=False)
+    flags.DEFINE_list("rows", list(ROWS), f"of {', '.join(ROWS)}", flag_values=values)
+    flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
+    flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
+    cli.parse(values, argv)
+    started, path = time.monotonic(), Path(values.workdir)
+    config = values.config if values.config is not None else glyphs.get_config("1shot")
+    for name in values.rows:
+        apply_row(config, name)
+    scores = run(config, path, values.rows, tasks=values.num_tasks, few_tasks=values.few_tasks)
+    text, records = table(scores)
+    minutes = (time.monotonic() - started) / 60
+    workdir.write_json_atomic(path / "table.json", {"minutes": minutes, "rows": records})
+    workdir.write_bytes_atomic(path / "table.md", f"{text}\n".encode())
+    print(f"\n{config.meta.way}-way {config.meta.shot}-shot, {config.evaluate.query} queries a class, seed "
+          f"{config.evaluate.seed} of the tasks\n\n{text}\n\n{minutes:.1f} minutes")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
