@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mtl_jax import memory
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import Progress
 from mtl_jax.errors import CheckpointError, MtlError
@@ -149,7 +150,9 @@ def _record(log: Log, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, 
 
 
 def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) -> None:
-    timing.write(step, {f"{phase.name}/seconds": round(time.monotonic() - started, 3), "time": round(time.time(), 3)})
+    facts = {"seconds": round(time.monotonic() - started, 3), **memory.peaks()}
+    named = {f"{phase.name}/{name}": value for name, value in facts.items()}
+    timing.write(step, {**named, "time": round(time.time(), 3)})
 
 
 class _Saver:

@@ -16,7 +16,7 @@ h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.2rem; margin: 2.2rem
 a { color: var(--mark) } nav a { display: inline-block; margin-right: .8rem; padding: .2rem 0 }
 .headline { font-size: 1.6rem; font-weight: 600; margin: .8rem 0 0 } .pale { color: var(--pale) }
 picture img { display: block; max-width: 100%; height: auto; margin: .5rem 0 }
-.scroll { overflow-x: auto; overflow-wrap: normal } .scroll picture img { min-width: 46rem } .pair { display: flex; flex-wrap: wrap; gap: 1rem }
+.scroll { overflow-x: auto; overflow-wrap: normal } .scroll picture img { min-width: 46rem } .pair { display: flex; flex-wrap: wrap; gap: 1rem } .pair > div { flex: 1 1 20rem; min-width: 0 }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .9rem }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }

@@ -7,13 +7,14 @@ import re
 import shlex
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_runs import other_tiny_run, tiny_run  # noqa: F401, fixtures
 
-from mtl_jax import comparison, config, report, report_data, report_html
+from mtl_jax import comparison, config, memory, report, report_data, report_html
 from mtl_jax.data import Split
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.evaluate import evaluate
@@ -120,7 +121,7 @@ def test_the_report_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
     sections = ("Learning curves", "Inner loop", "Tasks", "Classes", "Episodes", "Features", "Mined classes",
                 "Time and memory", "How to get this again")  # fmt: skip
     commands = ("python -m mtl_jax.report", f"python evaluate.py {shlex.quote(f'--workdir={run}')} --split=test")
-    values = (headline, "Report of a <run> & more", result["episodes"], "backbone.width")
+    values = (headline, "Report of a <run> & more", result["episodes"], "backbone.width", "MB (host)")
     for said in (*sections, *commands, *values):
         assert said in words, said
     assert "script" not in page.tags and all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
@@ -222,3 +223,9 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):  # noqa: F811
 def test_the_config_stands_there_by_dotted_names(tiny_run):  # noqa: F811
     rows = dict(report_html.dotted(config.to_json(config.read(Workdir(tiny_run).config))))
     assert rows["backbone.width"] == 0.25 and rows["seed"] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says it twice")
+def test_memory_is_what_the_kernel_says():
+    kib = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
+    assert memory.peaks()["host_memory_mb"] == pytest.approx(int(kib) * 1024 / 1e6, rel=0.05)
