@@ -109,8 +109,15 @@ def norm(options: Options, x: Array, batch_statistics: str, *, name: str, pool: 
         flags = o.norm_scale, o.norm_bias, o.norm_unbiased, o.axis_name, pool
         return BatchNorm(o.norm_epsilon, o.norm_momentum, *flags, name=name)(x, batch_statistics)
     if o.norm == "layer":  # over H, W, C of an image, untrained scale 1 and offset 0, as in the TensorFlow code
-        layer = nn.LayerNorm(1e-12, o.dtype, use_bias=False, use_scale=False, reduction_axes=(1, 2, 3), name=name)
-        x = layer(x)
+        x = nn.LayerNorm(
+            1e-12,
+            o.dtype,
+            use_bias=False,
+            use_scale=False,
+            reduction_axes=(1, 2, 3),
+            use_fast_variance=False,
+            name=name,
+        )(x)
     return max_pool(x) if pool else x
 
 
