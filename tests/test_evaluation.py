@@ -136,6 +136,8 @@ def test_chunks_and_batches_make_no_difference(setup):
     for embed_batch, chunk in ((8, 3), (1000, 1000)):
         parts = evaluate_tasks(model, *data, PROTOCOL, outcome=raw, embed_batch=embed_batch, chunk=chunk)
         np.testing.assert_allclose(parts, whole, atol=1e-5)
+    bank = evaluation.embed_all(model, data[0], batch=8)
+    assert bank.shape == (CLASSES * EACH, FEATURES)  # without the rows that filled up the last batch
 
 
 def test_tasks_are_their_numbers_alone(setup):
