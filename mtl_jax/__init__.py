@@ -15,11 +15,13 @@ from mtl_jax.version import __version__
 
 if TYPE_CHECKING:
     from mtl_jax.classifier import FewShotClassifier
+    from mtl_jax.reference_weights import ReferenceWeights, load_reference_weights
 
 __all__ = [
     "ClassTable",
     "Episode",
     "FewShotClassifier",
+    "ReferenceWeights",
     "__version__",
     "adapt",
     "adapt_head",
@@ -29,6 +31,7 @@ __all__ = [
     "create_backbone",
     "init_head",
     "init_scale_shift",
+    "load_reference_weights",
     "sample_episode",
 ]
 
@@ -38,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from mtl_jax.classifier import FewShotClassifier
 
         return FewShotClassifier
+    if name in ("ReferenceWeights", "load_reference_weights"):  # brings safetensors and the readers of files
+        from mtl_jax import reference_weights
+
+        return getattr(reference_weights, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

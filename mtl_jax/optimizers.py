@@ -1,5 +1,6 @@
 """Optax chains and schedules, by parameter group."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -70,9 +71,10 @@ def _scale_by_adam_eps_before(b1: float = 0.9, b2: float = 0.999, eps: float = 1
 
     def update(gradients, state, params=None):
         _, state = moments.update(gradients, state, params)
-        correction = 1 - b2 ** state.count.astype(jnp.float32)
-        first = optax.tree.bias_correction(state.mu, b1, state.count)
-        return jax.tree.map(lambda m, v: m * correction**0.5 / (jnp.sqrt(v) + eps), first, state.nu), state
+        count = state.count.astype(float)
+        # 1 - b^t by expm1, since at the first steps the plain difference has but four digits in float32
+        factor = jnp.sqrt(-jnp.expm1(count * math.log(b2))) / -jnp.expm1(count * math.log(b1))
+        return jax.tree.map(lambda m, v: m * factor.astype(m.dtype) / (jnp.sqrt(v) + eps), state.mu, state.nu), state
 
     return optax.GradientTransformation(moments.init, update)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, hard_tasks, meta, metrics, parallel, pretrain
+from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pretrain
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
@@ -210,7 +210,10 @@ def _phase(config: Config, group: Config, name: str, **fields: Any) -> Phase:
 
 def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
     """The backbone to meta-train, (params, batch_stats): from this run's pre-training, or from `pretrain.init`."""
-    source = Workdir(config["pretrain"]["init"]) if config["pretrain"]["init"] else place
+    init = config["pretrain"]["init"]
+    if init and from_weights.is_weights(init):
+        return from_weights.backbone(config, init)
+    source = Workdir(init) if init else place
     found = _selected(Checkpoints(source.checkpoints("pretrain")), config["pretrain"]["select"])
     return found.items["params"]["backbone"], found.items.get("batch_stats", {})
 
@@ -222,9 +225,14 @@ def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tup
         params, batch_stats = pretrained(config, place)
         head = fresh_head(config, _features(embed, params, batch_stats, image_shape))
         return 0, Model(embed, {"head": head}, Frozen(params, batch_stats))
-    found = _selected(Checkpoints(place.checkpoints("meta")), config["meta"]["select"])
+    found = meta_checkpoint(config, place)
     frozen = Frozen(found.items["params"], found.items.get("batch_stats", {}))
     return found.step, Model(embed, found.items["learned"], frozen)
+
+
+def meta_checkpoint(config: Config, place: Workdir) -> Restored:
+    """The checkpoint of meta-training that a run is evaluated by."""
+    return _selected(Checkpoints(place.checkpoints("meta")), config["meta"]["select"])
 
 
 def _selected(checkpoints: Checkpoints, select: str) -> Restored:

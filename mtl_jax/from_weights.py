@@ -1,0 +1,73 @@
+"""A run's backbone, or a whole model, from a weight file instead of a checkpoint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import build, named_arrays
+from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.evaluation import Model
+from mtl_jax.meta import Frozen
+from mtl_jax.reference_weights import ReferenceWeights, load_reference_weights
+from mtl_jax.types import Params
+from mtl_jax.weight_files import SUFFIXES
+
+Config = Mapping[str, Any]
+
+
+def is_weights(path: str) -> bool:
+    """Whether a path names weight files (one, several with commas, a folder of .npy) and not a workdir."""
+    return path.endswith(SUFFIXES) or any(Path(path).glob("*.npy"))
+
+
+def backbone(config: Config, path: str) -> tuple[Params, Params]:
+    """(params, batch_stats) of a weight file, for the backbone of a config; what else it holds is left.
+
+    Raises:
+      CheckpointError: unreadable, or not that backbone's weights. ConfigError: no running averages where the config
+        needs them.
+    """
+    return _backbone(config, load_reference_weights(path), path)
+
+
+def model(config: Config, path: str) -> Model:
+    """The meta-trained network of a weight file, as a config's `meta.batch_norm` runs it.
+
+    Raises:
+      CheckpointError: as `backbone`; or there is no head in it, or one for another way than `meta.way`.
+    """
+    weights = load_reference_weights(path)
+    params, batch_stats = _backbone(config, weights, path)
+    if weights.head is None:
+        raise CheckpointError(f"{path}: a pre-training file, without a head; train with --config.pretrain.init={path}")
+    way, wanted = weights.head["kernel"].shape[1], config["meta"]["way"]
+    if way != wanted:
+        raise CheckpointError(f"{path}: its head is for {way} classes; give --config.meta.way={way}, not {wanted}")
+    groups = {"head": weights.head, **({"ss": weights.ss} if weights.ss else {})}
+    return Model(build.embedding(config), jax.tree.map(jnp.asarray, _single(groups)), Frozen(params, batch_stats))
+
+
+def _backbone(config: Config, weights: ReferenceWeights, path: str) -> tuple[Params, Params]:
+    if weights.backbone != config["backbone"]["name"]:
+        raise CheckpointError(
+            f"{path}: the weights of a {weights.backbone}, but config.backbone.name is {config['backbone']['name']!r}"
+        )
+    module = build.backbone(config["backbone"])
+    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = named_arrays.fit(like["params"], _single(weights.params), path)
+    if weights.batch_stats is not None:
+        return params, named_arrays.fit(like.get("batch_stats", {}), _single(weights.batch_stats), path)
+    if config["backbone"]["norm"] == "batch" and config["meta"]["batch_norm"] != "batch":
+        raise ConfigError(
+            f"{path} has no running averages of batch norm, so config.meta.batch_norm must be 'batch', "
+            f"not {config['meta']['batch_norm']!r}"
+        )
+    return params, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), like.get("batch_stats", {}))
+
+
+def _single(tree: Params) -> Params:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
