@@ -16,7 +16,18 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, checkpoint, cli, config, frozen_episodes, metrics, phases, workdir
+from mtl_jax import (
+    build,
+    checkpoint,
+    cli,
+    config,
+    frozen_episodes,
+    metrics,
+    phases,
+    plots,
+    report_plots,
+    workdir,
+)
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
@@ -66,6 +77,8 @@ def evaluate(
         result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
     is_own = episodes is None and protocol == build.protocol(config.read(place.config))
     _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
+    if every:
+        _draw_by_step(place, result, trajectory, result["episodes"] if episodes else "")
     return result
 
 
@@ -102,8 +115,25 @@ def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, 
         "way": protocol.way, "shot": protocol.shot, "query": protocol.query,
         "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr,
         "batch_norm": "batch" if transductive else "running", "head": "zero" if protocol.zero_head else "learned",
-        "flips": protocol.flips, "checkpoint_step": step, "seed": protocol.seed,
+        "flips": protocol.flips, "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
     }  # fmt: skip
+
+
+def _chosen_by(settings: ConfigDict) -> str:
+    """What chose the checkpoint. Nothing can choose it by the test split: training never opens it."""
+    phase = settings.pretrain if settings.meta.learn == "none" else settings.meta
+    by_tasks = phase.select == "best" and phase.val_every and phase.val_tasks
+    return "validation" if by_tasks else "last step"
+
+
+def _draw_by_step(place: workdir.Workdir, result: Mapping[str, Any], trajectory: np.ndarray, episodes: str) -> None:
+    """Accuracy after every inner step as a picture, which says that a step must not be chosen by it."""
+    mean, ci95 = zip(*(metrics.mean_interval(column) for column in trajectory.T), strict=True)
+    figure = report_plots.accuracy_by_step(np.array(mean), np.array(ci95))
+    warning = "" if result["split"] == "val" else "; a step chosen here is chosen by these tasks"
+    figure.suptitle(f"{result['num_tasks']} {result['split']} tasks{warning}", fontsize=9)
+    sizes = {"way": result["way"], "shot": result["shot"], "episodes": episodes}
+    plots.save(figure, place.evaluation(result["split"], "png", **sizes))
 
 
 def _write(
@@ -130,8 +160,8 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{result['split']} {result['way']}-way {result['shot']}-shot: "
         f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % over {result['num_tasks']} tasks "
         f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}, "
-        f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']}, "
-        f"seed {result['seed']}, episodes {result['episodes'][:12]})"
+        f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
+        f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
     )
 
 
