@@ -1,8 +1,8 @@
 """The TensorFlow implementation, written in plain PyTorch from its description alone and meant to be checked by eye.
 
 Weights live in the implementation's own dicts, kernels as [kh, kw, in, out]; images are [B, H, W, 3]. Nothing here
-knows of mtl_jax. `norms`, where given, makes it the paper's network: batch norm by running averages, with a scale and an
-offset.
+knows of mtl_jax. `norms`, where given, makes it the paper's network: batch norm by running averages, with a scale and
+an offset.
 """
 
 import torch

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config.data.name=folder", "--config.data.mean=(0.5,)", "--config.backbone.width=0.1",
     "--config.pretrain.steps=6", "--config.pretrain.batch_size=8", "--config.pretrain.val_every=3",
-    "--config.pretrain.val_tasks=10", "--config.meta.steps=6", "--config.meta.val_every=3", "--config.meta.val_tasks=10",
-    "--config.meta.way=2", "--config.meta.query=2", "--config.meta.tasks_per_step=2", "--config.evaluate.query=2",
-    "--config.runtime.log_every=1", "--config.runtime.checkpoint_every=2",
+    "--config.pretrain.val_tasks=10", "--config.meta.steps=6", "--config.meta.val_every=3",
+    "--config.meta.val_tasks=10", "--config.meta.way=2", "--config.meta.query=2", "--config.meta.tasks_per_step=2",
+    "--config.evaluate.query=2", "--config.runtime.log_every=1", "--config.runtime.checkpoint_every=2",
 ]  # fmt: skip
 
 
