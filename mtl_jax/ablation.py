@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_list("rows", list(ROWS), f"of {', '.join(ROWS)}", flag_values=values)
     flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
     flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
-    cli.parse(values, argv)
+    cli.parse(values, argv, __doc__)
     started, path = time.monotonic(), Path(values.workdir)
     config = values.config if values.config is not None else glyphs.get_config("1shot")
     for name in values.rows:

@@ -24,12 +24,15 @@ def define_config(values: flags.FlagValues, required: bool) -> None:
         flags.mark_flag_as_required(name, flag_values=values)
 
 
-def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
-    """Parses the command line.
+def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "") -> None:
+    """Parses the command line; --help prints `about` (the program's docstring) and its flags, and exits.
 
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, a word that is no flag.
     """
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(_help(values, about or ""))
+        raise SystemExit(0)
     argv = [_installed_config(word) for word in argv]
     try:
         rest = values(argv)
@@ -39,6 +42,11 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
         raise ConfigError(f"--config: {type(error).__name__}: {error}".replace("\n", " ")) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]!r} is no flag; write --config.a.b=value, with two dashes")
+
+
+def _help(values: flags.FlagValues, about: str) -> str:
+    lines = [f"  --{name}: {values[name].help}" for name in values if name not in ("flagfile", "undefok")]
+    return "\n".join([about, *lines, "\nThe keys of a config, with their meanings: configs/default.py"])
 
 
 def _installed_config(word: str) -> str:

@@ -136,7 +136,9 @@ def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: P
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m mtl_jax.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m mtl_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     parser.add_argument("--seed", type=int, default=0, help="of training; the test tasks stay the same")
     arguments = parser.parse_args(argv[1:])

@@ -2,6 +2,7 @@
 
 python evaluate.py --workdir=runs/glyphs --num_tasks=600 --shot=5
 python evaluate.py --workdir=runs/glyphs --episodes=episodes.json.gz
+python evaluate.py --workdir=runs/theirs --weights=max_acc.pth --config=configs/miniimagenet.py:pytorch,1shot
 """
 
 import csv
@@ -10,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from mtl_jax import (
     checkpoint,
     cli,
     config,
+    from_weights,
     frozen_episodes,
     metrics,
     phases,
@@ -39,7 +42,7 @@ SHORT_FLAGS = ("split", "num_tasks", "way", "shot")
 
 
 def evaluate(
-    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None
+    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None, weights: str = ""
 ) -> dict[str, Any]:
     """Evaluates a workdir's best checkpoint by the protocol of `settings.evaluate`, and writes its files.
 
@@ -48,6 +51,7 @@ def evaluate(
       path: the workdir.
       dataset: the data, where the caller has it already.
       episodes: a file of episodes to replay; its sizes must be those of `settings` (see `with_episodes`).
+      weights: a reference's weight file to evaluate instead of a checkpoint; the workdir then takes the results alone.
 
     Returns:
       What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks.
@@ -58,7 +62,10 @@ def evaluate(
     place, protocol = workdir.Workdir(path), build.protocol(settings)
     dataset = dataset or build.dataset(settings.data)
     split = choose_split(dataset, settings.evaluate.split)
-    step, model = phases.trained(settings, place, split.images.shape[1:])
+    if weights:
+        step, model = 0, from_weights.model(settings, weights)
+    else:
+        step, model = phases.trained(settings, place, split.images.shape[1:])
     tasks = choose_tasks(dataset, split, protocol, episodes)
     started, every = time.monotonic(), settings.evaluate.every_step
     accuracies = evaluate_tasks(
@@ -71,11 +78,13 @@ def evaluate(
         **protocol_facts(settings, protocol, step), "episodes": frozen_episodes.content_hash(split, tasks),
         **_interval(trajectory[:, -1]), "seconds": round(seconds, 2),
     }  # fmt: skip
+    if weights:
+        result["checkpoint_by"] = f"weight file {Path(weights).name}"
     if episodes:
         result["seed"] = episodes.facts["seed"]
     if every:
         result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
-    is_own = episodes is None and protocol == build.protocol(config.read(place.config))
+    is_own = episodes is None and not weights and protocol == build.protocol(config.read(place.config))
     _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
     if every:
         _draw_by_step(place, result, trajectory, result["episodes"] if episodes else "")
@@ -172,9 +181,10 @@ def main(argv: Sequence[str]) -> int | None:
     flags.DEFINE_string("split", None, "train, val or test", flag_values=values)
     for name in SHORT_FLAGS[1:]:
         flags.DEFINE_integer(name, None, f"the same as --config.evaluate.{name}", flag_values=values)
+    flags.DEFINE_string("weights", None, "a reference's weight file, instead of a checkpoint", flag_values=values)
     flags.DEFINE_string("episodes", None, "a file of python -m mtl_jax.frozen_episodes", flag_values=values)
     words, overrides = split_overrides(argv)
-    cli.parse(values, words)
+    cli.parse(values, words, __doc__)
     settings = _settings(values, overrides)
     given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
     settings.evaluate.update(given)
@@ -182,7 +192,7 @@ def main(argv: Sequence[str]) -> int | None:
     if episodes:
         settings = with_episodes(settings, episodes, given)
     config.validate(settings)
-    result = evaluate(settings, values.workdir, episodes=episodes)
+    result = evaluate(settings, values.workdir, episodes=episodes, weights=values.weights or "")
     workdir.record_command(values.workdir, argv)
     print(describe(result))
     return 0
@@ -213,12 +223,22 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     place = workdir.Workdir(values.workdir)
+    if values.weights:
+        return _settings_for_weights(values, place)
     saved = config.read(place.config)
     settings = values.config if values.config is not None else config.override(saved, overrides)
     lines = checkpoint.describe_difference(config.to_json(saved), config.to_json(settings), config.MAY_DIFFER)
     if lines:
         raise ConfigError(f"{place.path} was trained with another config: {'; '.join(lines)}; leave these as they were")
     return settings
+
+
+def _settings_for_weights(values: flags.FlagValues, place: workdir.Workdir) -> ConfigDict:
+    if values.config is None:
+        raise ConfigError("--weights needs --config=FILE.py, which says how the network of that file runs")
+    if place.config.exists():
+        raise ConfigError(f"{place.path} holds a run of its own; give --weights another --workdir for its results")
+    return values.config
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def default(config: ConfigDict, facts: Facts) -> None:
     config.inner.update({"steps": 20, "lr": 0.03 if config.meta.shot == 1 else 0.05})
     config.meta.update({"tasks_per_step": 4, "steps": 5000, "lr": 1e-3, "decay": "cosine", "val_every": 250})
     config.meta.val_tasks = 2000
-    config.runtime.checkpoint_every = 1000
+    config.runtime.update({"checkpoint_every": 1000, "log_every": 100})
     _hard_tasks(config, facts, enabled=False)
 
 

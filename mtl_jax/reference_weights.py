@@ -150,7 +150,9 @@ def describe(weights: ReferenceWeights) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python -m mtl_jax.reference_weights", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m mtl_jax.reference_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (("info", "what a file holds"), ("convert", "write it in another format")):
         command = commands.add_parser(name, help=about)

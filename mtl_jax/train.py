@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int | None:
     """The program."""
     values = flags.FlagValues()
     cli.define_config(values, required=True)
-    cli.parse(values, argv)
+    cli.parse(values, argv, __doc__)
     workdir.record_command(values.workdir, argv)
     train(values.config, values.workdir)
     return 0

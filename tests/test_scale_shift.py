@@ -18,7 +18,8 @@ def params():
 def _params(name):
     module = create_backbone(name, width=0.05)
     shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, 28, 28, 3))), jax.random.key(0))["params"]
-    return jax.tree.map(lambda s: jax.random.normal(jax.random.key(sum(s.shape)), s.shape), shapes)
+    rng = np.random.default_rng(0)  # NumPy's, since JAX would compile something for every shape
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), shapes)
 
 
 def leaves(ss, name):

@@ -1,0 +1,141 @@
+"""Presets are what docs/fidelity.md says they are, option by option, and its proofs exist."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mtl_jax.configs import miniimagenet
+
+from mtl_jax import build, config, create_backbone, presets
+from mtl_jax.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+VARIANTS = ("paper", "tensorflow", "pytorch", "default")
+SHOTS = ("1shot", "5shot")
+DATA_SETS = ("miniimagenet", "tieredimagenet", "fc100", "cifar_fs", "folder")
+WORDS = {"unset": None, "true": True, "false": False}
+ROW = re.compile(r"\| `([a-z_]+\.[a-z_.]+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| [^|]* \| `(\w+)` \|")
+TABLE = {match[1]: match.groups()[1:] for match in ROW.finditer((ROOT / "docs/fidelity.md").read_text())}
+
+
+def flatten(group, prefix=""):
+    """A config as {'meta.lr': 1e-3, ...}."""
+    for name, value in group.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def flat_config(variant, shot):
+    words = shot if variant == "default" else f"{variant},{shot}"
+    return dict(flatten(miniimagenet.get_config(words).to_dict()))
+
+
+def parse(cell, shot):
+    """A cell's value: a word, a number, a tuple (of 255ths), or one for each shot."""
+    parts = cell.split(";")
+    text = parts[min(SHOTS.index(shot), len(parts) - 1)].strip()
+    if text in WORDS:
+        return WORDS[text]
+    scale = 255 if text.endswith("/255") else 1
+    try:
+        value = ast.literal_eval(text.removesuffix("/255"))
+    except ValueError:
+        return text
+    return tuple(x / scale for x in value) if isinstance(value, tuple) else value
+
+
+def same(a, b):
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and np.allclose(a, b)
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+@pytest.mark.parametrize("shot", SHOTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_cell_is_what_the_config_says(variant, shot):
+    found = flat_config(variant, shot)
+    assert len(TABLE) > 50
+    for key, cells in TABLE.items():
+        said = parse(cells[VARIANTS.index(variant)], shot)
+        assert same(found[key], said), f"{key}: {found[key]!r}, docs/fidelity.md says {said!r}"
+
+
+@pytest.mark.parametrize("shot", SHOTS)
+def test_another_preset_changes_nothing_but_what_the_tables_name(shot):
+    configs = [flat_config(variant, shot) for variant in VARIANTS]
+    differ = {key for key in configs[0] if any(not same(other[key], configs[0][key]) for other in configs)}
+    assert differ <= TABLE.keys(), differ - TABLE.keys()
+    if shot == "1shot":
+        assert TABLE.keys() == differ, "a row without a difference"
+
+
+def test_every_proof_is_a_test():
+    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    missing = {proof for *_, proof in TABLE.values() if f"def {proof}(" not in written}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+@pytest.mark.parametrize("argument", ["", "pytorch,1shot", "5shot,tensorflow", "tensorflow,resnet18", "paper", "conv4"])
+def test_every_argument_gives_a_valid_config(name, argument):
+    found = importlib.import_module(f"mtl_jax.configs.{name}").get_config(argument)
+    config.validate(found)
+    assert found.data.name == name
+    assert found.meta.shot == (5 if "5shot" in argument else 1)
+    build.backbone(found.backbone)
+    build.meta_optimizer(found.meta)
+
+
+@pytest.mark.parametrize("argument", ["pytroch", "pytorch,paper", "1shot,5shot", "resnet12,resnet18", "pytorch 1shot"])
+def test_other_arguments_are_refused(argument):
+    with pytest.raises(ConfigError, match="expected at most one word of each of: pytorch, tensorflow, paper; conv4"):
+        miniimagenet.get_config(argument)
+
+
+def test_epochs_become_steps():
+    """Batches of 128: 300 an epoch of mini-ImageNet, 282 of FC100 with the last partial one."""
+    mini = miniimagenet.get_config("pytorch")
+    assert mini.pretrain.steps == 110 * 300
+    assert mini.pretrain.decay_every == 30 * 300
+    assert (mini.meta.steps, mini.meta.decay_every, mini.meta.val_every) == (100 * 100, 10 * 100, 100)
+    fc100 = importlib.import_module("mtl_jax.configs.fc100").get_config("pytorch")
+    assert (fc100.pretrain.steps, fc100.pretrain.val_every) == (110 * 282, 282)
+    rates = build.optimizers.schedule(0.1, decay="steps", every=mini.pretrain.decay_every, factor=0.2)
+    wanted = [0.1 * 0.2 ** ((epoch - 1) // 30) for epoch in (1, 30, 31, 61, 110)]
+    np.testing.assert_allclose([rates((epoch - 1) * 300) for epoch in (1, 30, 31, 61, 110)], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("miniimagenet", (10, 4)), ("fc100", (20, 10))])
+def test_hard_tasks_are_the_papers(name, extra):
+    get_config = importlib.import_module(f"mtl_jax.configs.{name}").get_config
+    for shot, wanted in zip(SHOTS, extra, strict=True):
+        hard = get_config(f"paper,{shot}").hard_tasks
+        assert (hard.enabled, hard.round, hard.extra) == (True, 10, wanted)
+
+
+def test_validation_has_sizes_of_its_own():
+    """The PyTorch code validates its pre-training by 1-shot tasks, TensorFlow's meta-training with K queries."""
+    found = miniimagenet.get_config("pytorch,5shot")
+    assert build.validation(found, found.pretrain)[:4] == (5, 1, 15, 600)
+    assert build.validation(found, found.meta)[:4] == (5, 5, 15, 600)
+    found = miniimagenet.get_config("tensorflow,5shot")
+    assert build.validation(found, found.meta)[:4] == (5, 5, 5, 600)
+
+
+def test_small_images_stay_small_by_default_alone():
+    get_config = importlib.import_module("mtl_jax.configs.fc100").get_config
+    assert get_config("1shot").data.image_size == 32
+    assert get_config("pytorch").data.image_size == 92
+    assert get_config("tensorflow").data.image_size == 84
+
+
+def test_backbones_of_the_presets_have_the_references_channels():
+    assert presets.NAMES == ("conv4", "resnet12", "resnet18", "resnet25")
+    for argument in ("pytorch", "tensorflow", "paper"):
+        options = miniimagenet.get_config(argument).backbone
+        assert build.backbone(options).options.width == create_backbone(options.name).options.width == 1.0

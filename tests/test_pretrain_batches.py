@@ -1,0 +1,64 @@
+"""Which images a pre-training step sees: orders, the last partial batch, dispatches of several steps."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from mtl_jax.configs import default
+
+from mtl_jax import phases, pretrain
+from mtl_jax.errors import ConfigError
+
+COUNT, BATCH = 10, 4
+
+
+def batches(steps, repeat=1, **group):
+    """The images that each step sees, of ten whose labels are their numbers."""
+    config = default.get_config()
+    config.pretrain.update({"batch_size": BATCH, **group})
+    config.runtime.steps_per_dispatch = repeat
+    split = SimpleNamespace(images=np.zeros((COUNT, 28, 28, 1), np.uint8), labels=np.arange(COUNT, dtype=np.int32))
+
+    def take(state, images, labels, key, axis_name):
+        assert images.shape == (len(labels), 28, 28, 1)
+        return state._replace(step=state.step + 1), {"labels": labels}
+
+    dispatch = phases._pretrain_dispatch(config, split, jax.local_devices()[:1], take)
+    state, seen = pretrain.PretrainState(jnp.int32(0), {}, {}, {}), []
+    for step in range(0, steps, repeat):
+        state, metrics = dispatch(state, step)
+        seen += np.asarray(metrics["labels"]).reshape(repeat, -1).tolist()
+    return seen
+
+
+def images(seen):
+    """All images of some batches."""
+    return [image for batch in seen for image in batch]
+
+
+def test_the_last_partial_batch_is_kept_or_left_out():
+    kept = batches(6, drop_last=False)
+    assert [len(batch) for batch in kept] == [4, 4, 2, 4, 4, 2]
+    assert sorted(images(kept[:3])) == sorted(images(kept[3:])) == list(range(COUNT))
+    left = batches(4, drop_last=True)
+    assert [len(batch) for batch in left] == [4, 4, 4, 4]
+    assert left[:2] == kept[:2]
+    assert len(set(images(left[:2]))) == 8
+
+
+def test_an_order_an_epoch_or_one_for_all():
+    anew = batches(6, drop_last=False)
+    assert anew[:3] != anew[3:]
+    once = batches(6, drop_last=False, shuffle="once")
+    assert once[:3] == once[3:] == anew[:3]
+
+
+def test_a_dispatch_of_several_steps_sees_the_same_batches():
+    assert batches(6, repeat=3) == batches(6)
+
+
+def test_a_partial_batch_within_a_dispatch_is_refused():
+    with pytest.raises(ConfigError, match=r"drop_last is false, but an epoch's last batch of 2 images"):
+        batches(3, repeat=3, drop_last=False)
