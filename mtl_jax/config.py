@@ -9,11 +9,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from mtl_jax import backbones, base_learner, meta, scale_shift
 from mtl_jax.configs import default
+from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
 
 CHOICES = {
-    "backbone.name": ("conv4", "resnet12", "resnet18", "resnet25"),
+    "backbone.name": backbones.NAMES,
     "backbone.norm": ("batch", "layer", "none"),
     "pretrain.optimizer": ("adam", "sgd"),
     "pretrain.adam_eps": ("after", "before"),
@@ -23,18 +25,18 @@ CHOICES = {
     "pretrain.batch_norm": ("train", "batch"),
     "pretrain.select": ("best", "last"),
     "inner.loss_scale": ("mean", "per_shot"),
-    "inner.adapt": ("head", "last_block", "all"),
-    "inner.head_init": ("he", "xavier", "zero"),
+    "inner.adapt": meta.ADAPT,
+    "inner.head_init": base_learner.HEAD_INITS,
     "meta.learn": ("ss", "weights", "head", "none"),
     "meta.blocks": ("all", "last"),
-    "meta.scale": ("all", "main"),
-    "meta.shift": ("bias", "nowhere"),
-    "meta.batch_norm": ("running", "batch", "train"),
+    "meta.scale": scale_shift.SCALE,
+    "meta.shift": scale_shift.SHIFT,
+    "meta.batch_norm": backbones.BATCH_STATISTICS,
     "meta.optimizer": ("adam", "sgd"),
     "meta.adam_eps": ("after", "before"),
     "meta.decay": ("constant", "cosine", "steps"),
     "meta.select": ("best", "last"),
-    "evaluate.split": ("train", "val", "test"),
+    "evaluate.split": SPLITS,
     "runtime.dtype": ("float32", "bfloat16", "auto"),
 }
 POSITIVE = (

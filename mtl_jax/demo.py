@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import build, cli, evaluation, metrics, phases, plots, pretrain, workdir
+from mtl_jax.configs import glyphs
 from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluation import Model, Protocol
 from mtl_jax.meta import Embed, Frozen
@@ -34,8 +35,6 @@ ROWS = ("random backbone + adapted head", "pre-trained backbone + adapted head",
 
 def train_all(path: Path, seed: int) -> dict[int, ConfigDict]:
     """Pre-trains once and meta-trains for every shot, in `path`/1shot and `path`/5shot; returns the configs by shot."""
-    from mtl_jax.configs import glyphs
-
     settings = {}
     for shot in SHOTS:
         settings[shot] = glyphs.get_config(f"{shot}shot")
@@ -125,7 +124,7 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
 def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Any:
     """A picture of the first test task with MTL's predictions."""
     split = dataset.splits["test"]
-    model = models(settings, path, dataset.splits["train"])[ROWS[2]]
+    _, model = phases.trained(settings, workdir.Workdir(path), split.images.shape[1:])
     support, query = (np.asarray(part[0]) for part in evaluation.sample(split.table(), protocol, 0, 1))
     predictions = evaluation.predict_task(model, split.images, support, query, protocol)
     names = [split.class_names[split.labels[row[0]]] for row in support]

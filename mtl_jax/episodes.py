@@ -73,9 +73,14 @@ def sample_images(key: Array, table: ClassTable, classes: Array, *, shot: int, q
     return images[:, :shot], images[:, shot:]
 
 
+def numbered_keys(key: Array, numbers: Array) -> Array:
+    """A key for each of `numbers` [T], a function of the number alone: the same wherever it is computed."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+
 def task_keys(key: Array, step: int | Array, numbers: Array) -> Array:
     """The keys of the tasks `numbers` [T] of the meta-batch of a step: task t of step s is the same on any device."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, step), numbers)
+    return numbered_keys(jax.random.fold_in(key, step), numbers)
 
 
 def sample_tasks(keys: Array, table: ClassTable, *, way: int, shot: int, query: int) -> tuple[Array, Array]:

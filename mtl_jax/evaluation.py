@@ -133,8 +133,7 @@ def initial_head(head: Params, protocol: Protocol) -> Params:
 
 def sample(table: ClassTable, protocol: Protocol, start: int | Array, count: int) -> tuple[Array, Array]:
     """The images of tasks `start` .. `start + count - 1` of a protocol: (support [T, N, K], query [T, N, Q])."""
-    numbers = start + jnp.arange(count)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(protocol.seed), numbers)
+    keys = episodes.numbered_keys(jax.random.key(protocol.seed), start + jnp.arange(count))
     return episodes.sample_tasks(keys, table, way=protocol.way, shot=protocol.shot, query=protocol.query)
 
 

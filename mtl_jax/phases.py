@@ -12,6 +12,7 @@ from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pr
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
+from mtl_jax.episodes import numbered_keys
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.loop import Phase
@@ -70,7 +71,7 @@ def _pretrain_dispatch(config: Config, split: Split, devices: Sequence[jax.Devic
         position = (state.step - first) * batch + number * each
         rows = jax.lax.dynamic_slice(order, (position,), (each,))
         step_key = jax.random.fold_in(key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, number * each + jnp.arange(each))
+        keys = numbered_keys(step_key, number * each + jnp.arange(each))
         dropout_key = jax.random.fold_in(step_key, batch + number)
         return take(state, view(keys, images[rows]), labels[rows], dropout_key, axis_name=axis)
 

@@ -4,7 +4,6 @@ python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.
 """
 
 import contextlib
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,8 @@ from ml_collections import ConfigDict
 
 from mtl_jax import build, checkpoint, cli, config, console, loop, phases, signals, workdir, writers
 from mtl_jax.data import Dataset
+from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError
-
-_logger = logging.getLogger(__name__)
 
 
 def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
@@ -81,8 +79,6 @@ def _record_config(settings: ConfigDict, place: workdir.Workdir) -> None:
 
 def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
     """Whether the splits can give the tasks asked for, before anything is compiled."""
-    from mtl_jax.episodes import check_table
-
     for name in ("train", "val"):
         if name in dataset.splits and (name == "train" or settings.meta.val_tasks):
             split, meta = dataset.splits[name], settings.meta
