@@ -91,47 +91,6 @@ class Adam:
             s[key].grad = None
 
 
-def random_state(rng, widths=(4, 8, 16, 32), way=5, meta=True):
-    """A state dict with arbitrary weights, nothing at its initial value, as NumPy arrays."""
-    s = {}
-
-    def add_conv(name, out, inputs, size, bias=False):
-        s[f"{name}.weight"] = rng.normal(size=(out, inputs, size, size)) * (2 / (inputs * size * size)) ** 0.5
-        s[f"{name}.mtl_weight"] = rng.uniform(0.7, 1.3, (out, inputs, 1, 1))
-        if bias:
-            s[f"{name}.bias"] = rng.normal(size=out) * 0.1
-            s[f"{name}.mtl_bias"] = rng.normal(size=out) * 0.1
-
-    def add_norm(name, width, largest=1.5):
-        s[f"{name}.weight"] = rng.uniform(largest / 3, largest, width)
-        s[f"{name}.bias"] = rng.normal(size=width) * 0.1
-        s[f"{name}.running_mean"] = rng.normal(size=width) * 0.1
-        s[f"{name}.running_var"] = rng.uniform(1.0, 3.0, width)
-        s[f"{name}.num_batches_tracked"] = rng.integers(1, 100, ())
-
-    stem, *stages = widths
-    add_conv("conv1", stem, 3, 3, bias=True)
-    add_norm("bn1", stem)
-    inputs = stem
-    for layer, width in enumerate(stages, 1):
-        for block in range(4):
-            name = f"layer{layer}.{block}"
-            add_conv(f"{name}.conv1", width, inputs, 3)
-            add_norm(f"{name}.bn1", width)
-            add_conv(f"{name}.conv2", width, width, 3)
-            add_norm(f"{name}.bn2", width, largest=0.3)  # or the sums over twelve blocks would grow without bound
-            if block == 0:
-                add_conv(f"{name}.downsample.0", width, inputs, 1)
-                add_norm(f"{name}.downsample.1", width, largest=1.0)
-            inputs = width
-    if not meta:
-        return {key: value for key, value in s.items() if ".mtl_" not in key}
-    s = {f"encoder.{key}": value for key, value in s.items()}
-    kernel, bias = rng.normal(size=(way, inputs)) * (2 / inputs) ** 0.5, rng.normal(size=way) * 0.1
-    return {**s, "base_learner.fc1_w": kernel, "base_learner.fc1_b": bias,
-            "base_learner.vars.0": kernel, "base_learner.vars.1": bias}  # fmt: skip
-
-
 def tensors(state):
     """A copy of a state dict as float64 tensors; what is learned wants gradients."""
     s = {key: torch.tensor(value, dtype=torch.float64) for key, value in state.items()}

@@ -119,32 +119,6 @@ def meta_loss(s, network, tasks, steps, lr, shot):
     return sum(losses) / len(losses)
 
 
-def random_dicts(rng, backbone, widths=(3, 6, 13, 26), way=5):
-    """The three dicts with arbitrary weights, nothing at its initial value, as NumPy arrays."""
-    weights, ss = {}, {}
-
-    def add(name, bias, size, inputs, out):
-        weights[name] = rng.normal(size=(size, size, inputs, out)) * (2 / (inputs * size * size)) ** 0.5
-        weights[bias] = rng.normal(size=out) * 0.1
-        ss[name] = rng.uniform(0.7, 1.3, (1, 1, inputs, out))
-        ss[bias] = rng.normal(size=out) * 0.1
-
-    names = [(f"block{i}", width) for i, width in enumerate(widths, 1)]
-    inputs, convolutions = 3, 3
-    if backbone == "resnet18":
-        add("block0_1_conv1", "block0_1_bias1", 7, 3, widths[0])
-        names = [(f"{name}_{i}", width) for name, width in names for i in (1, 2)]
-        inputs, convolutions = widths[0], 2
-    for name, width in names:
-        weights[f"{name}_conv_res"] = rng.normal(size=(1, 1, inputs, width)) * (1 / inputs) ** 0.5
-        for i in range(1, convolutions + 1):
-            add(f"{name}_conv{i}", f"{name}_bias{i}", 3, inputs if i == 1 else width, width)
-        inputs = width
-    weights |= {"w5": rng.normal(size=(inputs, 64)), "b5": rng.normal(size=64)}  # saved, used by nothing
-    fc = {"w5": rng.normal(size=(inputs, way)) * 0.2, "b5": rng.normal(size=way) * 0.1}
-    return {"weights": weights, "ss_weights": ss, "fc_weights": fc}
-
-
 def tensors(dicts):
     """A copy as float64 tensors; Φ and θ want gradients."""
     s = {

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference_formats as formats
 from mtl_jax.configs import miniimagenet
 
 torch = pytest.importorskip("torch")
 
 import oracle_pytorch as oracle  # noqa: E402
 
-from mtl_jax import build, evaluation, load_reference_weights, meta  # noqa: E402
+from mtl_jax import build, evaluation, load_reference_weights, meta, pretrain  # noqa: E402
 from mtl_jax.named_arrays import flatten  # noqa: E402
 from mtl_jax.reference_pytorch import to_state_dict  # noqa: E402
 from mtl_jax.types import ClassTable, Episode  # noqa: E402
@@ -32,7 +33,7 @@ def config():
 @pytest.fixture(scope="module")
 def state():
     """Weights in the implementation's key names."""
-    return oracle.random_state(np.random.default_rng(0))
+    return formats.state_dict(np.random.default_rng(0))
 
 
 def as_they_are(images):
@@ -108,7 +109,7 @@ def ours_by_their_keys(learned, frozen, stats):
     return to_state_dict(found._replace(**jax.tree.map(np.asarray, trees)))["params"]
 
 
-STATE_SHAPES = oracle.random_state(np.random.default_rng(9))
+STATE_SHAPES = formats.state_dict(np.random.default_rng(9))
 
 
 def test_loss_gradients_and_running_averages_of_a_step(float64, config, state):
@@ -200,3 +201,49 @@ def test_the_learned_groups_are_all_that_changes(config):
     names = flatten({"ss": found.ss})
     assert sum(name.endswith("/scale") for name in names) == 28
     assert [name for name in names if name.endswith("/shift")] == ["ss/stem/conv/shift"]
+
+
+def test_three_pretraining_steps(float64, config):
+    """Classifier with a hidden layer, mean cross-entropy, Nesterov SGD with decay on all parameters."""
+    group, classes = config.pretrain, 7
+    found = load_reference_weights(formats.state_dict(np.random.default_rng(11), meta=False))
+    backbone, stats = jax.tree.map(jnp.asarray, (found.params, found.batch_stats))
+    classifier = pretrain.Classifier(classes, group.hidden, uniform=group.classifier_init == "uniform")
+    head = classifier.init(jax.random.key(0), jnp.zeros((1, 32)))["params"]
+    head = jax.tree.map(lambda leaf: leaf.astype(float), head)
+    assert head["hidden"]["kernel"].shape == (32, 1000)
+    optimizer = build.optimizer(group, group.lr)
+    params = {"backbone": backbone, "classifier": head}
+    state = pretrain.PretrainState(jnp.int32(0), params, stats, optimizer.init(params))
+    options = {"backbone": build.backbone(config.backbone), "classifier": classifier, "optimizer": optimizer}
+    step = jax.jit(functools.partial(pretrain.train_step, batch_statistics=group.batch_norm, **options))
+    s = {key: torch.tensor(value, dtype=torch.float64) for key, value in to_state_dict(found)["params"].items()}
+    for name, layer in head.items():
+        s |= {
+            f"{name}.weight": torch.tensor(np.asarray(layer["kernel"].T)),
+            f"{name}.bias": torch.tensor(np.asarray(layer["bias"])),
+        }
+    trained = [key for key in s if "running_" not in key and "num_batches" not in key]
+    for key in trained:
+        s[key].requires_grad_()
+    sgd = torch.optim.SGD([s[key] for key in trained], lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    rng = np.random.default_rng(12)
+    for _ in range(3):
+        images, labels = rng.normal(size=(8, SIDE, SIDE, 3)), rng.integers(0, classes, 8)
+        state, metrics = step(state, jnp.asarray(images), jnp.asarray(labels), jax.random.key(0))
+        features = oracle.features(s, torch.from_numpy(images.transpose(0, 3, 1, 2)), True, prefix="")
+        hidden = torch.relu(features @ s["hidden.weight"].T + s["hidden.bias"])
+        logits = hidden @ s["output.weight"].T + s["output.bias"]
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-8)
+    ours = found._replace(
+        **jax.tree.map(np.asarray, {"params": state.params["backbone"], "batch_stats": state.batch_stats})
+    )
+    for key, value in to_state_dict(ours)["params"].items():
+        if "num_batches" not in key and key != "conv1.bias":  # which batch norm cancels
+            np.testing.assert_allclose(value, s[key].detach().numpy(), rtol=1e-8, atol=1e-8, err_msg=key)
+    for name, layer in state.params["classifier"].items():
+        np.testing.assert_allclose(layer["kernel"].T, s[f"{name}.weight"].detach().numpy(), rtol=1e-8, atol=1e-8)

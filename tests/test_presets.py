@@ -74,7 +74,6 @@ def test_another_preset_changes_nothing_but_what_the_tables_name(shot):
         assert TABLE.keys() == differ, "a row without a difference"
 
 
-@pytest.mark.xfail(strict=True, reason="tests/test_fidelity_tensorflow.py is named there and is not in yet")
 def test_every_proof_is_a_test():
     written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     missing = {proof for *_, proof in TABLE.values() if f"def {proof}(" not in written}
