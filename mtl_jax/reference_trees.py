@@ -94,7 +94,7 @@ def assemble(
     problems = [f"missing {key}" for key in names if key not in arrays]
     problems += [f"surplus {key}" for key in arrays if key not in names]
     flat: dict[str, np.ndarray] = {}
-    for key in names.keys() & arrays.keys():
+    for key in filter(arrays.__contains__, names):  # in their order, so that the same key is named every time
         path, wanted = names[key]
         array = to_ours(to_numpy(arrays[key]))
         if not _fits(array.shape, wanted) or array.dtype.kind != "f":
