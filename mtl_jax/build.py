@@ -38,7 +38,15 @@ def backbone(config: Config, dtype: str = "float32", axis_name: str | None = Non
 
 def _compute_dtype(dtype: str) -> Any:
     # None lets Flax follow the parameters, so that a float64 test stays float64.
-    return None if dtype == "float32" else jnp.dtype(dtype)
+    resolved = resolve_dtype(dtype)
+    return None if resolved == "float32" else jnp.dtype(resolved)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """What `runtime.dtype` stands for here: 'auto' is bfloat16 on accelerators, float32 on CPUs."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def prepare(config: Config) -> Callable[[Array], Array]:

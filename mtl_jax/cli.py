@@ -8,7 +8,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mtl_jax import xla_flags
+from mtl_jax import compilation_cache, xla_flags
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.signals import EXIT_GO_ON_LATER
 
@@ -65,6 +65,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """Runs a program's main: a user's error is one line and status 2, a stop by signal status 75."""
     argv = sys.argv if argv is None else argv
     xla_flags.configure()
+    compilation_cache.configure()
     from mtl_jax.loop import NotFiniteError, Stopped
 
     try:

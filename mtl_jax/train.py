@@ -30,6 +30,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
     """
     config.validate(settings)
+    settings = _resolve(settings)
     devices = jax.local_devices()[: settings.runtime.devices or None]
     config.validate_devices(settings, len(devices))
     place = workdir.Workdir(path).create()
@@ -65,6 +66,14 @@ def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks:
     with contextlib.closing(board) if board else contextlib.nullcontext():
         more = [*hooks, *([board.write] if board else [])]
         return loop.run_phase(phase, place, start=position, writers=more, **common)
+
+
+def _resolve(settings: ConfigDict) -> ConfigDict:
+    """A copy whose `runtime.dtype` is what it stands for here, so that a run's config.json tells."""
+    resolved = settings.copy_and_resolve_references()
+    with resolved.unlocked():
+        resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
+    return resolved
 
 
 def _record_config(settings: ConfigDict, place: workdir.Workdir) -> None:
