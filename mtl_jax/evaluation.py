@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import base_learner, episodes
+from mtl_jax import base_learner, episodes, shares
 from mtl_jax.backbone_adaptation import adapted_outcome
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
+from mtl_jax.shares import Devices
 from mtl_jax.types import Array, ClassTable, Episode, Params
 
 
@@ -51,21 +52,23 @@ class Tasks(NamedTuple):
 Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is kept of a task
 
 
-def embed_all(model: Model, images: np.ndarray, *, batch: int = 256, flip: bool = False) -> Array:
+def embed_all(
+    model: Model, images: np.ndarray, *, batch: int = 256, flip: bool = False, devices: Devices = None
+) -> Array:
     """The features of all images: uint8 [M, H, W, C] -> float32 [M, F], embedded `batch` at a time.
 
-    Only for BN by running averages, with which an image's features do not depend on its neighbours.
+    Only for BN by running averages, with which an image's features do not depend on its neighbours. `devices` as in
+    `evaluate_tasks`.
     """
-    params = backbone_params(model.learned, model.frozen)
-    parts = []
-    for start in range(0, len(images), batch):
-        part = np.asarray(images[start : start + batch])
-        short = batch - len(part)
-        if short and start:  # pad, so that one shape is compiled
-            part = np.concatenate([part, np.zeros((short, *part.shape[1:]), part.dtype)])
-        features = _embed(model.embed, params, model.frozen.batch_stats, part[:, :, ::-1] if flip else part)
-        parts.append(np.asarray(features)[: batch - short if start else None])
-    return jnp.asarray(np.concatenate(parts))
+    weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats
+    weights = shares.replicate(weights, devices)
+
+    def run(start, count):
+        part = np.asarray(images[start : start + count])
+        part = np.concatenate([part, np.zeros((count - len(part), *part.shape[1:]), part.dtype)])
+        return _embed(model.embed, *weights, shares.spread(part[:, :, ::-1] if flip else part, devices))
+
+    return jnp.asarray(shares.in_chunks(run, len(images), batch, devices))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,6 +87,7 @@ def evaluate_tasks(
     outcome: Outcome = accuracy,
     embed_batch: int = 256,
     chunk: int = 1000,
+    devices: Devices = None,
 ) -> np.ndarray:
     """Query accuracy of every task of a protocol.
 
@@ -101,20 +105,22 @@ def evaluate_tasks(
       outcome: what is kept of a task instead of its accuracy, e.g. `answers`.
       embed_batch: images embedded at once.
       chunk: tasks adapted at once from shared features.
+      devices: images and tasks are spread over them; those of several processes must call this alike, and each gets all
+        results. None: JAX's default device.
 
     Returns:
       float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; more axes as `outcome` has them.
     """
     head = initial_head(model.learned["head"], protocol)
-    kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome}
+    kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     if model.embed.batch_statistics == "train":
         model = model._replace(embed=model.embed._replace(batch_statistics="running"))
     if protocol.inner.adapt != "head":
         return adapt_backbone(model, head, images, table, protocol, **kept)
     if model.embed.batch_statistics == "batch":
         return adapt_per_task(model, head, images, table, protocol, **kept)
-    bank = embed_all(model, images, batch=embed_batch)
-    flipped = embed_all(model, images, batch=embed_batch, flip=True) if protocol.flips else None
+    bank = embed_all(model, images, batch=embed_batch, devices=devices)
+    flipped = embed_all(model, images, batch=embed_batch, devices=devices, flip=True) if protocol.flips else None
     return adapt_on_bank(head, bank, flipped, table, protocol, chunk=chunk, **kept)
 
 
@@ -162,6 +168,7 @@ def _sample(table, seed, start, protocol, count):
 def adapt_on_bank(
     head: Params, bank: Array, flipped: Array | None, table: ClassTable, protocol: Protocol, *,
     tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, chunk: int = 1000,
+    devices: Devices = None,
 ) -> np.ndarray:  # fmt: skip
     """Accuracy of every task from features that all tasks share.
 
@@ -171,17 +178,19 @@ def adapt_on_bank(
       flipped: [M, F] features of their mirror images, where `protocol.flips` is set.
       table: the split's classes.
       protocol: tasks and inner loop.
-      tasks, every_step, outcome, chunk: see `evaluate_tasks`.
+      tasks, every_step, outcome, chunk, devices: see `evaluate_tasks`.
 
     Returns:
       As `evaluate_tasks`.
     """
     draw, static, lr = _drawer(table, protocol, tasks), _without_numbers(protocol), jnp.float32(protocol.inner.lr)
+    shared = shares.replicate((head, bank, flipped), devices)
 
     def run(start, count):
-        return _adapt_chunk(head, bank, flipped, *draw(start, count), lr, static, every_step, outcome)
+        drawn = shares.spread(draw(start, count), devices)
+        return _adapt_chunk(*shared, *drawn, lr, static, every_step, outcome)
 
-    return _in_chunks(run, protocol.num_tasks, chunk)
+    return shares.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
 def _without_numbers(protocol: Protocol) -> Protocol:
@@ -220,21 +229,23 @@ def adapt_per_task(
     every_step: bool = False,
     outcome: Outcome = accuracy,
     chunk: int = 2,
+    devices: Devices = None,
 ) -> np.ndarray:
     """Accuracy of every task with features computed per task, support and query set each as a batch of its own.
 
     Arguments and result as `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
     """
-    params, static = backbone_params(model.learned, model.frozen), _without_numbers(protocol)
-    draw, lr = _drawer(table, protocol, tasks), jnp.float32(protocol.inner.lr)
+    static, lr, draw = _without_numbers(protocol), jnp.float32(protocol.inner.lr), _drawer(table, protocol, tasks)
+    weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
+    weights = shares.replicate(weights, devices)
 
     def run(start, count):
         support, query = draw(start, count)
         task = episodes.gather(np.asarray(images), np.asarray(support), np.asarray(query))
-        stats = model.frozen.batch_stats
-        return _embed_and_adapt(model.embed, params, stats, head, task, lr, static, every_step, outcome)
+        task = shares.spread(task, devices)
+        return _embed_and_adapt(model.embed, *weights, task, lr, static, every_step, outcome)
 
-    return _in_chunks(run, protocol.num_tasks, chunk)
+    return shares.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
 @functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step", "outcome"))
@@ -250,9 +261,12 @@ def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, ever
 
 def adapt_backbone(
     model: Model, head: Params, images: np.ndarray, table: ClassTable, protocol: Protocol, *,
-    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy,
+    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, devices: Devices = None,
 ) -> np.ndarray:  # fmt: skip
-    """Accuracy of every task with an inner loop that moves the backbone's weights as well; see `evaluate_tasks`."""
+    """Accuracy of every task with an inner loop that moves the backbone's weights as well; see `evaluate_tasks`.
+
+    It runs task by task, so on one device of each process.
+    """
     draw, params, inner = _drawer(table, protocol, tasks), backbone_params(model.learned, model.frozen), protocol.inner
 
     def run(start, count):
@@ -264,7 +278,7 @@ def adapt_backbone(
             embed=model.embed, inner=inner, weights=weights, outcome=outcome, every_step=every_step,
         )[None]  # fmt: skip
 
-    return _in_chunks(run, protocol.num_tasks, 1)
+    return shares.in_chunks(run, protocol.num_tasks, 1, shares.one_of_each(devices))
 
 
 def _with_flips(task: Episode, flips: bool) -> Episode:
@@ -272,12 +286,6 @@ def _with_flips(task: Episode, flips: bool) -> Episode:
         return task
     support = np.concatenate([task.support, task.support[:, :, ::-1]])
     return task._replace(support=support, support_labels=jnp.tile(task.support_labels, 2))
-
-
-def _in_chunks(run: Callable[[int, int], Array], total: int, chunk: int) -> np.ndarray:
-    """Results of tasks 0..total-1, a whole chunk at a time so that one shape is compiled."""
-    chunk = min(chunk, total)
-    return np.concatenate([np.asarray(run(start, chunk)) for start in range(0, total, chunk)])[:total]
 
 
 def predict_task(
