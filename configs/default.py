@@ -166,6 +166,8 @@ def _evaluate() -> ConfigDict:
 def _runtime() -> ConfigDict:
     return ConfigDict({
         "devices": 0,  # local devices to use; 0: all
+        "chunk": 0,  # tasks of a device whose activations are in memory at once; 0: as many as memory_gb holds
+        "memory_gb": 16.0,  # of a device, for what a step needs by the estimate from its shapes
         "steps_per_dispatch": 1,  # optimiser steps in one call of the device; 1 on CPUs
         "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto
         "log_every": 20,  # steps

@@ -82,4 +82,9 @@ def train_step(
     So a run with hard tasks and one without see the same normal tasks at the same rates.
     """
     new, metrics = meta.train_step(state, params, tasks, **options)
-    return new._replace(step=state.step, opt_state=optimizers.keep_schedule(new.opt_state, state.opt_state)), metrics
+    return uncounted(new, state), metrics
+
+
+def uncounted(new: meta.MetaState, old: meta.MetaState) -> meta.MetaState:
+    """The state after an optimiser step, with step and schedule as they were before it."""
+    return new._replace(step=old.step, opt_state=optimizers.keep_schedule(new.opt_state, old.opt_state))

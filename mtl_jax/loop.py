@@ -50,6 +50,7 @@ class Phase(NamedTuple):
     log_every: int
     val_every: int
     checkpoint_every: int
+    close: Callable[[], None] = lambda: None  # ends what works ahead of the steps
 
 
 class Log:

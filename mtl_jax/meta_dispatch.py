@@ -3,68 +3,88 @@
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import episodes, hard_tasks, meta, parallel
+from mtl_jax import hard_tasks, meta, parallel
 from mtl_jax.data import Split
 from mtl_jax.meta import MetaState
-from mtl_jax.types import Array, ClassTable, Params
-
-Dispatch = Callable[[MetaState, int], tuple[MetaState, dict[str, Array]]]
+from mtl_jax.task_sources import Sizes, Source, source
+from mtl_jax.types import Array, Params
 
 _logger = logging.getLogger(__name__)
 _LISTED = 10  # mined classes named in a log line
 
 
+class Dispatcher(NamedTuple):
+    """What the loop calls, (state, first step) -> (state, metrics of the dispatch's steps), and what ends it."""
+
+    run: Callable[[MetaState, int], tuple[MetaState, dict[str, Array]]]
+    close: Callable[[], None]
+
+
 def dispatcher(
     config: Mapping[str, Any], split: Split, devices: Sequence[jax.Device], theta: Params, *,
     keys: tuple[Array, Array], **options: Any,
-) -> Dispatch:  # fmt: skip
+) -> Dispatcher:  # fmt: skip
     """The loop's dispatch of meta-training.
 
     Args:
       config: a whole config.
       split: the train split.
-      devices: local devices.
+      devices: those of the run.
       theta: Θ, placed on them.
       keys: of the normal tasks' stream and of the hard tasks'.
       **options: of `meta.train_step`: embed, inner, optimizer.
-
-    Returns:
-      (state, first step) -> (state, metrics of the dispatch's steps). With hard tasks the state has a pool.
     """
-    placed = split.images, ClassTable(*split.table()), split.labels, *keys
-    images, table, labels, key, hard_key = parallel.replicate(placed, devices)
-    mines, repeat = config["hard_tasks"]["enabled"], config["runtime"]["steps_per_dispatch"]
-    step = functools.partial(_step, config["meta"], len(devices), mines, options)
-    compiled = parallel.compile_step(step, devices, arguments=5, repeat=repeat, spread=_spread(repeat))
-
-    def normal(state: MetaState, _: int) -> tuple[MetaState, dict[str, Array]]:
-        return compiled(state, theta, images, table, labels, key)
+    group, repeat = config["meta"], config["runtime"]["steps_per_dispatch"]
+    each = group["tasks_per_step"] // len(devices)
+    sizes = Sizes(group["way"], group["shot"], group["query"], each, config["runtime"]["chunk"] or each)
+    normal, hard = source(config, split, devices, sizes, keys)
+    mines, classes = config["hard_tasks"]["enabled"], len(split.class_names)
+    take = _stepper(normal, devices, sizes, theta, options, counts=classes if mines else 0, repeat=repeat)
 
     if not mines:
-        return normal
-    hard = functools.partial(_hard_step, config["meta"], len(devices), options)
-    compiled_hard = parallel.compile_step(hard, devices, arguments=5, spread=_spread())
-    batches = config["hard_tasks"]["extra"] // config["meta"]["tasks_per_step"]
+        return Dispatcher(lambda state, at: take(state, at, 0), normal.close)
+    take_hard = _stepper(hard, devices, sizes, theta, options, hard=True)
+    batches = config["hard_tasks"]["extra"] // group["tasks_per_step"]
 
     def with_hard_tasks(state: MetaState, at: int) -> tuple[MetaState, dict[str, Array]]:
-        state, metrics = normal(state, at)
+        state, metrics = take(state, at, 0)
         if (at + repeat) % config["hard_tasks"]["round"]:
             return state, metrics
         _log_mined(at + repeat, np.asarray(parallel.local(state.pool)), split.class_names)
         extra = []
         for batch in range(batches):
-            state, found = compiled_hard(state, theta, images, table, hard_key, np.int32(batch))
+            state, found = take_hard(state, at, batch)
             extra.append(found)
-        empty = hard_tasks.empty_pool(len(split.class_names))  # a new one, since a step consumes its state
+        empty = hard_tasks.empty_pool(classes)  # a new one, since a step consumes its state
         return state._replace(pool=parallel.replicate(empty, devices)), _with_hard_metrics(metrics, extra)
 
-    return with_hard_tasks
+    return Dispatcher(with_hard_tasks, normal.close)
+
+
+Stepper = Callable[[MetaState, int, int], tuple[MetaState, dict[str, Array]]]
+
+
+def _stepper(
+    source: Source, devices: Sequence[jax.Device], sizes: Sizes, theta: Params, options: Any, *,
+    counts: int = 0, hard: bool = False, repeat: int = 1,
+) -> Stepper:  # fmt: skip
+    """(state, step, batch) -> (state, metrics): one compiled call, or one a chunk of the tasks and one to apply.
+
+    counts: how many base classes there are, where failure classes are to be counted.
+    """
+    if sizes.chunk != sizes.tasks:
+        return _chunked_stepper(source, devices, sizes, theta, options, counts, hard)
+    step = functools.partial(_step, source, options, bool(counts), hard)
+    compiled = parallel.compile_step(
+        step, devices, arguments=1 + source.count, apart=source.apart, repeat=repeat, spread=_spread(repeat)
+    )
+    return lambda state, at, batch: compiled(state, theta, *source.arguments(state, at, batch))
 
 
 def _spread(repeat: int = 1) -> Any:
@@ -72,27 +92,63 @@ def _spread(repeat: int = 1) -> Any:
     return None, {"loss": None, "accuracy": None, "finite": None, "class_accuracy": int(repeat > 1)}
 
 
-def _sizes(group: Mapping[str, Any]) -> dict[str, int]:
-    return {"way": group["way"], "shot": group["shot"], "query": group["query"]}
-
-
-def _step(group, devices, mines, options, number, axis, state, theta, images, table, labels, key):
-    numbers = parallel.task_numbers(number, devices, group["tasks_per_step"])
-    keys = episodes.task_keys(key, state.step, numbers)
-    support, query = episodes.sample_tasks(keys, table, **_sizes(group))
-    tasks = episodes.gather(images, support, query)
-    new, metrics = meta.train_step(state, theta, tasks, **options, axis_name=axis)
+def _step(source, options, mines, hard, number, axis, state, theta, *arguments):
+    tasks, classes = source.take(number, state, 0, *arguments)
+    train_step = hard_tasks.train_step if hard else meta.train_step
+    new, metrics = train_step(state, theta, tasks, **options, axis_name=axis)
     if mines:
-        classes = labels[support[:, :, 0]]
         new = new._replace(pool=hard_tasks.collect(state.pool, classes, metrics["class_accuracy"], axis_name=axis))
     return new, metrics
 
 
-def _hard_step(group, devices, options, number, axis, state, theta, images, table, key, batch):
-    numbers = parallel.task_numbers(number, devices, group["tasks_per_step"])
-    keys = episodes.task_keys(jax.random.fold_in(key, state.step), batch, numbers)
-    tasks = episodes.gather(images, *hard_tasks.sample_tasks(keys, table, state.pool, **_sizes(group)))
-    return hard_tasks.train_step(state, theta, tasks, **options, axis_name=axis)
+class _Sum(NamedTuple):
+    """What the chunks of a meta-batch add up to."""
+
+    grads: Params
+    loss: Array
+    accuracy: Array
+    batch_stats: Params
+    pool: Array
+
+
+def _chunked_stepper(source, devices, sizes, theta, options, counts, hard):
+    parts, optimizer = sizes.tasks // sizes.chunk, options["optimizer"]
+    options = {name: value for name, value in options.items() if name != "optimizer"}
+
+    def add(number, axis, total, state, theta, part, *arguments):
+        tasks, classes = source.take(number, state, part, *arguments)
+        frozen = meta.Frozen(theta, state.batch_stats)
+        grads, (loss, result) = meta.gradients(state.learned, frozen, tasks, **options, axis_name=axis)
+        pool = jnp.zeros_like(total.pool)
+        if counts:
+            pool = hard_tasks.collect(pool, classes, result.class_accuracy, axis_name=axis)
+        found = _Sum(grads, loss, result.accuracy, result.batch_stats, pool)
+        return jax.tree.map(lambda a, b: jnp.where(part == 0, b, a + b), total, found), {}
+
+    def apply(number, axis, state, total):
+        mean = jax.tree.map(lambda a: a / parts, total._replace(pool=()))
+        new, finite = meta.apply_gradients(state, mean.grads, mean.loss, mean.batch_stats, optimizer)
+        if hard:
+            new = hard_tasks.uncounted(new, state)
+        if counts:
+            new = new._replace(pool=state.pool + total.pool)
+        return new, {"loss": mean.loss, "accuracy": mean.accuracy, "finite": finite}
+
+    compiled_add = parallel.compile_step(add, devices, arguments=3 + source.count, apart=source.apart)
+    compiled_apply = parallel.compile_step(apply, devices, arguments=1)
+
+    def take(state, at, batch):
+        # Zeros of the shapes; what they hold is not read, since the first part overwrites it.
+        zero = jnp.zeros((), jnp.float32)
+        total = parallel.replicate(
+            jax.tree.map(jnp.zeros_like, parallel.local(_Sum(state.learned, zero, zero, state.batch_stats,
+                                                             hard_tasks.empty_pool(counts)))), devices)  # fmt: skip
+        arguments = source.arguments(state, at, batch)
+        for part in range(parts):
+            total, _ = compiled_add(total, state, theta, np.int32(part), *arguments)
+        return compiled_apply(state, total)
+
+    return take
 
 
 def _with_hard_metrics(metrics: dict[str, Array], extra: Sequence[dict[str, Array]]) -> dict[str, Array]:

@@ -61,17 +61,20 @@ def local(tree: Any) -> Any:
 
 
 def compile_step(
-    step: Callable[..., Any], devices: Sequence[jax.Device], *, arguments: int, repeat: int = 1, spread: Any = None
-) -> Step:
+    step: Callable[..., Any], devices: Sequence[jax.Device], *,
+    arguments: int, apart: int = 0, repeat: int = 1, spread: Any = None,
+) -> Step:  # fmt: skip
     """Compiles `step(number, axis_name, state, *arguments)`, whose state is donated.
 
     `number` is the device's position among `devices` and `axis_name` the mapped axis; on one device they are 0 and None
-    and the step is jitted alone. State and arguments are the same on all devices, and so must be what is returned.
+    and the step is jitted alone. State and arguments are the same on all devices, but for the last `apart` arguments,
+    and so must be what is returned.
 
     Args:
       step: a pure function.
       devices: those of this process, or of all processes, which must then call alike.
       arguments: how many arguments follow the state.
+      apart: how many of them, the last ones, lie device by device along a leading axis that the step does not see.
       repeat: steps in one call, by `scan` (on CPUs 1: gradients of convolutions are slow inside it); metrics then have
         a leading axis of that length.
       spread: what of the result differs between devices: None, or (None, {metric: axis along which the devices' parts
@@ -87,17 +90,23 @@ def compile_step(
             return step(number, axis, state, *args)
         return jax.lax.scan(lambda state, _: step(number, axis, state, *args), state, length=repeat)
 
+    same = arguments - apart
     if len(devices) == 1:
-        return jax.jit(lambda state, *args: run(0, None, state, *args), donate_argnums=0)
 
-    def apart(number, state, *args):
+        def alone(state, *args):
+            mine = jax.tree.map(lambda a: a[0], args[same:])
+            return run(0, None, state, *args[:same], *mine)
+
+        return jax.jit(alone, donate_argnums=0)
+
+    def split(number, state, *args):
         new, metrics = run(number, AXIS, state, *args)
         # A flat tuple: with several processes pmap takes no dict in `out_axes`.
         different = tuple(metrics[name] for name in axes)
         return new, {name: value for name, value in metrics.items() if name not in axes}, different
 
     mapped = jax.pmap(
-        apart, AXIS, in_axes=(0, None, *[None] * arguments), out_axes=(None, None, tuple(axes.values())),
+        split, AXIS, in_axes=(0, None, *[None] * same, *[0] * apart), out_axes=(None, None, tuple(axes.values())),
         devices=devices, donate_argnums=1,
     )  # fmt: skip
     here = own(devices)

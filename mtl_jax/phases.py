@@ -166,7 +166,7 @@ def meta_training(
     return _phase(
         config, group, "meta",
         state=parallel.replicate(state, devices),
-        dispatch=dispatch,
+        dispatch=dispatch.run, close=dispatch.close,
         items=lambda state: {"params": parallel.local(theta), **_meta_items(state)},
         restore=lambda items, step: parallel.replicate(_meta_state(items, step), devices),
         validate=_meta_validation(config, dataset, embed, params),

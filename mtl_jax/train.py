@@ -63,7 +63,7 @@ def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, commo
 def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
     done = checkpoint.Checkpoints(place.checkpoints(phase.name)).steps()
     board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done[-1] + 1 if done else None)
-    with contextlib.closing(board) if board else contextlib.nullcontext():
+    with contextlib.closing(phase), contextlib.closing(board) if board else contextlib.nullcontext():
         more = [*hooks, *([board.write] if board else [])]
         return loop.run_phase(phase, place, start=position, writers=more, **common)
 

@@ -1,4 +1,4 @@
-"""Two rounds of meta-training with hard tasks on 1 and 2 virtual devices; prints a JSON of what came out.
+"""Two rounds of meta-training with hard tasks, spread and fed in every way; prints a JSON of what came out.
 
 Run by test_hard_tasks in a process of its own, since the number of devices is fixed when JAX starts.
 """
@@ -30,12 +30,14 @@ def floats(tree):
     return jax.tree.map(lambda leaf: leaf.astype(float), tree)
 
 
-def run(devices, repeat=1):
+def run(devices, repeat=1, host=False, chunk=0):
     """Losses, pools after each dispatch, mined classes as logged, and the parameters at the end."""
     config = default.get_config()
-    config.meta.update({"way": 2, "query": 2, "tasks_per_step": 2, "decay": "steps", "decay_every": 2})
+    config.meta.update({"way": 2, "query": 2, "tasks_per_step": 4, "decay": "steps", "decay_every": 2})
     config.hard_tasks.update({"enabled": True, "round": 2, "extra": 4})
-    config.runtime.steps_per_dispatch = repeat
+    config.meta.steps = 4
+    config.runtime.update({"steps_per_dispatch": repeat, "chunk": chunk})
+    config.data.device_budget_gb = 0.0 if host else 1.0
     module = create_backbone("conv4", width=0.06)
     variables = floats(pretrain.init_backbone(jax.random.key(0), module, IMAGES.shape[1:]))
     learned = {"head": floats(init_head(jax.random.key(1), 4, 2)), "ss": init_scale_shift(variables["params"])}
@@ -51,20 +53,26 @@ def run(devices, repeat=1):
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     for step in range(0, 4, repeat):
-        state, metrics = dispatch(state, step)
+        state, metrics = dispatch.run(state, step)
         losses += np.ravel(metrics["loss"]).tolist()
         losses += np.ravel(metrics.get("hard_loss", [])).tolist()
         pools.append(np.asarray(parallel.local(state.pool)).tolist())
     logger.removeHandler(handler)
+    dispatch.close()
     leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves(parallel.local(state.learned))]
     return {"losses": losses, "pools": pools, "mined": lines, "step": int(parallel.local(state.step)), "leaves": leaves}
 
 
 def main() -> None:
-    """Runs on each number of devices, and on two with both steps of a round in one dispatch."""
+    """Runs on one device, on four, and from host data with a round's steps in one dispatch and in chunks."""
     devices = jax.local_devices()
-    runs = {count: run(devices[:count]) for count in (1, 2)}
-    print(json.dumps({**runs, "scan": run(devices[:2], repeat=2)}))
+    runs = {
+        "one": run(devices[:1]),
+        "four": run(devices),
+        "host, scan": run(devices[:2], repeat=2, host=True),
+        "host, chunks": run(devices[:2], chunk=1, host=True),
+    }
+    print(json.dumps(runs))
 
 
 if __name__ == "__main__":

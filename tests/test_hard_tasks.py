@@ -113,9 +113,10 @@ def device_runs():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("which", ["2", "scan"])
-def test_every_device_contributes_to_one_pool(which):
-    one, other = device_runs()["1"], device_runs()[which]
+@pytest.mark.parametrize("which", ["four", "host, scan", "host, chunks"])
+def test_tasks_and_results_are_the_same_however_they_are_spread_fed_and_cut(which):
+    """Every device contributes to one pool; a split on the host gives the same tasks; chunks the same gradient."""
+    one, other = device_runs()["one"], device_runs()[which]
     assert other["mined"] == one["mined"]
     assert len(one["mined"]) == 2
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-9)
@@ -125,11 +126,11 @@ def test_every_device_contributes_to_one_pool(which):
 
 
 def test_the_pool_fills_within_a_round_and_is_empty_after_it():
-    one = device_runs()["1"]
-    assert [sum(pool) for pool in one["pools"]] == [2, 0, 2, 0]  # a failure class a task
+    one = device_runs()["one"]
+    assert [sum(pool) for pool in one["pools"]] == [4, 0, 4, 0]  # a failure class a task
     assert one["mined"][0].startswith("hard tasks after step 2: ")
     counts = [int(part.split(")")[0]) for part in one["mined"][0].split("(")[1:]]
-    assert sum(counts) == 4
+    assert sum(counts) == 8
 
 
 def hard_config(init="", enabled=True):
