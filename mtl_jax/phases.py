@@ -6,14 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pretrain
+from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pretrain, pretrain_dispatch
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
-from mtl_jax.episodes import numbered_keys
-from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.loop import Phase
 from mtl_jax.meta import Embed, Frozen
@@ -47,10 +44,13 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"],
     )  # fmt: skip
+    dispatch = pretrain_dispatch.dispatcher(
+        config, split, devices, take, keys=(stream(config, ORDER), stream(config, AUGMENT))
+    )
     return _phase(
         config, group, "pretrain",
         state=parallel.replicate(state, devices),
-        dispatch=_pretrain_dispatch(config, split, devices, take),
+        dispatch=dispatch.run, close=dispatch.close,
         items=lambda state: _items(state, ("params", "batch_stats", "opt_state")),
         restore=lambda items, step: parallel.replicate(
             pretrain.PretrainState(jnp.int32(step), **items), devices
@@ -58,58 +58,6 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
         validate=_pretrain_validation(config, dataset, module),
         unit="images", per_step=group["batch_size"],
     )  # fmt: skip
-
-
-def _pretrain_dispatch(config: Config, split: Split, devices: Sequence[jax.Device], take: Any) -> Any:
-    group, count = config["pretrain"], len(split.labels)
-    batch, rest = group["batch_size"], _last_batch(config, count, len(devices))
-    per_epoch = max(1, count // batch + bool(rest))
-    view = build.augmentation(config["data"], group["augment"])
-
-    def step(size, number, axis, state, images, labels, order, first, key):
-        each = size // len(devices)
-        position = (state.step - first) * batch + number * each
-        rows = jax.lax.dynamic_slice(order, (position,), (each,))
-        step_key = jax.random.fold_in(key, state.step)
-        keys = numbered_keys(step_key, number * each + jnp.arange(each))
-        dropout_key = jax.random.fold_in(step_key, batch + number)
-        return take(state, view(keys, images[rows]), labels[rows], dropout_key, axis_name=axis)
-
-    compiled = {
-        size: parallel.compile_step(
-            functools.partial(step, size), devices, arguments=5, repeat=config["runtime"]["steps_per_dispatch"]
-        )
-        for size in {batch, rest or batch}
-    }
-    images, labels, key = parallel.replicate((split.images, split.labels, stream(config, AUGMENT)), devices)
-
-    @functools.lru_cache(maxsize=1)
-    def orders(epoch):
-        # This epoch's order and the next one's, since a dispatch of several steps may reach into it.
-        numbers = (0, 0) if group["shuffle"] == "once" else (epoch, epoch + 1)
-        both = [pretrain.epoch_order(stream(config, ORDER), number, count) for number in numbers]
-        wanted = np.concatenate([np.resize(np.asarray(order), per_epoch * batch) for order in both])
-        return parallel.replicate((wanted, np.int32(epoch * per_epoch)), devices)
-
-    def dispatch(state, at):
-        epoch, position = divmod(at, per_epoch)
-        size = rest if rest and position == per_epoch - 1 else batch
-        return compiled[size](state, images, labels, *orders(epoch), key)
-
-    return dispatch
-
-
-def _last_batch(config: Config, count: int, devices: int) -> int:
-    """The size of an epoch's last, partial batch; 0 where there is none or it is left out."""
-    batch = config["pretrain"]["batch_size"]
-    rest = 0 if config["pretrain"]["drop_last"] or count < batch else count % batch
-    if rest and (config["runtime"]["steps_per_dispatch"] > 1 or rest % devices):
-        raise ConfigError(
-            f"config.pretrain.drop_last is false, but an epoch's last batch of {rest} images cannot be spread over "
-            f"{devices} devices or be part of a dispatch of several steps; set it to true, or change "
-            "pretrain.batch_size, runtime.devices or runtime.steps_per_dispatch"
-        )
-    return rest
 
 
 def _pretrain_validation(config: Config, dataset: Dataset, module: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax import episodes, hard_tasks, parallel
 from mtl_jax.data import Split
-from mtl_jax.data.prefetch import Prefetch, gather
+from mtl_jax.data.prefetch import Ahead, gather
 from mtl_jax.meta import MetaState
 from mtl_jax.types import Array, ClassTable, Episode
 
@@ -118,7 +118,7 @@ def on_host(
         labels = [_labels(sizes, rows) for rows in task[:2]]
         return Episode(task[0], labels[0], task[1], labels[1]), task[2]
 
-    ahead = _Ahead(split.images, lambda at: map(find, _dispatches(at, steps, repeat)))
+    ahead = Ahead(split.images, lambda at: map(find, _dispatches(at, steps, repeat)), steps=repeat)
 
     def arguments(state, at, batch):
         if hard:
@@ -146,29 +146,6 @@ def _dispatches(at: int, steps: int, repeat: int) -> Iterator[list[_At]]:
 def _labels(sizes: Sizes, rows: Array) -> Array:
     each = rows.shape[1] // sizes.way
     return jnp.broadcast_to(jnp.repeat(jnp.arange(sizes.way, dtype=jnp.int32), each), rows.shape[:2])
-
-
-class _Ahead:
-    """A prefetching thread that is started where the first dispatch stands, and anew where one stands elsewhere."""
-
-    def __init__(self, images: np.ndarray, batches: Callable[[int], Any]) -> None:
-        self._images, self._batches = images, batches
-        self._thread: Prefetch | None = None
-        self._next = -1
-
-    def get(self, at: int) -> tuple[Any, Any]:
-        """(positions, images) of the dispatch from step `at`."""
-        if at != self._next:
-            self.close()
-            self._thread = Prefetch(self._images, self._batches(at))
-        found = next(self._thread)
-        self._next = at + found[0][0].shape[1]
-        return found
-
-    def close(self) -> None:
-        """Ends the thread."""
-        if self._thread:
-            self._thread.close()
 
 
 def source(

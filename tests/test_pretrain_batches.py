@@ -8,28 +8,35 @@ import numpy as np
 import pytest
 from mtl_jax.configs import default
 
-from mtl_jax import phases, pretrain
+from mtl_jax import pretrain, pretrain_dispatch
 from mtl_jax.errors import ConfigError
 
 COUNT, BATCH = 10, 4
 
 
-def batches(steps, repeat=1, **group):
+def batches(steps, repeat=1, host=False, **group):
     """The images that each step sees, of ten whose labels are their numbers."""
     config = default.get_config()
     config.pretrain.update({"batch_size": BATCH, **group})
+    config.pretrain.steps = steps
     config.runtime.steps_per_dispatch = repeat
-    split = SimpleNamespace(images=np.zeros((COUNT, 28, 28, 1), np.uint8), labels=np.arange(COUNT, dtype=np.int32))
+    config.data.device_budget_gb = 0.0 if host else 1.0
+    pixels = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], (COUNT, 28, 28, 1))
+    split = SimpleNamespace(images=pixels, labels=np.arange(COUNT, dtype=np.int32))
 
     def take(state, images, labels, key, axis_name):
         assert images.shape == (len(labels), 28, 28, 1)
-        return state._replace(step=state.step + 1), {"labels": labels}
+        return state._replace(step=state.step + 1), {"labels": labels, "pixels": images[:, 14, 14, 0]}
 
-    dispatch = phases._pretrain_dispatch(config, split, jax.local_devices()[:1], take)
+    keys = jax.random.key(0), jax.random.key(1)
+    dispatch = pretrain_dispatch.dispatcher(config, split, jax.local_devices()[:1], take, keys=keys)
     state, seen = pretrain.PretrainState(jnp.int32(0), {}, {}, {}), []
     for step in range(0, steps, repeat):
-        state, metrics = dispatch(state, step)
+        state, metrics = dispatch.run(state, step)
+        shown = np.asarray(metrics["pixels"]) * 0.5 + 0.5  # undo the default normalisation
+        np.testing.assert_allclose(shown * 255, metrics["labels"], atol=1e-4)
         seen += np.asarray(metrics["labels"]).reshape(repeat, -1).tolist()
+    dispatch.close()
     return seen
 
 
@@ -57,6 +64,11 @@ def test_an_order_an_epoch_or_one_for_all():
 
 def test_a_dispatch_of_several_steps_sees_the_same_batches():
     assert batches(6, repeat=3) == batches(6)
+
+
+@pytest.mark.parametrize("options", [{"drop_last": False}, {"repeat": 3}])
+def test_batches_from_the_host_are_the_same(options):
+    assert batches(6, host=True, **options) == batches(6, **options)
 
 
 def test_a_partial_batch_within_a_dispatch_is_refused():

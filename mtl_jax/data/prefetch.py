@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,37 @@ class Prefetch:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class Ahead:
+    """What dispatches of a loop need, gathered by a thread that starts where the first one stands.
+
+    A dispatch that does not follow the one before (a run that goes on, a step that is run again) starts it anew.
+
+    Args:
+        images: see `Prefetch`.
+        batches: (first step) -> what `Prefetch` takes, an item for each dispatch from that step on.
+        steps: of a dispatch.
+    """
+
+    def __init__(self, images: np.ndarray, batches: Callable[[int], Iterable[Any]], *, steps: int = 1) -> None:
+        self._images, self._batches, self._steps = images, batches, steps
+        self._thread: Prefetch | None = None
+        self._next = -1
+
+    def get(self, at: int) -> tuple[Any, Any]:
+        """(positions, images) of the dispatch from step `at`."""
+        if at != self._next or self._thread is None:
+            self.close()
+            self._thread = Prefetch(self._images, self._batches(at))
+        self._next = at + self._steps
+        return next(self._thread)
+
+    def close(self) -> None:
+        """Ends the thread; `get` may start another."""
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
 
 
 def gather(images: np.ndarray, indices: Any) -> Any:
