@@ -80,7 +80,10 @@ def apply_row(config: ConfigDict, name: str) -> ConfigDict:
     return config
 
 
-def run(config: ConfigDict, path: Path, names: Sequence[str], *, tasks: int, few_tasks: int) -> dict[str, Scores]:
+def run(
+    config: ConfigDict, path: Path, names: Sequence[str], *,
+    tasks: int, few_tasks: int, rates: Mapping[str, float] | None = None,
+) -> dict[str, Scores]:  # fmt: skip
     """Trains what is still to be trained of the rows, and tests all of them on the same tasks.
 
     Args:
@@ -88,6 +91,7 @@ def run(config: ConfigDict, path: Path, names: Sequence[str], *, tasks: int, few
       path: the folder of the runs: `path`/ROW, and `path`/pretraining unless the config has a `pretrain.init`.
       names: of `ROWS`.
       tasks, few_tasks: test tasks of a row; of one whose inner loop moves the backbone. The few are the first of them.
+      rates: `meta.lr` of a row, where it is not the config's: what suits Φ, which starts at 1, is too much for weights.
 
     Returns:
       Scores by row.
@@ -97,6 +101,7 @@ def run(config: ConfigDict, path: Path, names: Sequence[str], *, tasks: int, few
     for name in names:
         settings = apply_row(config, name)
         settings.pretrain.init = init
+        settings.meta.lr = (rates or {}).get(name, settings.meta.lr)
         print(f"{ROWS[name].label}: training in {path / name}", flush=True)
         train(settings, str(path / name))
         count = tasks if ROWS[name].adapt == "head" else few_tasks
@@ -156,6 +161,17 @@ def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:
     return "\n".join(lines), records
 
 
+def _rates(words: Sequence[str]) -> dict[str, float]:
+    """ROW=RATE words as a mapping. Raises ConfigError."""
+    try:
+        rates = {name: float(rate) for name, rate in (word.split("=") for word in words)}
+    except ValueError as error:
+        raise ConfigError(f"--rates={','.join(words)}: expected ROW=RATE, e.g. ft_all=1e-4") from error
+    if unknown := rates.keys() - ROWS.keys():
+        raise ConfigError(f"--rates: row {min(unknown)!r} is unknown, expected one of {', '.join(ROWS)}")
+    return rates
+
+
 def main(argv: Sequence[str]) -> int:
     """The program."""
     from mtl_jax.configs import glyphs
@@ -165,12 +181,14 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_list("rows", list(ROWS), f"of {', '.join(ROWS)}", flag_values=values)
     flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
     flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
+    flags.DEFINE_list("rates", [], "ROW=RATE, ...: meta.lr of single rows", flag_values=values)
     cli.parse(values, argv, __doc__)
     started, path = time.monotonic(), Path(values.workdir)
     config = values.config if values.config is not None else glyphs.get_config("1shot")
     for name in values.rows:
         apply_row(config, name)
-    scores = run(config, path, values.rows, tasks=values.num_tasks, few_tasks=values.few_tasks)
+    rates = _rates(values.rates)
+    scores = run(config, path, values.rows, tasks=values.num_tasks, few_tasks=values.few_tasks, rates=rates)
     text, records = table(scores)
     minutes = (time.monotonic() - started) / 60
     workdir.write_json_atomic(path / "table.json", {"minutes": minutes, "rows": records})

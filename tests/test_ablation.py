@@ -46,6 +46,14 @@ def test_an_unknown_row_is_refused():
         apply_row(tiny_config(), "ss")
 
 
+def test_rates_of_single_rows_are_read_and_checked():
+    assert ablation._rates(["ft_all=1e-4", "ss_all=0.003"]) == {"ft_all": 1e-4, "ss_all": 3e-3}
+    with pytest.raises(ConfigError, match="expected ROW=RATE"):
+        ablation._rates(["ft_all"])
+    with pytest.raises(ConfigError, match="row 'ss' is unknown"):
+        ablation._rates(["ss=1"])
+
+
 def test_the_table_pairs_rows_over_the_tasks_that_both_have():
     few, many = np.array([0.2, 0.4, 0.6]), np.array([0.4, 0.5, 0.9, 0.0, 0.0])
     text, records = ablation.table({"train_all": Scores(few, 0.1, 3), "ss_all": Scores(many, 0.2, 7)})
