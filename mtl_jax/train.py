@@ -1,6 +1,7 @@
 """Pre-training and meta-training of a config, in a workdir that a stopped run goes on from.
 
 python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/seeds --num_seeds=3
 """
 
 import contextlib
@@ -98,7 +99,13 @@ def main(argv: Sequence[str]) -> int | None:
     """The program."""
     values = flags.FlagValues()
     cli.define_config(values, required=True)
+    flags.DEFINE_integer("num_seeds", None, "train and test so many seeds, in WORKDIR/seed-0, ...", flag_values=values)
     cli.parse(values, argv, __doc__)
+    if values.num_seeds is not None:
+        from mtl_jax import seeds  # it is made of this module
+
+        seeds.main(values.config, values.workdir, values.num_seeds, argv)
+        return 0
     workdir.record_command(values.workdir, argv)
     train(values.config, values.workdir)
     return 0

@@ -1,0 +1,101 @@
+"""A config under several seeds: a run each, tested by the config's protocol, and how far the figures spread."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtl_jax import evaluate, train, workdir
+from mtl_jax.errors import ConfigError
+from mtl_jax.writers import Writer
+
+SHARED = ("split", "num_tasks", "way", "shot", "query", "inner_steps", "inner_lr", "batch_norm", "head", "episodes")
+
+
+class Spread(NamedTuple):
+    """Of the accuracies of seeds: mean, sample standard deviation (n - 1), the least and the greatest."""
+
+    mean: float
+    std: float
+    least: float
+    greatest: float
+
+
+def run(
+    settings: ConfigDict, path: str | Path, num_seeds: int, hooks: Sequence[Writer] = (), argv: Sequence[str] = ()
+) -> dict[int, dict[str, Any]]:
+    """Trains and tests a config under the seeds `settings.seed`, `settings.seed + 1`, ...: `path`/seed-0, seed-1, ...
+
+    Each is a workdir as any other, so runs that are done are not done again and one that was stopped goes on. All are
+    tested on the same tasks, since `evaluate.seed` is apart from `seed`; seeds share a pre-training only where the
+    config's `pretrain.init` names one.
+
+    Args:
+      settings: the config; its `seed` is the first.
+      path: the folder of the runs.
+      num_seeds: how many.
+      hooks: further writers, as for `train.train`.
+      argv: the command, for the workdirs' records.
+
+    Returns:
+      What `evaluate.evaluate` returns, by seed.
+
+    Raises:
+      MtlError: what the user can mend. loop.Stopped: a signal came; the same call goes on.
+    """
+    if num_seeds < 1:
+        raise ConfigError(f"--num_seeds={num_seeds}, expected 1 or more")
+    if workdir.Workdir(path).config.exists():
+        raise ConfigError(f"{path} holds one run; --num_seeds makes a folder of runs: give it another --workdir")
+    results = {}
+    for number in range(num_seeds):
+        own = settings.copy_and_resolve_references()
+        own.seed = settings.seed + number
+        place = seed_path(path, number)
+        if argv:
+            workdir.record_command(place, argv)
+        train.train(own, str(place), hooks)
+        results[own.seed] = evaluate.evaluate(own, str(place))
+    return results
+
+
+def seed_path(path: str | Path, number: int) -> Path:
+    """The workdir of the seed of a number, counted from 0."""
+    return Path(path) / f"seed-{number}"
+
+
+def spread(accuracies: Sequence[float]) -> Spread:
+    """How far the accuracies [n] of n seeds are apart. The deviation of one seed is 0: nothing is known of it."""
+    values = np.asarray(accuracies, np.float64)
+    std = values.std(ddof=1) if len(values) > 1 else 0.0
+    return Spread(float(values.mean()), float(std), float(values.min()), float(values.max()))
+
+
+def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The table as Markdown, and as a record; an interval is over tasks, the deviation over seeds.
+
+    Args:
+      results: what `run` returns.
+    """
+    whole = spread([result["accuracy"] for result in results.values()])
+    first = next(iter(results.values()))
+    lines = [f"| seed | {first['split']}, {first['way']}-way {first['shot']}-shot, {first['num_tasks']} tasks |",
+             "| --- | --- |"]  # fmt: skip
+    lines += [f"| {seed} | {100 * r['accuracy']:.2f} ± {100 * r['ci95']:.2f} % |" for seed, r in results.items()]
+    lines.append(
+        f"| mean of {len(results)} | {100 * whole.mean:.2f} %, standard deviation {100 * whole.std:.2f}, "
+        f"{100 * whole.least:.2f} to {100 * whole.greatest:.2f} |"
+    )
+    each = [{"seed": seed, **{name: r[name] for name in ("accuracy", "ci95", "checkpoint_step")}}
+            for seed, r in results.items()]  # fmt: skip
+    return "\n".join(lines), {**{name: first[name] for name in SHARED}, **whole._asdict(), "seeds": each}
+
+
+def main(settings: ConfigDict, path: str, num_seeds: int, argv: Sequence[str]) -> None:
+    """What `train.py --num_seeds=n` does: runs the seeds, prints the table, writes it to table.md and seeds.json."""
+    text, record = table(run(settings, path, num_seeds, argv=argv))
+    workdir.write_json_atomic(Path(path) / "seeds.json", record)
+    workdir.write_bytes_atomic(Path(path) / "table.md", f"{text}\n".encode())
+    print(text)
