@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from mtl_jax import checkpoint_folder, named_arrays
 from mtl_jax.errors import CheckpointError
 from mtl_jax.manifest import read_bounded, seal, unseal
@@ -35,9 +37,10 @@ class Checkpoints:
     """The checkpoints of one phase: `directory/STEP/` with a folder an item and manifest.json, and best.json.
 
     Each item is an Orbax checkpoint of its own (`ocp.PyTreeCheckpointer().restore(directory / 'STEP' / 'params')` reads
-    it without this package). One process writes; any number may read at the same time. State that decides how a run
-    goes on (step, best score so far, writers' positions) belongs into the metadata, since that is what a resumed run
-    starts from; best.json only points at the best of what has been saved, for readers.
+    it without this package). One process writes; any number may read at the same time. In a run of several processes
+    that is the first one: in the others `save`, `mark_best` and `remove_unfinished` do nothing. State that decides how
+    a run goes on (step, best score so far, writers' positions) belongs into the metadata, since that is what a resumed
+    run starts from; best.json only points at the best of what has been saved, for readers.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
@@ -65,6 +68,8 @@ class Checkpoints:
           ValueError, TypeError: what cannot be saved: an item's name that is no identifier, a tree (see
             `named_arrays.flatten`), metadata that is no JSON.
         """
+        if jax.process_index():
+            return
         if wrong := [item for item in items if not item.isidentifier()]:
             raise ValueError(f"an item's name must be an identifier: {wrong[0]!r}")
         arrays = {item: named_arrays.flatten(tree) for item, tree in items.items()}
@@ -124,6 +129,8 @@ class Checkpoints:
 
     def mark_best(self, step: int, score: float, **extra: Any) -> None:
         """Points best.json at a checkpoint that has been saved; it is then kept until another one is the best."""
+        if jax.process_index():
+            return
         if step not in self.steps():
             raise ValueError(f"checkpoint {step} must be saved before it can be the best one")
         path = self.directory / "best.json"
@@ -145,7 +152,7 @@ class Checkpoints:
 
     def remove_unfinished(self) -> None:
         """Removes what killed saves have left; for the one process that writes here, at its start."""
-        if not self.directory.is_dir():
+        if jax.process_index() or not self.directory.is_dir():
             return
         for path in sorted(self.directory.iterdir()):
             if match := _LEFTOVER.fullmatch(path.name):

@@ -62,10 +62,28 @@ def _installed_config(word: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a program's main: a user's error is one line and status 2, a stop by signal status 75."""
+    """Runs a program's main: a user's error is one line and status 2, a stop by signal status 75.
+
+    One of several processes does not come back from an error: see `hosts.abandon`.
+    """
     argv = sys.argv if argv is None else argv
     xla_flags.configure()
     compilation_cache.configure()
+    from mtl_jax import hosts
+
+    try:
+        status = _status(main, argv)
+    except Exception:
+        if hosts.is_joined():
+            traceback.print_exc()
+            hosts.abandon(1)
+        raise
+    if status not in (0, EXIT_GO_ON_LATER):
+        hosts.abandon(status)
+    return status
+
+
+def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     from mtl_jax.loop import NotFiniteError, Stopped
 
     try:

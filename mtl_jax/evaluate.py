@@ -25,6 +25,7 @@ from mtl_jax import (
     config,
     from_weights,
     frozen_episodes,
+    hosts,
     metrics,
     phases,
     plots,
@@ -54,28 +55,33 @@ def evaluate(
       weights: a reference's weight file to evaluate instead of a checkpoint; the workdir then takes the results alone.
 
     Returns:
-      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks.
+      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks. Of several
+      processes each gets it, and the first writes the files.
 
     Raises:
       MtlError: what the user can mend.
     """
     place, protocol = workdir.Workdir(path), build.protocol(settings)
-    dataset = dataset or build.dataset(settings.data)
+    with hosts.first_goes_first():
+        dataset = dataset or build.dataset(settings.data)
     split = choose_split(dataset, settings.evaluate.split)
     if weights:
         step, model = 0, from_weights.model(settings, weights)
     else:
         step, model = phases.trained(settings, place, split.images.shape[1:])
     tasks = choose_tasks(dataset, split, protocol, episodes)
+    content = frozen_episodes.content_hash(split, tasks)
+    hosts.check_same("checkpoint or set of tasks", [step, content])
     started, every = time.monotonic(), settings.evaluate.every_step
     accuracies = evaluate_tasks(
         model, split.images, split.table(), protocol,
         tasks=tasks, every_step=every, embed_batch=settings.runtime.embed_batch, chunk=settings.runtime.task_chunk,
+        devices=hosts.devices(settings.runtime.devices),
     )  # fmt: skip
     seconds = time.monotonic() - started
     trajectory = accuracies if every else accuracies[:, None]
     result = {
-        **protocol_facts(settings, protocol, step), "episodes": frozen_episodes.content_hash(split, tasks),
+        **protocol_facts(settings, protocol, step), "episodes": content,
         **_interval(trajectory[:, -1]), "seconds": round(seconds, 2),
     }  # fmt: skip
     if weights:
@@ -84,6 +90,8 @@ def evaluate(
         result["seed"] = episodes.facts["seed"]
     if every:
         result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
+    if not hosts.is_first():
+        return result
     is_own = episodes is None and not weights and protocol == build.protocol(config.read(place.config))
     _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
     if every:
@@ -184,7 +192,9 @@ def main(argv: Sequence[str]) -> int | None:
     flags.DEFINE_string("weights", None, "a reference's weight file, instead of a checkpoint", flag_values=values)
     flags.DEFINE_string("episodes", None, "a file of python -m mtl_jax.frozen_episodes", flag_values=values)
     words, overrides = split_overrides(argv)
+    hosts.define_flags(values)
     cli.parse(values, words, __doc__)
+    hosts.join(values)
     settings = _settings(values, overrides)
     given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
     settings.evaluate.update(given)
@@ -193,8 +203,9 @@ def main(argv: Sequence[str]) -> int | None:
         settings = with_episodes(settings, episodes, given)
     config.validate(settings)
     result = evaluate(settings, values.workdir, episodes=episodes, weights=values.weights or "")
-    workdir.record_command(values.workdir, argv)
-    print(describe(result))
+    if hosts.is_first():
+        workdir.record_command(values.workdir, hosts.without_flags(argv))
+        print(describe(result))
     return 0
 
 

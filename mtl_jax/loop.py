@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtl_jax import memory
+from mtl_jax import hosts, memory
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import Progress
 from mtl_jax.errors import CheckpointError, MtlError
@@ -110,8 +110,10 @@ def run_phase(
     """
     checkpoints = Checkpoints(workdir.checkpoints(phase.name), keep=keep)
     checkpoints.remove_unfinished()
+    hosts.wait()
     state, step, best, window, position = _resume(phase, checkpoints, metadata, start)
-    if step < phase.steps:
+    hosts.check_same("newest checkpoint", step)
+    if step < phase.steps and hosts.is_first():
         metrics.truncate(position)
     log = Log(phase.name, phase.log_every, [metrics.write, *writers], window)
     saver = _Saver(phase, checkpoints, metadata, metrics, log, best)

@@ -1,8 +1,8 @@
 """Pre-training and meta-training as phases of the loop: what they start from, their step, their validation."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,21 +29,35 @@ def stream(config: Config, number: int) -> Array:
     return jax.random.fold_in(jax.random.key(config["seed"]), number)
 
 
-def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device]) -> Phase:
-    """Pre-training of a whole config on the train split."""
-    group, split = config["pretrain"], dataset.splits["train"]
-    axis = parallel.AXIS if len(devices) > 1 else None
+class PretrainParts(NamedTuple):
+    """What pre-training is made of: `init`, key -> state; `take`, `pretrain.train_step` with its options."""
+
+    module: Any
+    init: Callable[[Array], pretrain.PretrainState]
+    take: Callable[..., Any]
+
+
+def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> PretrainParts:
+    """The parts for a train split, with batches spread over a mapped axis, if any."""
+    group = config["pretrain"]
     module = build.backbone(config["backbone"], config["runtime"]["dtype"], axis)
     classifier = pretrain.Classifier(
         len(split.class_names), group["hidden"], uniform=group["classifier_init"] == "uniform"
     )
     optimizer = build.optimizer(group, group["lr"])
     shape = build.image_shape(config["data"], split.images)
-    state = pretrain.init_state(stream(config, BACKBONE), module, classifier, shape, optimizer)
     take = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"],
     )  # fmt: skip
+    return PretrainParts(module, lambda key: pretrain.init_state(key, module, classifier, shape, optimizer), take)
+
+
+def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device]) -> Phase:
+    """Pre-training of a whole config on the train split."""
+    group, split = config["pretrain"], dataset.splits["train"]
+    module, init, take = pretrain_parts(config, split, parallel.AXIS if len(devices) > 1 else None)
+    state = init(stream(config, BACKBONE))
     dispatch = pretrain_dispatch.dispatcher(
         config, split, devices, take, keys=(stream(config, ORDER), stream(config, AUGMENT))
     )
@@ -55,12 +69,12 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
         restore=lambda items, step: parallel.replicate(
             pretrain.PretrainState(jnp.int32(step), **items), devices
         ),
-        validate=_pretrain_validation(config, dataset, module),
+        validate=_pretrain_validation(config, dataset, module, devices),
         unit="images", per_step=group["batch_size"],
     )  # fmt: skip
 
 
-def _pretrain_validation(config: Config, dataset: Dataset, module: Any) -> Any:
+def _pretrain_validation(config: Config, dataset: Dataset, module: Any, devices: Sequence[jax.Device]) -> Any:
     group = config["pretrain"]
     if not group["val_tasks"] or "val" not in dataset.splits:
         return None
@@ -71,7 +85,7 @@ def _pretrain_validation(config: Config, dataset: Dataset, module: Any) -> Any:
     def validate(state):
         params, batch_stats = parallel.local((state.params["backbone"], state.batch_stats))
         head = fresh_head(config, _features(embed, params, batch_stats, split.images.shape[1:]))
-        return _score(config, Model(embed, {"head": head}, Frozen(params, batch_stats)), split, protocol)
+        return _score(config, Model(embed, {"head": head}, Frozen(params, batch_stats)), split, protocol, devices)
 
     return validate
 
@@ -86,11 +100,14 @@ def _features(embed: Embed, params: Params, batch_stats: Params, image_shape: tu
     return jax.eval_shape(lambda *a: embed(*a)[0], params, batch_stats, image).shape[-1]
 
 
-def _score(config: Config, model: Model, split: Split, protocol: Protocol) -> tuple[float, dict[str, float]]:
+def _score(
+    config: Config, model: Model, split: Split, protocol: Protocol, devices: Sequence[jax.Device]
+) -> tuple[float, dict[str, float]]:
     runtime = config["runtime"]
     accuracies = evaluate_tasks(
-        model, split.images, split.table(), protocol, embed_batch=runtime["embed_batch"], chunk=runtime["task_chunk"]
-    )
+        model, split.images, split.table(), protocol,
+        embed_batch=runtime["embed_batch"], chunk=runtime["task_chunk"], devices=devices,
+    )  # fmt: skip
     mean, ci95 = metrics.mean_interval(accuracies)
     return mean, {"accuracy": mean, "ci95": ci95}
 
@@ -101,9 +118,7 @@ def meta_training(
     """Meta-training of a whole config on the train split, from a pre-trained backbone."""
     group, split = config["meta"], dataset.splits["train"]
     embed, optimizer = build.embedding(config), build.meta_optimizer(group)
-    features = _features(embed, params, batch_stats, split.images.shape[1:])
-    learned = build.learned(stream(config, HEAD), config, params, features)
-    state = meta.init_state(learned, batch_stats, optimizer)
+    state = meta_state(config, embed, optimizer, params, batch_stats, split.images.shape[1:])
     if config["hard_tasks"]["enabled"]:
         state = state._replace(pool=hard_tasks.empty_pool(len(split.class_names)))
     theta = parallel.replicate(params, devices)
@@ -117,12 +132,22 @@ def meta_training(
         dispatch=dispatch.run, close=dispatch.close,
         items=lambda state: {"params": parallel.local(theta), **_meta_items(state)},
         restore=lambda items, step: parallel.replicate(_meta_state(items, step), devices),
-        validate=_meta_validation(config, dataset, embed, params),
+        validate=_meta_validation(config, dataset, embed, params, devices),
         unit="tasks", per_step=group["tasks_per_step"],
     )  # fmt: skip
 
 
-def _meta_validation(config: Config, dataset: Dataset, embed: Embed, params: Params) -> Any:
+def meta_state(
+    config: Config, embed: Embed, optimizer: Any, params: Params, batch_stats: Params, image_shape: tuple[int, ...]
+) -> meta.MetaState:
+    """The state before meta-training, stored images being [H, W, C]."""
+    features = _features(embed, params, batch_stats, image_shape)
+    return meta.init_state(build.learned(stream(config, HEAD), config, params, features), batch_stats, optimizer)
+
+
+def _meta_validation(
+    config: Config, dataset: Dataset, embed: Embed, params: Params, devices: Sequence[jax.Device]
+) -> Any:
     group = config["meta"]
     if not group["val_tasks"] or "val" not in dataset.splits:
         return None
@@ -130,7 +155,7 @@ def _meta_validation(config: Config, dataset: Dataset, embed: Embed, params: Par
 
     def validate(state):
         learned, batch_stats = parallel.local((state.learned, state.batch_stats))
-        return _score(config, Model(embed, learned, Frozen(params, batch_stats)), split, protocol)
+        return _score(config, Model(embed, learned, Frozen(params, batch_stats)), split, protocol, devices)
 
     return validate
 

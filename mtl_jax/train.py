@@ -5,15 +5,16 @@ python train.py --config=configs/glyphs.py:1shot --workdir=runs/seeds --num_seed
 """
 
 import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, checkpoint, cli, config, console, loop, phases, signals, workdir, writers
+from mtl_jax import build, checkpoint, cli, config, console, hosts, loop, phases, plan, signals, workdir, writers
 from mtl_jax.data import Dataset
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError
@@ -25,22 +26,27 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
     Args:
       settings: a config as `configs/default.py` has it.
       path: the workdir.
-      hooks: further writers, called as `write(step, {'meta/loss': ...})`.
+      hooks: further writers, called as `write(step, {'meta/loss': ...})`; of several processes the first calls them.
 
     Raises:
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
     """
     config.validate(settings)
     settings = _resolve(settings)
-    devices = jax.local_devices()[: settings.runtime.devices or None]
+    devices = hosts.devices(settings.runtime.devices)
     config.validate_devices(settings, len(devices))
     place = workdir.Workdir(path).create()
-    with workdir.lock(path), console.log_to(place.log), signals.stop_on_signal() as stop:
-        _record_config(settings, place)
-        dataset = build.dataset(settings.data)
+    with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
+        own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
+        _check_config(settings, own)
+        with hosts.first_goes_first():
+            dataset = build.dataset(settings.data)
         _check_tasks(settings, dataset)
-        with contextlib.closing(writers.JsonlWriter(place.metrics)) as metrics, \
-             contextlib.closing(writers.JsonlWriter(place.timing)) as timing:  # fmt: skip
+        settings = _planned(settings, dataset, len(devices), own)
+        _check_processes(settings, dataset)
+        workdir.write_json_atomic(own.config, config.to_json(settings))
+        with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
+             contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip
             common = {
                 "metadata": {
                     "config": config.to_json(settings), "data": dataset.fingerprint,
@@ -51,10 +57,28 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
             _run(settings, dataset, devices, place, common, hooks)
 
 
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """The lock and the log of a folder; on the console, processes but the first only warn."""
+    level = logging.INFO if hosts.is_first() else logging.WARNING
+    with workdir.lock(folder), console.log_to(workdir.Workdir(folder).log, level=level):
+        yield
+
+
+def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
+    """Whether all processes of the run are about to do the same."""
+    settings = config.to_json(settings)
+    for name in ("path", "cache_dir"):  # each host may have its own copy
+        settings["data"].pop(name)
+    hosts.check_same("config", settings)
+    hosts.check_same("data set", dataset.fingerprint)
+
+
 def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
     position = 0
     if not settings.pretrain.init:
         position = _run_phase(phases.pretraining(settings, dataset, devices), place, position, common, hooks)
+        hosts.wait()  # for the last checkpoint, which the first process writes
     params, batch_stats = phases.pretrained(settings, place)
     if settings.meta.learn != "none":
         phase = phases.meta_training(settings, dataset, devices, params, batch_stats)
@@ -62,6 +86,9 @@ def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, commo
 
 
 def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
+    phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
+    if not hosts.is_first():
+        return loop.run_phase(phase, place, start=position, writers=[], **common)
     done = checkpoint.Checkpoints(place.checkpoints(phase.name)).steps()
     board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done[-1] + 1 if done else None)
     with contextlib.closing(phase), contextlib.closing(board) if board else contextlib.nullcontext():
@@ -77,18 +104,48 @@ def _resolve(settings: ConfigDict) -> ConfigDict:
     return resolved
 
 
-def _record_config(settings: ConfigDict, place: workdir.Workdir) -> None:
-    """Writes config.json, or checks that the run that is to go on has the same config."""
-    now = config.to_json(settings)
+def _check_config(settings: ConfigDict, place: workdir.Workdir) -> None:
+    """Whether the run that is to go on has the same config."""
     if place.config.exists():
-        then = config.to_json(config.read(place.config))
+        then, now = config.to_json(config.read(place.config)), config.to_json(settings)
         if lines := checkpoint.describe_difference(then, now, config.MAY_DIFFER):
             raise ConfigError(f"{place.path} holds a run of another config: {'; '.join(lines)}; give another --workdir")
-    workdir.write_json_atomic(place.config, now)
+
+
+def _planned(settings: ConfigDict, dataset: Dataset, devices: int, place: workdir.Workdir) -> ConfigDict:
+    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now."""
+    planned = settings.copy_and_resolve_references()
+    with planned.unlocked():
+        if not settings.runtime.chunk and place.config.exists():
+            planned.runtime.chunk = config.read(place.config).runtime.chunk
+        planned.runtime.chunk = plan.make(planned, dataset, devices).chunk
+    return planned
+
+
+def dry_run(settings: ConfigDict) -> str:
+    """What `train` would do and need, without doing it: data, steps, memory, the least time. Prepares the data.
+
+    Raises:
+      MtlError: what `train` would raise before its first step.
+    """
+    config.validate(settings)
+    settings = _resolve(settings)
+    devices = hosts.devices(settings.runtime.devices)
+    config.validate_devices(settings, len(devices))
+    dataset = build.dataset(settings.data)
+    _check_tasks(settings, dataset)
+    return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))
 
 
 def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
     """Whether the splits can give the tasks asked for, before anything is compiled."""
+    channels = dataset.splits["train"].images.shape[-1]
+    for name in ("mean", "std"):
+        if len(settings.data[name]) not in (1, channels):
+            raise ConfigError(
+                f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
+                f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
+            )
     for name in ("train", "val"):
         if name in dataset.splits and (name == "train" or settings.meta.val_tasks):
             split, meta = dataset.splits[name], settings.meta
@@ -99,14 +156,21 @@ def main(argv: Sequence[str]) -> int | None:
     """The program."""
     values = flags.FlagValues()
     cli.define_config(values, required=True)
+    hosts.define_flags(values)
+    flags.DEFINE_bool("dry_run", False, "print what the run would do and need, and end", flag_values=values)
     flags.DEFINE_integer("num_seeds", None, "train and test so many seeds, in WORKDIR/seed-0, ...", flag_values=values)
     cli.parse(values, argv, __doc__)
+    if values.dry_run:
+        print(dry_run(values.config))
+        return 0
+    hosts.join(values)
     if values.num_seeds is not None:
         from mtl_jax import seeds  # it is made of this module
 
-        seeds.main(values.config, values.workdir, values.num_seeds, argv)
+        seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
         return 0
-    workdir.record_command(values.workdir, argv)
+    if hosts.is_first():
+        workdir.record_command(values.workdir, hosts.without_flags(argv))
     train(values.config, values.workdir)
     return 0
 
