@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PROGRAMS = (
-    "demo", "data", "train", "evaluate", "frozen_episodes", "report", "ablation", "classify", "export",
+    "demo", "data", "train", "evaluate", "launch", "frozen_episodes", "report", "ablation", "classify", "export",
     "reference_weights",
 )  # fmt: skip
 
