@@ -24,6 +24,11 @@ def dataset(config: Config, progress: Callable[[int, int], None] | None = None) 
     return data.load(**{key: config[key] for key in keys}, progress=progress)
 
 
+def is_on_device(config: Config, split: data.Split) -> bool:
+    """Whether a split lives on the device whole: where it fits `data.device_budget_gb`."""
+    return split.images.nbytes <= 1e9 * config["data"]["device_budget_gb"]
+
+
 def image_shape(config: Config, images: Any) -> tuple[int, ...]:
     """The shape [H, W, C] that the backbone sees of stored images [M, H, W, C]."""
     side = config["crop"]

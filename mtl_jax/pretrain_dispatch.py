@@ -82,8 +82,7 @@ def dispatcher(
         dropout_key = jax.random.fold_in(step_key, epochs.batch + number)
         return take(state, views, labels, dropout_key, axis_name=axis)
 
-    on_host = split.images.nbytes > 1e9 * config["data"]["device_budget_gb"]
-    run = _from_host if on_host else _from_devices
+    run = _from_devices if build.is_on_device(config, split) else _from_host
     return run(config, split, devices, epochs, learn, parallel.replicate(key, devices))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import episodes, hard_tasks, parallel
+from mtl_jax import build, episodes, hard_tasks, parallel
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead, gather
 from mtl_jax.meta import MetaState
@@ -152,7 +152,7 @@ def source(
     config: Mapping[str, Any], split: Split, devices: Sequence[jax.Device], sizes: Sizes, keys: tuple[Array, Array]
 ) -> tuple[Source, Source]:
     """The sources of normal and of hard tasks, on the devices where the split fits `data.device_budget_gb`."""
-    if split.images.nbytes <= 1e9 * config["data"]["device_budget_gb"]:
+    if build.is_on_device(config, split):
         placed = place(split, devices)
         return tuple(on_device(split, devices, sizes, key, hard=hard, placed=placed) for hard, key in enumerate(keys))
     repeat, steps = config["runtime"]["steps_per_dispatch"], config["meta"]["steps"]
