@@ -38,11 +38,11 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
     place = workdir.Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
-        _check_config(settings, own)
+        _check_config(settings, place)
         with hosts.first_goes_first():
             dataset = build.dataset(settings.data)
         _check_tasks(settings, dataset)
-        settings = _planned(settings, dataset, len(devices), own)
+        settings = _planned(settings, dataset, len(devices), place)
         _check_processes(settings, dataset)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
@@ -88,7 +88,8 @@ def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, commo
 def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
     phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
     if not hosts.is_first():
-        return loop.run_phase(phase, place, start=position, writers=[], **common)
+        with contextlib.closing(phase):
+            return loop.run_phase(phase, place, start=position, writers=[], **common)
     done = checkpoint.Checkpoints(place.checkpoints(phase.name)).steps()
     board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done[-1] + 1 if done else None)
     with contextlib.closing(phase), contextlib.closing(board) if board else contextlib.nullcontext():
