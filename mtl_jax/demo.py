@@ -29,7 +29,7 @@ from mtl_jax.types import Array, Params
 SHOTS = (1, 5)
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 STEPS = (5, 10, 20, 50, 100)
-CHOICE_TASKS, TABLE_TASKS, PAIRED_TASKS = 2000, 600, 10_000
+CHOICE_TASKS, TABLE_TASKS, PAIRED_TASKS = 1000, 600, 10_000
 ROWS = ("random backbone + adapted head", "pre-trained backbone + adapted head", "meta-transfer learning (MTL)")
 
 
