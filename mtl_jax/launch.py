@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import IO
+from typing import IO, TextIO
 
 from absl import flags
 
@@ -37,9 +37,15 @@ def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> 
     Returns:
       0, the first status that is not, or 128 and the signal that a process died of.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     words = [sys.executable, *command, f"--coordinator_address={address}", f"--num_processes={count}"]
     children = [_start(words, number, devices_per_process) for number in range(count)]
+    relays = [
+        threading.Thread(target=relay, args=(number, child.stderr), daemon=True)
+        for number, child in enumerate(children) if child.stderr
+    ]  # fmt: skip
+    for thread in relays:
+        thread.start()
     try:
         with _passing_on(children):
             return _watch(children)
@@ -48,9 +54,12 @@ def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> 
             if child.poll() is None:
                 child.kill()
             child.wait()
+        for thread in relays:
+            thread.join(_GRACE_SECONDS)  # not for ever: what a process has started may outlive it
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -61,20 +70,20 @@ def _start(words: Sequence[str], number: int, devices: int) -> subprocess.Popen:
     if devices:
         ids = range(number * devices, (number + 1) * devices)
         environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [*words, f"--process_id={number}"], env=environment,
         # Ctrl-C reaches the launcher alone, which passes it on; only the first process draws a progress bar.
         start_new_session=True, stderr=subprocess.PIPE if number else None,
     )  # fmt: skip
-    if child.stderr:
-        threading.Thread(target=_relay, args=(number, child.stderr), daemon=True).start()
-    return child
 
 
-def _relay(number: int, lines: IO[bytes]) -> None:
-    for line in lines:
-        sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
-        sys.stderr.flush()
+def relay(number: int, lines: IO[bytes], to: TextIO | None = None) -> None:
+    """Writes each line to `to` (standard error), after the number of the process that said it."""
+    to = to or sys.stderr
+    with lines:
+        for line in lines:
+            to.write(f"[{number}] {line.decode(errors='replace')}")
+            to.flush()
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.train import train
 from mtl_jax.types import Episode
 
-VIRTUAL = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_ENABLE_X64": "1"}
+VIRTUAL = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_ENABLE_X64": "1"}
 
 
 def test_the_failure_class_is_the_one_with_the_lowest_accuracy_and_the_first_of_a_tie():
@@ -119,6 +119,8 @@ def test_tasks_and_results_are_the_same_however_they_are_spread_fed_and_cut(whic
     one, other = device_runs()["one"], device_runs()[which]
     assert other["mined"] == one["mined"]
     assert len(one["mined"]) == 2
+    assert other["pools"][-1] == one["pools"][-1]
+    assert which != "four" or other["pools"] == one["pools"]
     np.testing.assert_allclose(other["losses"], one["losses"], rtol=1e-9)
     for a, b in zip(one["leaves"], other["leaves"], strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-9)
