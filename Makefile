@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
@@ -13,9 +13,18 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
+chaos: $(VENV)/installed-test
+	$(BIN)/python -m tests.chaos $(CHAOS)
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Under 20 minutes on two cores that have nothing else to do; writes benchmarks/results.json.
+bench: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

@@ -1,5 +1,6 @@
 """The folder of one checkpoint: arrays by Orbax, an item a folder, and the manifest that says whether all is whole."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,17 @@ def _read_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         return named_arrays.flatten(checkpointer.restore(folder, ocp.args.PyTreeRestore(restore_args=restore_args)))
 
 
+class _RaisedAnyway(logging.Filter):
+    """Drops Orbax's tracebacks of its threads: what they raise comes out of `save` too, and is one line there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "_SignalingThread.run() raised an exception" not in str(record.msg)
+
+
 def _write_arrays(folder: Path, trees: Mapping[str, Any]) -> None:
+    log = logging.getLogger("absl")
+    if not any(isinstance(known, _RaisedAnyway) for known in log.filters):
+        log.addFilter(_RaisedAnyway())  # for good: a thread may end after `save` has raised another one's error
     options = ocp.CompositeOptions(multiprocessing_options=_this_process())
     handler = ocp.CompositeCheckpointHandler(composite_options=options, **{item: _handler() for item in trees})
     with ocp.Checkpointer(handler, multiprocessing_options=_this_process()) as checkpointer:
