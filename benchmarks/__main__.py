@@ -1,0 +1,60 @@
+"""python -m benchmarks [--rows=a,d] [--quick] [--output=FILE]     measure, print the table, write FILE
+python -m benchmarks table FILE [PAGE ...]                       print FILE's table, or put it into pages
+
+Rows: a meta-training step of the PyTorch preset, b of the TensorFlow preset, c pre-training step, d adaptation from
+features, e meta-test, f the loop, g preparing images, h start-up; i, peak memory, is a column. All take less than
+20 minutes on two cores; nothing else should run meanwhile. The rivals need PyTorch: pip install -e '.[torch]'.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import run, table
+from benchmarks.rows import groups
+
+OUTPUT = Path(__file__).parent / "results.json"
+
+
+def _table(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks table")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("pages", type=Path, nargs="*")
+    flags = parser.parse_args(argv)
+    text = table.markdown(json.loads(flags.file.read_text(encoding="utf-8")))
+    for page in flags.pages:
+        table.insert(page, text)
+    if not flags.pages:
+        print(text)
+
+
+def _measure(argv: list[str]) -> None:
+    letters = "".join(groups(False))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(letters), help="letters, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and one repeat: does the machinery work?")
+    parser.add_argument(
+        "--output", type=Path, help=f"default: {OUTPUT.name} beside the code; none with --quick, --rows"
+    )
+    flags = parser.parse_args(argv)
+    rows = flags.rows.split(",")
+    if unknown := [row for row in rows if row not in letters]:
+        parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(letters)}")
+    results = run.run(rows, quick=flags.quick, say=run.say_to_stderr)
+    whole = not flags.quick and rows == list(letters)
+    if output := flags.output or (OUTPUT if whole else None):
+        run.write(results, output)
+    print(table.markdown(results))
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    if argv[:1] == ["table"]:
+        _table(argv[1:])
+    else:
+        _measure(argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,8 @@
+"""Row d's sizes, for both sides."""
+
+WAY, SHOT, QUERY, LR = 5, 5, 15, 0.01
+
+
+def sizes(quick: bool) -> tuple[int, int, int]:
+    """Tasks, features, inner steps."""
+    return (4, 40, 10) if quick else (64, 640, 100)

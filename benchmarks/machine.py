@@ -1,0 +1,90 @@
+"""The machine: its name and versions, and its own rate of matrix products, the limit that rows are held against."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worker import Measured, Work, timed
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "pillow")
+SIDE = 3072  # rows and columns: large enough for the machine's full rate, far beyond its caches
+
+
+def facts() -> dict[str, Any]:
+    """What a reader needs to know of the machine and of the versions."""
+    from mtl_jax import xla_flags
+
+    environment = dict(os.environ)
+    xla_flags.configure(environment)
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "xla_flags": environment.get("XLA_FLAGS", ""),
+        "commit": _commit(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.exists() else []  # fmt: skip
+    return names[0].strip() if names else platform.processor()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _side(quick: bool) -> int:
+    return 256 if quick else SIDE
+
+
+def jax_matmul(row: str, folder: Path, quick: bool) -> Work:
+    """A square product of float32 matrices, by JAX."""
+    import jax
+
+    n = _side(quick)
+    a = jax.random.normal(jax.random.key(0), (n, n))
+    product = jax.jit(lambda a: a @ a)
+    flops = 2.0 * n**3
+    return Work({"": lambda: _several(lambda: product(a).block_until_ready())}, facts={"flops": flops})
+
+
+def torch_matmul(row: str, folder: Path, quick: bool) -> Work:
+    """The same by PyTorch."""
+    import torch
+
+    from benchmarks.torch_settings import DEVICE, use, wait
+
+    use(threads=0)
+    n = _side(quick)
+    a = torch.randn(n, n, device=DEVICE)
+
+    def product() -> None:
+        a @ a
+        wait()
+
+    return Work({"": lambda: _several(product)}, facts={"flops": 2.0 * n**3})
+
+
+def _several(product: Any, times: int = 8) -> Measured:
+    return timed(lambda: [product() for _ in range(times)], times)

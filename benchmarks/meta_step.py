@@ -1,0 +1,71 @@
+"""Rows a and b: one step of meta-training, the sampling of its images left out (row f has it)."""
+
+import functools
+from pathlib import Path
+
+import jax
+import numpy as np
+from mtl_jax.configs import miniimagenet
+
+from benchmarks.worker import Measured, Work, timed
+from mtl_jax import build, cost, meta, pretrain
+from mtl_jax.named_arrays import flatten
+from mtl_jax.types import Episode
+
+ARGUMENTS = {"a": "pytorch,1shot", "b": "tensorflow,5shot"}
+
+
+def config(row: str, quick: bool):
+    """The preset's config; the tiny network of `quick` has a tenth of the channels and 32 pixels."""
+    found = miniimagenet.get_config(ARGUMENTS[row])
+    if quick:
+        found.backbone.width = 0.1
+        found.data.update({"image_size": 36 if row == "a" else 32, "crop": 32 if row == "a" else 0})
+        found.meta.query = 2
+        found.inner.steps = 5
+    return found
+
+
+def random_episodes(settings, rng: np.random.Generator) -> Episode:
+    """A meta-batch of uint8 noise, [T, S, H, W, C] and [T, N Q, H, W, C]."""
+    group, side = settings.meta, settings.data.image_size
+    parts = []
+    for each in (group.shot, group.query):
+        rows = (group.tasks_per_step, group.way * each)
+        parts.append(rng.integers(0, 256, (*rows, side, side, 3), np.uint8))
+        parts.append(np.broadcast_to(np.repeat(np.arange(group.way, dtype=np.int32), each), rows).copy())
+    return Episode(*parts)
+
+
+def prepare(row: str, folder: Path, quick: bool) -> Work:
+    """mtl_jax's side; leaves the weights and images for the other in `inputs.npz`."""
+    settings = config(row, quick)
+    episodes = random_episodes(settings, np.random.default_rng(0))
+    embed, inner = build.embedding(settings), build.inner(settings.inner)
+    shape = build.image_shape(settings.data, episodes.support[0])
+    variables = pretrain.init_backbone(jax.random.key(0), embed.module, shape)
+    params, stats = variables["params"], variables["batch_stats"]
+    features = jax.eval_shape(lambda *a: embed(*a)[0], params, stats, episodes.query[0]).shape[-1]
+    learned = build.learned(jax.random.key(1), settings, params, features)
+    np.savez(folder / "inputs.npz", **_inputs(params, stats, learned, episodes))
+    optimizer = build.meta_optimizer(settings.meta)
+    options = {"embed": embed, "inner": inner}
+    step = jax.jit(functools.partial(meta.train_step, **options, optimizer=optimizer), donate_argnums=0)
+    episodes = jax.device_put(episodes)
+    state = [meta.init_state(jax.tree.map(np.copy, learned), stats, optimizer)]  # a step consumes its state
+
+    def run() -> Measured:
+        return timed(lambda: state.append(jax.block_until_ready(step(state.pop(), params, episodes))[0]))
+
+    def numbers() -> dict[str, np.ndarray]:
+        gradients = jax.jit(functools.partial(meta.gradients, **options))
+        grads, (loss, _) = gradients(learned, meta.Frozen(params, stats), episodes)
+        return {"loss": np.asarray(loss), **flatten(grads)}
+
+    flops = cost.estimate(functools.partial(meta.gradients, **options), learned, meta.Frozen(params, stats), episodes)
+    return Work({"": run}, numbers, facts={"flops": flops.flops})
+
+
+def _inputs(params, stats, learned, episodes: Episode) -> dict[str, np.ndarray]:
+    ss_and_head = {"ss": learned["ss"], "head": learned["head"]}
+    return {**flatten({"params": params, "batch_stats": stats, **ss_and_head}), **episodes._asdict()}

@@ -1,0 +1,82 @@
+"""The result's file as a Markdown table, and the pages that carry it between two markers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+
+
+class PageError(ValueError):
+    """A page without the two markers."""
+
+
+def seconds(value: float) -> str:
+    """Three digits and a unit: 12.3 s, 45.6 ms, 3.2 h."""
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1, 1e3, "ms"), (600, 1, "s"), (6000, 1 / 60, "min")):
+        if value < limit:
+            return f"{_digits(value * factor)} {unit}"
+    return f"{_digits(value / 3600)} h"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def gigabytes(value: float | None) -> str:
+    """Bytes in units of 10^9."""
+    return "" if value is None else f"{value / 1e9:.2f} GB"
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table with the machine's line before it and the rivals' settings after it."""
+    titles = ("row", "what", "mtl_jax", "against", "", "times as fast", "of the limit", "i: peak memory")
+    lines = [_machine(results), "", f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
+    lines += [_line(result) for result in results["rows"]]
+    settings = {result["row"]: result.get("rival_setting") for result in results["rows"]}
+    used = "; ".join(f"{row}: {setting}" for row, setting in settings.items() if setting)
+    return "\n".join([*lines, *(["", f"PyTorch's fastest setting: {used}."] if used else [])])
+
+
+def _machine(results: Mapping[str, Any]) -> str:
+    m = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    rate = results["matmul_flops_per_second"] / 1e9
+    note = "Tiny sizes, which say nothing about speed. " if results["quick"] else ""
+    return (
+        f"{note}{m['processor']}, {m['cores']} cores, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}; "
+        f"Python {m['python']}, {versions}; commit {m['commit']}. "
+        f"The limit: matrix products at {rate:.0f} GFLOP/s. The whole run took {results['total_seconds'] / 60:.1f} min."
+    )
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    rival = "rival_seconds" in result
+    memory = " / ".join(gigabytes(result[key]) for key in ("peak_bytes", "rival_peak_bytes") if key in result)
+    cells = [
+        result["row"], result["what"], seconds(result["seconds"]),
+        result["against"] if rival else "", seconds(result["rival_seconds"]) if rival else "",
+        f"{_digits(result['ratio'])}" if rival else "",
+        f"{100 * result['fraction']:.0f} %" if "fraction" in result else "", memory,
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def carried(page: Path) -> str:
+    """What a page has between its markers. Raises PageError where it has not both."""
+    return _parts(page)[1].strip()
+
+
+def insert(page: Path, text: str) -> None:
+    """Puts a table between a page's markers. Raises PageError where it has not both."""
+    before, _, after = _parts(page)
+    page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+
+def _parts(page: Path) -> tuple[str, str, str]:
+    text = page.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise PageError(f"{page}: needs the lines {BEGIN} and {END}, once each")
+    before, rest = text.split(BEGIN)
+    inside, after = rest.split(END)
+    return before + BEGIN, inside, END + after

@@ -1,0 +1,134 @@
+"""The benchmark's machinery: both sides of a row compute the same; figures are formatted and compared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as program
+from benchmarks import adaptation, meta_step, run, table
+from benchmarks.rows import Case, groups
+from benchmarks.worker import Measured
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/performance.md")
+RESULTS = ROOT / "benchmarks" / "results.json"
+
+
+def result(**changes):
+    """A line of a result's file."""
+    facts = {
+        "row": "a", "what": "a step", "seconds": 2.0, "peak_bytes": 3e9, "flops": 1e9, "fraction": 0.25,
+        "against": "PyTorch", "rival_seconds": 3.0, "ratio": 1.5, "rival_peak_bytes": 4e9, "rival_setting": "2 threads",
+    }  # fmt: skip
+    return {**facts, **changes}
+
+
+def results(*rows):
+    """A result's file."""
+    machine = {
+        "processor": "P", "cores": 2, "memory_bytes": 24e9, "system": "Linux", "python": "3.11",
+        "versions": {"jax": "1"}, "commit": "abc",
+    }  # fmt: skip
+    return {
+        "machine": machine, "quick": False, "matmul_flops_per_second": 1.2e11, "rows": rows, "total_seconds": 600.0
+    }  # fmt: skip
+
+
+def test_a_line_has_both_times_their_ratio_and_the_fraction_of_the_limit():
+    assert "| a | a step | 2 s | PyTorch | 3 s | 1.5 | 25 % | 3.00 GB / 4.00 GB |" in table.markdown(results(result()))
+
+
+def test_a_line_without_a_rival_is_no_comparison():
+    alone = {k: v for k, v in result().items() if k in ("row", "what", "seconds", "peak_bytes")}
+    assert "| a | a step | 2 s |  |  |  |  | 3.00 GB |" in table.markdown(results(alone))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(2.5e-5, "25 µs"), (0.0456, "45.6 ms"), (12.34, "12.3 s"), (599, "599 s"), (1200, "20 min"), (36_000, "10 h")],
+)
+def test_times_have_three_digits_and_a_unit(value, text):
+    assert table.seconds(value) == text
+
+
+def test_a_page_keeps_what_is_outside_the_markers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+    table.insert(page, "new")
+    assert table.carried(page) == "new"
+    assert page.read_text(encoding="utf-8") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(table.PageError, match=r"page\.md"):
+        table.carried(page)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_carry_the_table_of_the_results(name):
+    if not RESULTS.exists():
+        pytest.skip("benchmarks/results.json has not been measured")
+    page = ROOT / name
+    if table.BEGIN not in page.read_text(encoding="utf-8"):
+        pytest.skip(f"{name} carries no table")
+    assert table.carried(page) == table.markdown(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+def test_every_row_of_the_help_exists():
+    assert list(groups(quick=False)) == list("abcdefgh")
+    assert list(groups(quick=True)) == list("abcdefgh")
+
+
+def test_an_unknown_row_is_named(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--rows=a,z"])
+    assert "unknown rows z" in capsys.readouterr().err
+
+
+def test_differences_over_the_limit_are_refused():
+    ours = {"loss": np.float32(1), "ss/conv/scale": np.ones(3), "ss/conv/shift": np.ones(1)}
+    assert run.differences(ours, {**ours, "ss/conv/shift": np.zeros(1)}) == {"loss": 0, "ss": 0}  # BN cancels it
+    with pytest.raises(run.DisagreementError, match="loss"):
+        run.differences(ours, {**ours, "loss": np.float32(1.001)})
+    with pytest.raises(run.DisagreementError, match="loss"):
+        run.differences({**ours, "loss": np.float32(np.nan)}, ours)
+    with pytest.raises(run.DisagreementError, match="only one side has loss"):
+        run.differences({"ss/a": np.ones(1)}, {"ss/a": np.ones(1), "loss": np.ones(1)})
+
+
+class Sides:
+    """A worker whose repeats are a list."""
+
+    def __init__(self, *repeats):
+        self.repeats = list(repeats)
+
+    def ask(self, **request):
+        return self.repeats.pop(0)._asdict()
+
+
+def test_a_repeat_is_scaled_to_the_amount_and_the_median_taken():
+    case = Case("tasks", "600", "1", "PyTorch ({rival_amount} tasks)", per=600)
+    ours = Sides(*(Measured(s, 600) for s in (3.0, 1.0, 2.0)))
+    rival = Sides(*(Measured(s, 6) for s in (9.0, 10.0, 11.0)))
+    group = groups(quick=True)["a"]._replace(cases=(case,))
+    ((times, rival_times),) = run._repeats("e", group, [ours, rival], False, print)
+    found = run._result(case, times, rival_times, {"peak_bytes": 1, "flops": {"600": 5}}, {"peak_bytes": 2})
+    assert (found["seconds"], found["rival_seconds"], found["ratio"]) == (2.0, 1000.0, 500.0)
+    assert found["against"] == "PyTorch (6 tasks)"
+    assert found["flops"] == 5
+
+
+@pytest.mark.parametrize(("row", "ours"), [("a", meta_step), ("b", meta_step), ("d", adaptation)])
+def test_the_rival_computes_the_same(row, ours, tmp_path):
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_adaptation, torch_meta_step
+
+    rival = {"a": torch_meta_step, "b": torch_meta_step, "d": torch_adaptation}[row]
+    threads = torch.get_num_threads()
+    mine = ours.prepare(row, tmp_path, True)
+    theirs = rival.prepare(row, tmp_path, True)
+    found = run.differences(mine.numbers(), theirs.numbers())
+    torch.set_num_threads(threads)
+    assert found
+    if row == "d":
+        assert mine.facts["flops"] > 4 * 2 * 25 * 25 * 5 * 10  # tasks, S S N operations a step
