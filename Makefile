@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test docs chaos lint bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Every block of commands and of Python in README and docs/: a page's are run one after the other.
+docs: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m docs tests/test_docs.py
 
 # Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
 chaos: $(VENV)/installed-test

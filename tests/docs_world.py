@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def small_config(path: Path, seed: int = 0):
 
 def make(root: Path) -> None:
     """A folder for the pages: the programs, the images, and runs/mine and runs/other, trained on them."""
-    for name in ("train.py", "evaluate.py", "configs", "examples", "Makefile", "setup.cfg"):
+    for name in ("train.py", "evaluate.py", "configs", "examples", "Makefile", "setup.cfg", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
     write_images(root)
     train(small_config(root / "D"), str(root / "runs" / "mine"))
@@ -103,7 +104,9 @@ def _run_python(program: Path, arguments: list[str], command: str) -> None:
     before = sys.argv
     sys.argv = [str(program), *arguments]
     try:
-        runpy.run_path(str(program), run_name="__main__")
+        with warnings.catch_warnings():  # ml_collections loads a config as Python 3.12 will not
+            warnings.simplefilter("ignore", DeprecationWarning)
+            runpy.run_path(str(program), run_name="__main__")
     except SystemExit as end:
         assert not end.code, f"{command}: status {end.code}"
     finally:
