@@ -1,5 +1,6 @@
 """Configs: read from a file, checked, written into a workdir and read from there."""
 
+import copy
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -143,9 +144,11 @@ def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
     Raises:
       ConfigError: an unknown key or a value of another type.
     """
-    parser = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config.copy_and_resolve_references(), flag_values=parser)
+    words, parser = list(words), flags.FlagValues()
     try:
+        # A deep copy knows the types of unset values, which a resolved one has forgotten.
+        own = copy.deepcopy(config)
+        config_flags.DEFINE_config_dict("config", own, flag_values=parser, sys_argv=["", *words])
         parser(["", *words])
     except flags.Error as error:
         raise ConfigError(str(error).strip().replace("\n", "; ")) from error
