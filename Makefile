@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test chaos lint bench clean
+.PHONY: demo test chaos lint bench results clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
@@ -25,6 +25,11 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md
+
+# Every kept network again on the same tasks; DATA holds a folder a data set: fc100, omniglot. docs/results.md.
+DATA ?= data
+results: $(VENV)/installed
+	$(BIN)/python -m results check --data=$(DATA)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

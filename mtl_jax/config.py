@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import backbones, base_learner, meta, scale_shift
+from mtl_jax import backbones, base_learner, feature_transform, meta, scale_shift
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
@@ -27,6 +27,7 @@ CHOICES = {
     "inner.loss_scale": ("mean", "per_shot"),
     "inner.adapt": meta.ADAPT,
     "inner.head_init": base_learner.HEAD_INITS,
+    "inner.features": feature_transform.FEATURES,
     "meta.learn": ("ss", "weights", "head", "none"),
     "meta.blocks": ("all", "last"),
     "meta.scale": scale_shift.SCALE,
@@ -62,6 +63,11 @@ def validate(config: ConfigDict) -> None:
     for key in POSITIVE:
         if not lookup(config, key) > 0:
             raise ConfigError(f"config.{key} is {lookup(config, key)!r}, expected a positive number")
+    if config.inner.features != "plain" and config.inner.adapt != "head":
+        raise ConfigError(
+            f"config.inner.features is {config.inner.features!r}, which config.inner.adapt {config.inner.adapt!r} "
+            "cannot have: set one of them to 'plain' or 'head'"
+        )
     _validate_intervals(config)
     _validate_hard_tasks(config)
 
