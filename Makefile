@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test chaos lint bench results clean
+.PHONY: demo test chaos fuzz lint bench results docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed-test
 # Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# Damages every kind of file that is read, at random, and counts what the readers make of it: docs/reliability.md.
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -30,6 +34,10 @@ bench: $(VENV)/installed-test
 DATA ?= data
 results: $(VENV)/installed
 	$(BIN)/python -m results check --data=$(DATA)
+
+# Every command and every piece of Python in README and docs/.
+docs: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m docs tests/test_docs.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

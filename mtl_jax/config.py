@@ -13,6 +13,7 @@ from mtl_jax import backbones, base_learner, feature_transform, meta, scale_shif
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
+from mtl_jax.manifest import read_bounded
 
 CHOICES = {
     "backbone.name": backbones.NAMES,
@@ -45,6 +46,7 @@ POSITIVE = (
     "evaluate.query", "runtime.steps_per_dispatch", "runtime.log_every", "runtime.checkpoint_every",
     "runtime.embed_batch", "runtime.task_chunk", "runtime.keep", "backbone.width",
 )  # fmt: skip
+MAX_BYTES = 1 << 20  # of a config.json
 MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir")
 
 
@@ -128,10 +130,10 @@ def read(path: Path) -> ConfigDict:
       ConfigError: it is missing or no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bounded(path, MAX_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the workdir of a run of train.py") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a JSON object was expected")
