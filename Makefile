@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test docs chaos lint bench clean
+.PHONY: demo test chaos fuzz lint bench results docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
@@ -13,13 +13,13 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Every block of commands and of Python in README and docs/: a page's are run one after the other.
-docs: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m docs tests/test_docs.py
-
 # Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
 chaos: $(VENV)/installed-test
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# Damages every kind of file that is read, at random, and counts what the readers make of it: docs/reliability.md.
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.fuzz
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -29,6 +29,15 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md
+
+# Every kept network again on the same tasks; DATA holds a folder a data set: fc100, omniglot. docs/results.md.
+DATA ?= data
+results: $(VENV)/installed
+	$(BIN)/python -m results check --data=$(DATA)
+
+# Every command and every piece of Python in README and docs/.
+docs: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m docs tests/test_docs.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)

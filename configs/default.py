@@ -104,6 +104,7 @@ def _inner() -> ConfigDict:
         "loss_scale": "mean",  # mean over support rows; per_shot: their sum divided by K
         "adapt": "head",  # head; last_block, all: the backbone's weights as well
         "head_init": "zero",  # zero, he, xavier
+        "features": "plain",  # before the head: plain; l2; centered_l2: less the support set's mean, then l2
         "remat": False,  # recompute activations of inner steps that move the backbone
     })  # fmt: skip
 

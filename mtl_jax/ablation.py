@@ -122,12 +122,13 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     _, model = phases.trained(settings, place, val.images.shape[1:])
     protocol = build.protocol(settings)._replace(num_tasks=count)
-    protocol = _choose(settings, model, val, protocol._replace(inner=protocol.inner._replace(steps=steps)))
+    protocol = choose_inner(settings, model, val, protocol._replace(inner=protocol.inner._replace(steps=steps)))
     accuracies = _accuracies(settings, model, held_out, protocol)
     return Scores(accuracies, protocol.inner.lr, protocol.inner.steps)
 
 
-def _choose(settings: ConfigDict, model: Model, split: Any, protocol: Protocol) -> Protocol:
+def choose_inner(settings: ConfigDict, model: Model, split: Any, protocol: Protocol) -> Protocol:
+    """The protocol with the inner rate and number of steps, up to its own, that answer a split's tasks best."""
     found = {}
     for factor in FACTORS:
         tried = protocol._replace(inner=protocol.inner._replace(lr=factor * protocol.inner.lr))

@@ -13,6 +13,7 @@ from mtl_jax.feature_input import check_labels
 from mtl_jax.sklearn_bases import BaseEstimator, ClassifierMixin, NotFittedError
 
 UNKNOWN = "unknown"
+PRETRAINED = "fc100-conv4"
 UNKNOWN_NUMBER = -1
 
 
@@ -82,7 +83,28 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                 f"{path}: its inner loop adapts the backbone as well (inner.adapt={embed.inner.adapt!r}); "
                 "a FewShotClassifier adapts the head alone: give a run with inner.adapt='head'"
             )
+        if embed.inner.features != "plain":
+            raise ConfigError(
+                f"{path}: its head stands on {embed.inner.features!r} features (inner.features), which a "
+                "FewShotClassifier does not make: give a run with inner.features='plain'"
+            )
         return cls(embed, **{"steps": embed.inner.steps, "lr": embed.inner.lr, **parameters})
+
+    @classmethod
+    def from_pretrained(cls, name: str = PRETRAINED, **parameters: Any) -> "FewShotClassifier":
+        """A classifier with a network that comes with the package: photographs at once, without a training run.
+
+        Args:
+          name: of the network. 'fc100-conv4' was trained on 60 classes of CIFAR-100 at 32 x 32 pixels: a start, which
+            a network trained on images like one's own will beat; docs/results.md has its measured accuracy.
+          **parameters: as for the class. Unless given, lr='auto', since its images are of another kind than yours.
+
+        Raises:
+          CheckpointError: no such network.
+        """
+        from mtl_jax import embedding
+
+        return cls(embedding.pretrained(name), **parameters)
 
     def fit(self, X: Any, y: Sequence[Any]) -> "FewShotClassifier":
         """Learns the classes of `y` from the support set alone; what was learned before is forgotten.

@@ -1,6 +1,7 @@
 """Sorts photographs: class folders with some images each, and a folder of unsorted ones, into a table and a picture.
 
-    python -m mtl_jax.classify --workdir=runs/glyphs --support=my_classes --query=unsorted
+    python -m mtl_jax.classify --support=my_classes --query=unsorted
+    python -m mtl_jax.classify --support=my_classes --query=unsorted --workdir=runs/mine --unknown=0.5
 
 my_classes/ has a folder a class with any number of images; unsorted/ has images at any depth. It writes
 predictions.csv (file, class, probability, runner-up and its probability) and predictions.png, a contact sheet.
@@ -59,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         "python -m mtl_jax.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    root.add_argument("--workdir", type=Path, required=True, help="a run of train.py: the network")
+    root.add_argument(
+        "--workdir", type=Path, help="a run of train.py: the network (the one that comes with the package)"
+    )
     root.add_argument("--support", type=Path, help="a folder of class folders: the classes")
     root.add_argument("--classifier", type=Path, help="instead of --support: what --save has written")
     root.add_argument("--query", type=Path, required=True, help="a folder of images to sort, or one image")
@@ -130,16 +133,20 @@ def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> lis
 
 def fit(flags: argparse.Namespace) -> object:
     """The classifier: fitted on the support folder, or read from its file."""
-    from mtl_jax.classifier import FewShotClassifier
+    from mtl_jax import embedding
+    from mtl_jax.classifier import PRETRAINED, FewShotClassifier
 
     if (flags.support is None) == (flags.classifier is None):
         raise DataError("give either --support=DIR or --classifier=FILE")
     given = {"unknown_threshold": flags.unknown, "temperature": flags.temperature}
     if flags.classifier:
-        classifier = FewShotClassifier.load(flags.classifier, flags.workdir)
+        classifier = FewShotClassifier.load(flags.classifier, flags.workdir or embedding.pretrained(PRETRAINED))
         classifier.set_params(**{name: value for name, value in given.items() if value is not None})
         return classifier.refit()
-    classifier = FewShotClassifier.from_workdir(flags.workdir, **given)
+    if flags.workdir:
+        classifier = FewShotClassifier.from_workdir(flags.workdir, **given)
+    else:
+        classifier = FewShotClassifier.from_pretrained(**given)
     files, classes = find_support(flags.support)
     photos = read_photos(flags.support, files, classifier.image_transform)
     for photo in photos:

@@ -10,10 +10,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import backbones, base_learner, meta, scale_shift
+from mtl_jax import backbones, base_learner, feature_transform, meta, scale_shift
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
+from mtl_jax.manifest import read_bounded
 
 CHOICES = {
     "backbone.name": backbones.NAMES,
@@ -28,6 +29,7 @@ CHOICES = {
     "inner.loss_scale": ("mean", "per_shot"),
     "inner.adapt": meta.ADAPT,
     "inner.head_init": base_learner.HEAD_INITS,
+    "inner.features": feature_transform.FEATURES,
     "meta.learn": ("ss", "weights", "head", "none"),
     "meta.blocks": ("all", "last"),
     "meta.scale": scale_shift.SCALE,
@@ -45,6 +47,7 @@ POSITIVE = (
     "evaluate.query", "runtime.steps_per_dispatch", "runtime.log_every", "runtime.checkpoint_every",
     "runtime.embed_batch", "runtime.task_chunk", "runtime.keep", "backbone.width",
 )  # fmt: skip
+MAX_BYTES = 1 << 20  # of a config.json
 MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir")
 
 
@@ -63,6 +66,11 @@ def validate(config: ConfigDict) -> None:
     for key in POSITIVE:
         if not lookup(config, key) > 0:
             raise ConfigError(f"config.{key} is {lookup(config, key)!r}, expected a positive number")
+    if config.inner.features != "plain" and config.inner.adapt != "head":
+        raise ConfigError(
+            f"config.inner.features is {config.inner.features!r}, which config.inner.adapt {config.inner.adapt!r} "
+            "cannot have: set one of them to 'plain' or 'head'"
+        )
     _validate_intervals(config)
     _validate_hard_tasks(config)
 
@@ -123,10 +131,10 @@ def read(path: Path) -> ConfigDict:
       ConfigError: it is missing or no JSON object.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bounded(path, MAX_BYTES))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; give the workdir of a run of train.py") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a JSON object was expected")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax import build, config, manifest, named_arrays, phases
+from mtl_jax import build, config, kept_weights, manifest, named_arrays, phases
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import ConfigError
@@ -106,6 +106,13 @@ def load(path: str | Path) -> Embedding:
     params = jax.tree.map(np.asarray, backbone_params(model.learned, model.frozen))
     stats = jax.tree.map(np.asarray, model.frozen.batch_stats)
     return Embedding(settings, params, stats, shape, step)
+
+
+def pretrained(name: str) -> Embedding:
+    """The embedding of a network that comes with the package. Raises CheckpointError where there is none such."""
+    kept = kept_weights.read(kept_weights.packaged(name))
+    params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
+    return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)
 
 
 def image_shape(settings: Mapping[str, Any], place: Workdir) -> tuple[int, int, int]:

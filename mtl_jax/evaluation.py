@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import base_learner, episodes, shares
+from mtl_jax import base_learner, episodes, feature_transform, shares
 from mtl_jax.backbone_adaptation import adapted_outcome
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
@@ -211,8 +211,9 @@ def _adapt_chunk(head, bank, flipped, support, query, lr, protocol, every_step, 
 def _adapt_task(head, support, task, lr, protocol, every_step, outcome):
     """The outcome of one task from its features; `support` may hold the mirror images' after the images' own."""
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
+    support, query = feature_transform.transform(protocol.inner.features, support, task.query)
     logits = base_learner.adapted_logits(
-        head, support, labels, task.query, steps=protocol.inner.steps, lr=lr, trajectory=every_step,
+        head, support, labels, query, steps=protocol.inner.steps, lr=lr, trajectory=every_step,
         weights=loss_weights(labels, protocol.way, protocol.inner.loss_scale, protocol.shot),
     )  # fmt: skip
     return outcome(logits, task.query_labels)

@@ -24,7 +24,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -138,9 +138,7 @@ def read(path: str | Path) -> Frozen:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"longer than {MAX_BYTES} bytes")
+            data = _read_bounded(file)
         content = json.loads(data)
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -148,6 +146,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a file of episodes: a JSON object was expected")
     return content
+
+
+def _read_bounded(file: BinaryIO) -> bytes:
+    # In blocks: one read of the limit's size would make room for all of it first.
+    blocks, size = [], 0
+    while block := file.read(1 << 20):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES} bytes")
+    return b"".join(blocks)
 
 
 def _parse(content: Mapping[str, Any]) -> Frozen:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import base_learner, scale_shift
+from mtl_jax import base_learner, feature_transform, scale_shift
 from mtl_jax.metrics import class_accuracy, cross_entropy
 from mtl_jax.types import Array, Episode, Params
 
@@ -32,7 +32,8 @@ class Inner(NamedTuple):
 
     steps: number of updates. lr: β. first_order: whether inner gradients are constants. loss_scale: 'mean' over the
     support rows, or 'per_shot': their sum divided by K, N times as large. adapt: what moves: 'head' (MTL), 'last_block'
-    or 'all' the backbone's weights with it (fine-tuning, MAML). remat: recompute activations of such steps.
+    or 'all' the backbone's weights with it (fine-tuning, MAML). remat: recompute activations of such steps. features:
+    what is done to them before the head, where that alone moves; see `feature_transform`.
     """
 
     steps: int
@@ -41,6 +42,7 @@ class Inner(NamedTuple):
     loss_scale: str = "mean"
     adapt: str = "head"
     remat: bool = False
+    features: str = "plain"
 
 
 class Embed(NamedTuple):
@@ -118,6 +120,7 @@ def episode_logits(
     if inner.adapt != "head":
         return _adapted_backbone_logits(params, head, frozen.batch_stats, episode, weights, embed, inner)
     support, query, stats = _embed_both(params, frozen.batch_stats, episode, embed, inner.first_order)
+    support, query = feature_transform.transform(inner.features, support, query)
     logits = base_learner.adapted_logits(
         head, support, episode.support_labels, query,
         steps=inner.steps, lr=inner.lr, first_order=inner.first_order, weights=weights,

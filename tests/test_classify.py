@@ -89,6 +89,19 @@ def test_a_single_class_has_no_runner_up(tiny_run, folders):  # noqa: F811
         assert (row["class"], row["probability"], row["runner_up"]) == ("vertical", "1.0000", "")
 
 
+def test_without_a_workdir_the_network_of_the_package_is_taken(folders):
+    place = [f"--query={folders / 'query'}", f"--output={folders / 'p.csv'}"]
+    saved = folders / "stripes.safetensors"
+    assert classify.main(["", f"--support={folders / 'support'}", *place, f"--save={saved}"]) == 0
+    table = (folders / "p.csv").read_text()
+    files = sorted((folders / "support").rglob("*.*"))
+    classifier = FewShotClassifier.from_pretrained().fit(files, [file.parent.name for file in files])
+    rows = list(csv.DictReader(table.splitlines()))
+    assert classifier.predict([folders / "query" / row["file"] for row in rows]).tolist() == [r["class"] for r in rows]
+    assert classify.main(["", f"--classifier={saved}", *place]) == 0
+    assert (folders / "p.csv").read_text() == table
+
+
 def test_links_and_what_is_there_already(tiny_run, folders, capsys):  # noqa: F811
     assert _run(tiny_run, folders, f"--link={folders / 'sorted'}") == 0
     links = [path for path in (folders / "sorted").rglob("*") if path.is_symlink()]

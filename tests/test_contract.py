@@ -43,7 +43,7 @@ CONTRACT = {
 CLASSES = ("ClassTable", "Episode", "FewShotClassifier")
 CORE = (
     "types", "backbones", "layers", "scale_shift", "base_learner", "meta", "pretrain", "hard_tasks", "episodes",
-    "augment", "metrics", "optimizers",
+    "feature_transform", "augment", "metrics", "optimizers",
 )  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "numpy", "collections", "dataclasses", "functools", "math", "typing"}
 

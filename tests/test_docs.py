@@ -17,7 +17,6 @@ from PIL import Image
 
 from mtl_jax import FewShotClassifier, data
 from mtl_jax import __main__ as listing
-from mtl_jax.train import train
 
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
 WRITTEN = "configs/mine.py"  # by the reader of docs/configs.md
@@ -160,11 +159,6 @@ def test_three_photographs_of_five_classes_by_command_and_from_python(tmp_path, 
     """The story of docs/own_images.md on FC100's classes: both ways agree, and are better than chance."""
     monkeypatch.setenv("MTL_JAX_CACHE", str(tmp_path / "cache"))
     subprocess.run([sys.executable, SHARED / "unpack.py", "cifar100", tmp_path / "cifar"], check=True)
-    settings = docs_world.small_config(tmp_path / "cifar")
-    settings.data.update({"name": "fc100", "image_size": 32})
-    settings.pretrain.update({"steps": 200, "batch_size": 64, "val_every": 0})
-    settings.meta.learn = "none"
-    train(settings, str(tmp_path / "run"))
     split = data.load("fc100", str(tmp_path / "cifar"), image_size=32, channels=3).splits["test"]
     rng = np.random.default_rng(0)
     for label in rng.choice(len(split.class_names), 5, replace=False):
@@ -174,13 +168,12 @@ def test_three_photographs_of_five_classes_by_command_and_from_python(tmp_path, 
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(split.images[row]).save(file)
     docs_world.execute(
-        f"python -m mtl_jax.classify --workdir={tmp_path}/run --support={tmp_path}/photos --query={tmp_path}/rest "
-        f"--output={tmp_path}/found.csv"
+        f"python -m mtl_jax.classify --support={tmp_path}/photos --query={tmp_path}/rest --output={tmp_path}/found.csv"
     )
     with open(tmp_path / "found.csv") as file:
         found = {row["file"]: row["class"] for row in csv.DictReader(file)}
     photos = sorted((tmp_path / "photos").rglob("*.png"))
-    classifier = FewShotClassifier.from_workdir(tmp_path / "run").fit(photos, [photo.parent.name for photo in photos])
+    classifier = FewShotClassifier.from_pretrained().fit(photos, [photo.parent.name for photo in photos])
     answers = classifier.predict([tmp_path / "rest" / name for name in found])
     assert np.mean([a == b for a, b in zip(answers, found.values(), strict=True)]) > 0.98  # batches round differently
-    assert len(found) == 100 and np.mean([name.split(".")[0] == answer for name, answer in found.items()]) > 0.3
+    assert len(found) == 100 and np.mean([name.split(".")[0] == answer for name, answer in found.items()]) > 0.4

@@ -1,12 +1,14 @@
 """Tar and zip archives as trees of files. Nothing is unpacked: members are read in place."""
 
 import io
+import lzma
 import os
 import stat
 import tarfile
 import threading
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.trees import Tree, check_name, folder_tree, ignored, stamp
 from mtl_jax.errors import DataError
 
+DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
 MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
 
@@ -29,11 +32,18 @@ def open_tree(path: str) -> Tree:
         return folder_tree(place)
     if not place.exists():
         raise DataError(f"{place}: no such file or folder; data.path must name the data set")
-    if tarfile.is_tarfile(place):  # first, since a tar with an .npz at its end looks like a zip
+    if _is_tar(place):  # first, since a tar with an .npz at its end looks like a zip
         return tar_tree(place)
     if zipfile.is_zipfile(place):
         return zip_tree(place)
     raise DataError(f"{place}: neither a folder nor a tar or zip archive; data.path must name one")
+
+
+def _is_tar(place: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(place)
+    except (*DAMAGE, ValueError) as error:
+        raise DataError(f"{place}: damaged archive ({error}); fetch it again") from None
 
 
 def safe_member(name: str, place: str) -> str | None:
@@ -71,10 +81,26 @@ def tar_tree(path: Path) -> Tree:
                     raise DataError(f"{path}: too large to be read compressed; uncompress it to a plain .tar first")
                 if compressed:
                     blobs[file] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+            _check_end(tar)
+    except DAMAGE as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
     read = blobs.__getitem__ if compressed else _range_reader(path, members)
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless the members end with the block of zeros that marks the end.
+
+    tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive.
+    Reading on to the end of a compressed one compares its check sum.
+    """
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends without the mark of its end, or a member's header is damaged")
+    if not isinstance(tar.fileobj, io.BufferedReader | io.FileIO):
+        while tar.fileobj.read(1 << 20):
+            pass
 
 
 def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
@@ -105,9 +131,9 @@ def zip_tree(path: Path) -> Tree:
     """Returns the files of a zip, read in place."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
-    members = {}
+    members, size = {}, path.stat().st_size
     for info in archive.infolist():
         file = safe_member(info.filename, str(path))
         if file is None or info.is_dir():
@@ -115,6 +141,8 @@ def zip_tree(path: Path) -> Tree:
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: the member {info.filename!r} is a link; unpack the archive yourself")
         check_member_size(info.file_size, file, str(path))
+        if info.compress_size > size:
+            raise DataError(f"{path}: damaged archive (the member {file!r} is larger than it); fetch it again")
         members[file] = info
     lock = threading.Lock()
 
@@ -122,7 +150,7 @@ def zip_tree(path: Path) -> Tree:
         try:
             with lock:
                 return archive.read(members[file])
-        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError) as error:
+        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, zlib.error, ValueError) as error:
             raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
 
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])

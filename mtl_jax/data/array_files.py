@@ -6,7 +6,9 @@ inflated into the scratch folder. Only a pickle has to be loaded whole.
 
 import re
 import shutil
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
 WHOLE = re.compile(r"(?:.*[-_])?(?P<split>train|val|test)\.(?:pkl|pickle|npz)")
 PARTS = re.compile(r"(?P<split>train|val|test)[-_](?P<part>images|labels)(?:_png)?\.(?:pkl|pickle|npz|npy)")
+
+# What NumPy and zipfile raise of damaged files: a header that ends too soon a TokenError, a false offset an OSError.
+DAMAGE = (ValueError, KeyError, EOFError, OverflowError, OSError, SyntaxError, NotImplementedError, RuntimeError)
+DAMAGE += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def find(tree: Tree) -> Mapping[str, Mapping[str, str]]:
@@ -88,7 +94,7 @@ def open_file(place: Path, scratch: Path) -> Any:
         raise
     except PermissionError as error:
         raise DataError(f"{place}: cannot be read ({error.strerror}); make it readable") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except DAMAGE as error:
         with open(place, "rb") as file:
             what = what_is(file.read(512))
         raise DataError(f"{place}: not a readable {place.suffix} file ({error}) but {what}; fetch it again") from None
@@ -108,6 +114,8 @@ def _open_member(place: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, s
         with archive.open(info) as file:
             shape, fortran, dtype = _header(file)
             offset = _data_offset(place, info) + file.tell()
+            while file.read(1 << 20):
+                pass  # to the end, where zipfile compares the check sum: what is mapped has none
         order = "F" if fortran else "C"
         if not np.prod(shape):
             return np.empty(shape, dtype)

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,15 +46,23 @@ def open_folder(folder: Path, name: str) -> Dataset:
         DataError: the folder is of another version of the cache, or damaged.
     """
     index = _read_index(folder)
-    splits = {split: _open_split(folder, split, facts) for split, facts in index["splits"].items()}
-    return Dataset(
-        name=name,
-        format=index["format"],
-        fingerprint=index["fingerprint"],
-        splits=splits,
-        skipped=tuple(index["skipped"]),
-        cache=str(folder),
-    )
+    try:
+        splits = {split: _open_split(folder, split, facts) for split, facts in index["splits"].items()}
+        return Dataset(
+            name=name,
+            format=index["format"],
+            fingerprint=index["fingerprint"],
+            splits=splits,
+            skipped=tuple(index["skipped"]),
+            cache=str(folder),
+        )
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"{folder / INDEX}: damaged cache ({type(error).__name__}: {error}); remove the folder {folder} to prepare "
+            "it again"
+        ) from None
 
 
 def _read_index(folder: Path) -> dict:
@@ -61,7 +70,7 @@ def _read_index(folder: Path) -> dict:
     try:
         index = json.loads(place.read_text(encoding="utf-8"))
         version = index["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{place}: damaged cache ({error}); remove the folder {folder} to prepare it again") from None
     if version != VERSION:
         raise DataError(
@@ -90,7 +99,7 @@ def _open_array(place: Path, shape: list[int]) -> np.ndarray:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
         if list(array.shape) != shape:
             raise ValueError(f"shape {list(array.shape)} where the index has {shape}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise DataError(
             f"{place}: damaged cache ({error}); remove the folder {place.parent} to prepare it again"
         ) from None

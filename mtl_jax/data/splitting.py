@@ -45,7 +45,7 @@ def read_lists(lists: str | Lists) -> Lists | None:
     try:
         read = json.loads(place.read_text(encoding="utf-8"))
         return {str(split): tuple(map(str, names)) for split, names in read.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise DataError(
             f"{place}: not lists of classes ({error}); data.lists must be a folder with train.txt, val.txt and "
             'test.txt, one class a line, or a JSON file {"train": [...], "val": [...], "test": [...]}'

@@ -40,7 +40,7 @@ def _life(setting: Setting, name: str, kinds: list[str], rng: random.Random, exp
         run = Run(setting, workdir)
         if not run.until(lambda target=target, kind=kind: _is_moment(workdir, target, kind)):
             break  # it came to its end first
-        time.sleep(rng.uniform(0, {KINDS[2]: 0.2, KINDS[3]: 0.03}.get(kind, 0.02)))
+        time.sleep(rng.uniform(0, {KINDS[2]: 0.2, KINDS[3]: 0.03}.get(kind, 0.01)))
         run.send(signal.SIGKILL)
         if run.wait() != -signal.SIGKILL:
             break
@@ -57,7 +57,9 @@ def _target(kind: str, rng: random.Random) -> Position:
 def _is_moment(workdir, target: Position, kind: str) -> bool:
     if position(workdir)[:2] < target[:2]:
         return False
-    return {KINDS[2]: is_validating, KINDS[3]: is_saving}.get(kind, lambda _: True)(workdir)
+    if kind in KINDS[2:]:
+        return {KINDS[2]: is_validating, KINDS[3]: is_saving}[kind](workdir)
+    return not (is_validating(workdir) or is_saving(workdir))
 
 
 def _what_was_hit(workdir) -> str:

@@ -1,0 +1,29 @@
+"""The program `python -m results`; see the package."""
+
+import argparse
+import sys
+
+import results
+from mtl_jax import cli
+from results import records
+
+
+def main(argv: list[str]) -> int:
+    """keep, check or table."""
+    from results import check, keep
+
+    root = argparse.ArgumentParser(
+        "python -m results", description=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = root.add_subparsers(dest="command", required=True)
+    for program in (keep, check):
+        command = commands.add_parser(program.__name__.rsplit(".", 1)[1], help=program.__doc__.split("\n", 1)[0])
+        program.add_flags(command)
+        command.set_defaults(main=program.main)
+    commands.add_parser("table", help="writes the tables").set_defaults(main=lambda _: records.write_tables() or 0)
+    flags = root.parse_args(argv[1:])
+    return flags.main(flags)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,89 @@
+"""A row of the tables: a trained network, tested on frozen tasks."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtl_jax import ablation, build, config, frozen_episodes, kept_weights, metrics, phases, workdir
+from mtl_jax.data import Dataset
+from mtl_jax.evaluation import Protocol, Tasks, evaluate_tasks, sample_all
+from mtl_jax.kept_weights import Kept
+
+TASKS = (600, 10_000)  # the first of the same list of tasks
+VALIDATION_TASKS = 2000
+
+
+class Measured(NamedTuple):
+    """Accuracies [10,000] on the test tasks, the protocol, and the hash of the first 600 and of all tasks."""
+
+    accuracies: np.ndarray
+    protocol: Protocol
+    hashes: tuple[str, ...]
+
+
+def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
+    """The network of a run as a row of the ablation has it; a row that learns nothing is the run's pre-training.
+
+    Its config gets the row's inner loop: rate and steps from one grid for all rows, chosen on validation tasks.
+    """
+    place = workdir.Workdir(path)
+    settings = config.read(place.config).copy_and_resolve_references()
+    settings.unlock()
+    if ablation.ROWS[row].learn == "none":
+        settings.meta.learn = "none"
+    settings.evaluate.update({"way": way, "shot": shot, "num_tasks": TASKS[-1]})
+    settings.runtime.task_chunk = 200
+    images = dataset.splits["val"].images
+    step, model = phases.trained(settings, place, images.shape[1:])
+    protocol = build.protocol(settings)._replace(num_tasks=VALIDATION_TASKS)
+    chosen = ablation.choose_inner(settings, model, dataset.splits["val"], protocol).inner
+    settings.evaluate.update({"inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
+    return Kept(config.to_json(settings), step, images.shape[1:], model)
+
+
+def test(kept: Kept, dataset: Dataset) -> Measured:
+    """The network on the test tasks of its config's seed."""
+    split, protocol = dataset.splits["test"], build.protocol(kept.settings)
+    tasks = sample_all(split.table(), protocol)
+    hashes = tuple(frozen_episodes.content_hash(split, Tasks(*(part[:count] for part in tasks))) for count in TASKS)
+    accuracies = evaluate_tasks(kept.model, split.images, split.table(), protocol, tasks=tasks)
+    return Measured(accuracies, protocol, hashes)
+
+
+def figures(measured: Measured, first: Measured | None) -> list[dict[str, Any]]:
+    """Accuracy, interval and hash over 600 and over 10,000 tasks, and the paired difference to the `first` row."""
+    found = []
+    for count, digest in zip(TASKS, measured.hashes, strict=True):
+        mean, ci95 = metrics.mean_interval(measured.accuracies[:count])
+        entry: dict[str, Any] = {"num_tasks": count, "episodes": digest, "accuracy": mean, "ci95": ci95}
+        if first is not None:
+            difference = metrics.paired_difference(measured.accuracies[:count], first.accuracies[:count])
+            entry |= {"difference": difference.mean, "difference_ci95": difference.ci95}
+        found.append(entry)
+    return found
+
+
+def facts(kept: Kept, measured: Measured) -> Mapping[str, Any]:
+    """What a figure must not stand without."""
+    settings, protocol = kept.settings, measured.protocol
+    return {
+        "data": settings["data"]["name"], "backbone": settings["backbone"]["name"],
+        "width": settings["backbone"]["width"], "seed": settings["seed"], "image_shape": list(kept.image_shape),
+        "way": protocol.way, "shot": protocol.shot, "query": protocol.query, "evaluate_seed": protocol.seed,
+        "inner_lr": protocol.inner.lr, "inner_steps": protocol.inner.steps,
+        "inner_chosen": f"by {VALIDATION_TASKS} validation tasks from {ablation.FACTORS} times the config's rate",
+        "head": "zero" if protocol.zero_head else "learned", "batch_norm": "running (inductive)",
+        "checkpoint_step": kept.step, "meta_training": settings["meta"]["learn"] != "none",
+    }  # fmt: skip
+
+
+def weights_path(name: str) -> str:
+    """Where a row's network lies, relative to the folder of results."""
+    return f"weights/{name}.safetensors"
+
+
+def keep(kept: Kept, path: Any) -> str:
+    """Writes the network and returns its fingerprint."""
+    kept_weights.write(path, kept)
+    return kept_weights.digest(path)

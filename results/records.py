@@ -1,0 +1,88 @@
+"""The JSON files of the folder, and the tables made of them and of nothing else."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent
+NOT_RUN = FOLDER / "not_run.json"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+PLACES = {"README.md": "short", "docs/results.md": "long"}
+ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
+
+
+def measured_rows() -> dict[str, dict[str, Any]]:
+    """The records of all measured rows by name, in the tables' order."""
+    found = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json") if path != NOT_RUN}
+    return dict(sorted(found.items(), key=lambda item: _place(item[1])))
+
+
+def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    row = ORDER.index(record["row"]) if record["row"] in ORDER else len(ORDER)
+    return record["data"], record["backbone"], record["width"], record["seed"], record["way"], record["shot"], row
+
+
+def short_table() -> str:
+    """README's: 600 tasks, a column a shot."""
+    lines = ["| data, network | row | 1-shot | 5-shot |", "| --- | --- | --- | --- |"]
+    by_row: dict[tuple[str, str], dict[int, str]] = {}
+    for record in measured_rows().values():
+        by_row.setdefault((_network(record), record["label"]), {})[record["shot"]] = _cell(record["figures"][0])
+    for (network, label), shots in by_row.items():
+        lines.append(f"| {network} | {label} | {shots.get(1, 'not run')} | {shots.get(5, 'not run')} |")
+    return "\n".join(lines)
+
+
+def _network(record: Mapping[str, Any]) -> str:
+    width = f" (width {record['width']:g})" if record["width"] != 1 else ""
+    seed = f", seed {record['seed']}" if record["seed"] else ""
+    return f"{record['data']}, `{record['backbone']}`{width}, {record['way']}-way{seed}"
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    return f"{100 * figure['accuracy']:.2f} ± {100 * figure['ci95']:.2f} %"
+
+
+def long_table() -> str:
+    """The page's: a line a row and shot, with the difference to the first row over 10,000 tasks, then what to run."""
+    columns = "data, network", "shot", "row", "600 tasks", "10,000 tasks", "difference to the first row", "inner loop"
+    columns += ("training", "file")
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for name, record in measured_rows().items():
+        few, many = record["figures"]
+        inner = f"{record['inner_steps']} steps at {record['inner_lr']:.3g}"
+        cells = _network(record), record["shot"], record["label"], _cell(few), _cell(many), _difference(many), inner
+        cells += (f"{record['minutes_training']:g} min", f"[json](../results/{name}.json)")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join([*lines, "", "Not run:", "", *_not_run()])
+
+
+def _difference(figure: Mapping[str, Any]) -> str:
+    if "difference" not in figure:
+        return "-"
+    return f"{100 * figure['difference']:+.2f} ± {100 * figure['difference_ci95']:.2f}"
+
+
+def _not_run() -> list[str]:
+    rows = json.loads(NOT_RUN.read_text())
+    lines = ["| data, network | shot | needs | command |", "| --- | --- | --- | --- |"]
+    return lines + [f"| {row['what']} | {row['shot']} | {row['needs']} | `{row['command']}` |" for row in rows]
+
+
+TABLES = {"short": short_table, "long": long_table}
+
+
+def with_table(text: str, table: str) -> str:
+    """A page with the table put between its markers. Raises ValueError where it has none."""
+    before, rest = text.split(f"{BEGIN}\n", 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def write_tables() -> None:
+    """Writes the tables of both pages."""
+    for page, kind in PLACES.items():
+        path = ROOT / page
+        path.write_text(with_table(path.read_text(), TABLES[kind]()))

@@ -1,0 +1,278 @@
+"""One small whole sample of every file that is read, and its reader."""
+
+import csv
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export as jax_export
+from mtl_jax.configs import glyphs
+from PIL import Image
+
+from mtl_jax import config, export, frozen_episodes, weight_files, writers
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.classifier import FewShotClassifier
+from mtl_jax.data import Split, cache, decode, find, splitting
+from mtl_jax.data.transforms import Transform
+from mtl_jax.evaluation import Tasks
+from mtl_jax.reference_weights import load_reference_weights
+from tests import reference_formats
+
+SIDE, EACH, CLASSES = 32, 3, 2
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (CLASSES * EACH, SIDE, SIDE, 3), np.uint8)
+LABELS = np.repeat(np.arange(CLASSES), EACH)
+ARRAYS = {"conv": RNG.normal(size=(3, 3, 2, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}
+
+
+class Sample(NamedTuple):
+    """make: writes it into a folder. read: its content. files: which of them are damaged.
+
+    sealed: a digest or a check sum covers all of its content, so that no other content may be read from it.
+    """
+
+    make: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    files: str
+    sealed: bool = False
+
+
+def encoded(kind: str, pixels: np.ndarray) -> bytes:
+    """An image file of a kind that Pillow knows."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def _write(name: str, content: Callable[[], bytes]) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content()) and None
+
+
+def _pickled(content: Any, protocol: int = 2) -> Callable[[], bytes]:
+    return lambda: pickle.dumps(content, protocol)
+
+
+def _npz(save: Callable[..., None]) -> Callable[[Path], None]:
+    return lambda folder: save(folder / "test.npz", images=PIXELS, labels=LABELS)
+
+
+def _tiered(folder: Path) -> None:
+    pngs = [np.frombuffer(encoded("PNG", image), np.uint8) for image in PIXELS]
+    (folder / "test_images_png.pkl").write_bytes(pickle.dumps(pngs, 2))
+    (folder / "test_labels.pkl").write_bytes(pickle.dumps({"label_specific": LABELS.tolist()}, 2))
+
+
+def _npy_pair(folder: Path) -> None:
+    np.save(folder / "test_images.npy", PIXELS)
+    np.save(folder / "test_labels.npy", LABELS)
+
+
+def _cifar(folder: Path) -> None:
+    place = folder / "cifar-100-python"
+    place.mkdir()
+    names = [f"class{number:02d}" for number in range(4)]
+    (place / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, 2))
+    for batch in ("train", "test"):
+        data = RNG.integers(0, 256, (4, 3072), np.uint8)
+        held = {"data": data, "fine_labels": list(range(4)), "filenames": [f"{number}.png" for number in range(4)]}
+        (place / batch).write_bytes(pickle.dumps(held, 2))
+
+
+def _members() -> dict[str, bytes]:
+    return {f"test/c{LABELS[i]}/{i}.png": encoded("PNG", image) for i, image in enumerate(PIXELS)}
+
+
+def _tar(mode: str, name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        with tarfile.open(folder / name, mode) as tar:
+            for file, data in _members().items():
+                member = tarfile.TarInfo(file)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+    return make
+
+
+def _zip(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "data.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file, data in _members().items():
+            archive.writestr(file, data)
+
+
+def _csv(folder: Path) -> None:
+    (folder / "images").mkdir()
+    with open(folder / "test.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["filename", "label"])
+        for i, image in enumerate(PIXELS):
+            (folder / "images" / f"{i}.png").write_bytes(encoded("PNG", image))
+            rows.writerow([f"{i}.png", f"class {LABELS[i]}"])
+
+
+def _folders(kind: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for i, image in enumerate(PIXELS):
+            place = folder / "test" / f"c{LABELS[i]}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{i}.{kind.lower()}").write_bytes(encoded(kind, image))
+
+    return make
+
+
+def _split() -> Split:
+    digests = RNG.integers(0, 256, (len(LABELS), 16), np.uint8)
+    names = np.array([f"{i}.png".encode() for i in range(len(LABELS))])
+    counts = np.full(CLASSES, EACH, np.int32)
+    return Split("test", PIXELS, LABELS.astype(np.int32), ("a", "b"), counts, names, digests)
+
+
+def _episodes(name: str) -> Callable[[Path], None]:
+    tasks = Tasks(np.array([[[0], [3]], [[4], [1]]]), np.array([[[1, 2], [4, 5]], [[3, 5], [0, 2]]]))
+    frozen = frozen_episodes.freeze(_split(), tasks, dataset="folder", fingerprint="ab", seed=1)
+    return lambda folder: frozen_episodes.write(folder / name, frozen)
+
+
+def _cache(folder: Path) -> None:
+    facts = {"class_names": ["a", "b"], "counts": [EACH, EACH], "shape": [SIDE, SIDE, 3]}
+    index = {"version": 1, "format": "x", "fingerprint": "ab", "skipped": [], "splits": {"test": facts}}
+    (folder / "index.json").write_text(json.dumps(index))
+    np.save(folder / "test.npy", PIXELS)
+    np.save(folder / "test.names.npy", np.array([b"x.png"] * len(PIXELS)))
+    np.save(folder / "test.digests.npy", np.zeros((len(PIXELS), 16), np.uint8))
+
+
+def _classifier(folder: Path) -> None:
+    classifier = FewShotClassifier(None, steps=2).fit(RNG.normal(size=(4, 5)).astype(np.float32), ["a", "b"] * 2)
+    classifier.save(folder / "classifier.safetensors")
+
+
+def _checkpoint(folder: Path) -> None:
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(7, {"params": {"conv": {"kernel": ARRAYS["conv"]}}}, {"best": 0.5, "window": {}})
+    checkpoints.mark_best(7, 0.5)
+
+
+def _metrics(folder: Path) -> None:
+    writer = writers.JsonlWriter(folder / "metrics.jsonl")
+    for step in range(4):
+        writer.write(step, {"meta/loss": 1.5 + step, "meta/accuracy": 0.25})
+    writer.close()
+
+
+def _pth(folder: Path) -> None:
+    state = {"encoder.conv1.weight": np.ascontiguousarray(ARRAYS["conv"].transpose(3, 2, 0, 1))}
+    weight_files.write_pth(folder / "w.pth", {"params": state})
+
+
+def _reference(folder: Path) -> None:
+    state = reference_formats.state_dict(RNG)
+    weight_files.write_pth(folder / "max_acc.pth", {"params": {name: np.float32(a) for name, a in state.items()}})
+
+
+def _config(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(config.to_json(glyphs.get_config()), indent=2))
+
+
+def _lists(folder: Path) -> None:
+    (folder / "lists.json").write_text(json.dumps({"train": ["a", "b"], "val": ["c"], "test": ["d"]}))
+
+
+def read_data(folder: Path) -> Any:
+    """All images of a data set, decoded, by split and class; `folder` may hold an archive instead."""
+    archives = [path for path in folder.iterdir() if path.name.startswith("data.")]
+    how = splitting.Splitting(fractions=(0.5, 0.25, 0.25))
+    scratch = folder.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    contents = find.find("folder", str(archives[0] if archives else folder), how).read(scratch)
+    transform = Transform(0, 0, 0, True)
+    return {
+        (split, name): [decode.load(images, i, transform)[0] for i in range(len(images))]
+        for split, held in contents.items()
+        for name, images in held.items()
+    }
+
+
+def _read_cache(folder: Path) -> Any:
+    dataset = cache.open_folder(folder, "folder")
+    return {name: (s.class_names, s.images, s.labels, s.digests) for name, s in dataset.splits.items()}
+
+
+def _read_classifier(folder: Path) -> Any:
+    classifier = FewShotClassifier.load(folder / "classifier.safetensors")
+    return classifier.classes_, classifier.coef_, classifier.intercept_, classifier.support_features_
+
+
+def _read_config(folder: Path) -> Any:
+    found = config.read(folder / "config.json")
+    config.validate(found)
+    return config.to_json(found)
+
+
+def _read_checkpoint(folder: Path) -> Any:
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.read(7)
+    return found.items, found.metadata, checkpoints.best()
+
+
+def _read_export(folder: Path) -> Any:
+    return export.load(folder / "e.stablehlo").facts
+
+
+def _export(folder: Path) -> None:
+    function = jax_export.export(jax.jit(lambda x: x * 2))(jax.ShapeDtypeStruct((3,), np.float32))
+    data = bytes(function.serialize())
+    (folder / "e.stablehlo").write_bytes(data)
+    facts = dict.fromkeys(export.FACTS, "x") | {"sha256": hashlib.sha256(data).hexdigest()}
+    export.facts_path(folder / "e.stablehlo").write_text(json.dumps(facts))
+
+
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+PAIR = {"images": PIXELS, "labels": LABELS}
+CACHED = {"image_data": PIXELS, "class_dict": {"a": [0, 1, 2], "b": [3, 4, 5]}}
+SAMPLES = {
+    "pickle (miniImageNet cache)": Sample(_write("mini-imagenet-cache-test.pkl", _pickled(CACHED)), read_data, "*"),
+    "pickle (protocol 4)": Sample(_write("test.pkl", _pickled(PAIR, 4)), read_data, "*"),
+    "pickle (tieredImageNet)": Sample(_tiered, read_data, "*.pkl"),
+    "cifar-100-python": Sample(_cifar, read_data, "*/*"),
+    "npz, stored": Sample(_npz(np.savez), read_data, "*", sealed=True),
+    "npz, compressed": Sample(_npz(np.savez_compressed), read_data, "*", sealed=True),
+    "npy": Sample(_npy_pair, read_data, "*.npy"),
+    "tar": Sample(_tar("w", "data.tar"), read_data, "*"),
+    "tar.gz": Sample(_tar("w:gz", "data.tar.gz"), read_data, "*", sealed=True),
+    "zip": Sample(_zip, read_data, "*"),
+    "CSV": Sample(_csv, read_data, "test.csv"),
+    **{kind: Sample(_folders(kind), read_data, "*/*/*") for kind in KINDS},
+    "lists of classes": Sample(_lists, lambda folder: splitting.read_lists(str(folder / "lists.json")), "*"),
+    "cache": Sample(_cache, _read_cache, "*"),
+    "config.json": Sample(_config, _read_config, "*"),
+    "frozen episodes": Sample(
+        _episodes("e.json"), lambda folder: frozen_episodes.read(folder / "e.json").tasks, "*", True
+    ),
+    "frozen episodes, gzip": Sample(
+        _episodes("e.json.gz"), lambda folder: frozen_episodes.read(folder / "e.json.gz").tasks, "*", True
+    ),
+    "pth": Sample(_pth, lambda folder: weight_files.read_pth(folder / "w.pth"), "*"),
+    "npy weights": Sample(
+        lambda folder: weight_files.write_npy(folder / "w.npy", ARRAYS),
+        lambda folder: weight_files.read_npy(folder / "w.npy"), "*",
+    ),
+    "safetensors": Sample(
+        lambda folder: weight_files.write_safetensors(folder / "w.safetensors", ARRAYS, {"a": "b"}),
+        lambda folder: weight_files.read_safetensors(folder / "w.safetensors"), "*",
+    ),
+    "reference weights": Sample(
+        _reference, lambda folder: load_reference_weights(folder / "max_acc.pth"), "*",
+    ),
+    "classifier": Sample(_classifier, _read_classifier, "*"),
+    "checkpoint": Sample(_checkpoint, _read_checkpoint, "**/*", sealed=True),
+    "metrics.jsonl": Sample(_metrics, lambda folder: list(writers.read_jsonl(folder / "metrics.jsonl")), "*"),
+    "exported embedding": Sample(_export, _read_export, "*.stablehlo", sealed=True),
+}  # fmt: skip
