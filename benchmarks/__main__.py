@@ -17,7 +17,7 @@ from benchmarks.rows import groups
 OUTPUT = Path(__file__).parent / "results.json"
 
 
-def _table(argv: list[str]) -> None:
+def _table(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks table")
     parser.add_argument("file", type=Path)
     parser.add_argument("pages", type=Path, nargs="*")
@@ -27,9 +27,10 @@ def _table(argv: list[str]) -> None:
         table.insert(page, text)
     if not flags.pages:
         print(text)
+    return 0
 
 
-def _measure(argv: list[str]) -> None:
+def _measure(argv: list[str]) -> int:
     letters = "".join(groups(False))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default=",".join(letters), help="letters, separated by commas")
@@ -46,15 +47,15 @@ def _measure(argv: list[str]) -> None:
     if output := flags.output or (OUTPUT if whole else None):
         run.write(results, output)
     print(table.markdown(results))
+    failed = [f"{row['row']}: {row['error']}" for row in results["rows"] if "error" in row]
+    print(*failed, sep="\n", end="", file=sys.stderr)
+    return int(bool(failed))
 
 
-def main(argv: list[str]) -> None:
-    """The program."""
-    if argv[:1] == ["table"]:
-        _table(argv[1:])
-    else:
-        _measure(argv)
+def main(argv: list[str]) -> int:
+    """The program; its status is 1 where a row failed."""
+    return _table(argv[1:]) if argv[:1] == ["table"] else _measure(argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,7 @@ def write(folder: Path, quick: bool) -> Path:
     """Class folders of JPEGs, all different."""
     root = folder / "jpegs"
     for number, (_, encoded) in enumerate(pictures(COUNT[quick])):
-        path = root / "train" / f"class{number // EACH[quick]:03d}" / f"{number}.jpg"
+        path = root / "test" / f"class{number // EACH[quick]:03d}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded)
     return root
@@ -32,7 +32,7 @@ def prepare_cache(row: str, folder: Path, quick: bool) -> Work:
 
     def load(cache: Path) -> None:
         found = data.load("folder", str(root), image_size=84, channels=3, cache_dir=str(cache))
-        assert len(found.splits["train"].images) == COUNT[quick]
+        assert len(found.splits["test"].images) == COUNT[quick]
 
     def prepare() -> Measured:
         cache = folder / f"cache-{next(numbers)}"

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from mtl_jax.configs import glyphs
 
@@ -71,7 +72,8 @@ def prepare_step(row: str, folder: Path, quick: bool) -> Work:
         ),
         donate_argnums=0,
     )
-    state = [meta.init_state(learned, jax.tree.map(np.asarray, stats), optimizer)]
+    first = meta.init_state(learned, stats, optimizer)
+    state = [jax.tree.map(lambda a: jnp.array(a, copy=True), first)]  # a step consumes its state
     params = jax.device_put(params)
 
     def steps(count: int) -> None:

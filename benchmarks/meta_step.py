@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from mtl_jax.configs import miniimagenet
 
@@ -52,7 +53,8 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     options = {"embed": embed, "inner": inner}
     step = jax.jit(functools.partial(meta.train_step, **options, optimizer=optimizer), donate_argnums=0)
     episodes = jax.device_put(episodes)
-    state = [meta.init_state(jax.tree.map(np.copy, learned), stats, optimizer)]  # a step consumes its state
+    first = meta.init_state(learned, stats, optimizer)
+    state = [jax.tree.map(lambda a: jnp.array(a, copy=True), first)]  # a step consumes its state
 
     def run() -> Measured:
         return timed(lambda: state.append(jax.block_until_ready(step(state.pop(), params, episodes))[0]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.rows import MATMUL, Case, Group, groups
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, WorkerError
 
 # Largest relative difference (of norms) between the two sides that passes: of losses and logits, of gradients.
 LIMITS = {"loss": 1e-4, "logits": 1e-4}
@@ -121,11 +121,15 @@ def run(rows: Iterable[str], *, quick: bool = False, say: Say = lambda line: Non
     products = [measure("matmul", MATMUL, quick=quick, say=say)[0]]
     results = []
     for row in rows:
-        results += measure(row, chosen[row], quick=quick, say=say)
+        try:
+            results += measure(row, chosen[row], quick=quick, say=say)
+        except (DisagreementError, WorkerError) as error:  # one row's failure is not to cost the others their figures
+            say(f"{row}: {error}")
+            results.append({"row": row, "what": chosen[row].cases[0].what, "error": str(error)})
     products.append(measure("matmul", MATMUL, quick=quick, say=say)[0])
     rate = max(p["flops"] / min(p["seconds"], p["rival_seconds"]) for p in products)
     for result in results:
-        if result["flops"]:
+        if result.get("flops"):
             result["fraction"] = result["flops"] / result["seconds"] / rate
     return {
         "machine": machine.facts(), "quick": quick, "matmul_flops_per_second": rate,

@@ -51,6 +51,8 @@ def _machine(results: Mapping[str, Any]) -> str:
 
 
 def _line(result: Mapping[str, Any]) -> str:
+    if "error" in result:
+        return f"| {result['row']} | {result['what']} | failed | | | | | |"
     rival = "rival_seconds" in result
     memory = " / ".join(gigabytes(result[key]) for key in ("peak_bytes", "rival_peak_bytes") if key in result)
     cells = [

@@ -145,14 +145,29 @@ def conv(options: Options, x: Array, features: int, size: int, *, name: str, str
 def max_pool(x: Array, same: bool = False) -> Array:
     """2 x 2 max-pool with stride 2; an odd last row or column is dropped, or kept as it is with `same`.
 
-    As reshape and max, because the gradient of XLA's own pooling (select-and-scatter) is slow on CPUs.
+    By pairs, because on CPUs the gradient of XLA's own pooling (select-and-scatter) is slow, and that of `max` over an
+    axis divides by the number of pixels equal to the largest: where XLA computes the map twice with another rounding,
+    that number is 0 and the gradient NaN.
     """
     b, h, w, c = x.shape
     if same:
         x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
         h, w = h + h % 2, w + w % 2
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+    x = _larger(x[:, :, 0], x[:, :, 1])
+    return _larger(x[:, :, :, 0], x[:, :, :, 1])
+
+
+@jax.custom_jvp
+def _larger(a: Array, b: Array) -> Array:
+    """`maximum` whose gradient goes to one of the two, the first where they are equal, however they are rounded."""
+    return jnp.maximum(a, b)
+
+
+@_larger.defjvp
+def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    a, b = primals
+    return _larger(a, b), jnp.where(a >= b, *tangents)
 
 
 def average_map(x: Array) -> Array:

@@ -45,6 +45,10 @@ def test_a_line_without_a_rival_is_no_comparison():
     assert "| a | a step | 2 s |  |  |  |  | 3.00 GB |" in table.markdown(results(alone))
 
 
+def test_a_row_that_failed_is_a_line_that_says_so():
+    assert "| b | a step | failed |" in table.markdown(results({"row": "b", "what": "a step", "error": "nan"}))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(2.5e-5, "25 µs"), (0.0456, "45.6 ms"), (12.34, "12.3 s"), (599, "599 s"), (1200, "20 min"), (36_000, "10 h")],
@@ -118,7 +122,9 @@ def test_a_repeat_is_scaled_to_the_amount_and_the_median_taken():
     assert found["flops"] == 5
 
 
-@pytest.mark.parametrize(("row", "ours"), [("a", meta_step), ("b", meta_step), ("d", adaptation)])
+@pytest.mark.parametrize(
+    ("row", "ours"), [("a", meta_step), pytest.param("b", meta_step, marks=pytest.mark.slow), ("d", adaptation)]
+)
 def test_the_rival_computes_the_same(row, ours, tmp_path):
     torch = pytest.importorskip("torch")
     from benchmarks import torch_adaptation, torch_meta_step
