@@ -145,29 +145,33 @@ def conv(options: Options, x: Array, features: int, size: int, *, name: str, str
 def max_pool(x: Array, same: bool = False) -> Array:
     """2 x 2 max-pool with stride 2; an odd last row or column is dropped, or kept as it is with `same`.
 
-    By pairs, because on CPUs the gradient of XLA's own pooling (select-and-scatter) is slow, and that of `max` over an
-    axis divides by the number of pixels equal to the largest: where XLA computes the map twice with another rounding,
-    that number is 0 and the gradient NaN.
+    Not XLA's own, whose gradient (select-and-scatter) is slow on CPUs; nor with the gradient of `max` over axes, which
+    divides by the number of pixels equal to the largest: where XLA computes the map twice with another rounding, that
+    number is 0 and the gradient NaN.
     """
     b, h, w, c = x.shape
     if same:
         x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-jnp.inf)
         h, w = h + h % 2, w + w % 2
-    x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-    x = _larger(x[:, :, 0], x[:, :, 1])
-    return _larger(x[:, :, :, 0], x[:, :, :, 1])
+    return _largest(x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c))
 
 
 @jax.custom_jvp
-def _larger(a: Array, b: Array) -> Array:
-    """`maximum` whose gradient goes to one of the two, the first where they are equal, however they are rounded."""
-    return jnp.maximum(a, b)
+def _largest(x: Array) -> Array:
+    """The largest of each window: [B, H, 2, W, 2, C] -> [B, H, W, C].
+
+    Its gradient goes to one pixel of the window, however they are rounded: the first of equals by rows, as PyTorch's.
+    """
+    return x.max((2, 4))
 
 
-@_larger.defjvp
-def _larger_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    a, b = primals
-    return _larger(a, b), jnp.where(a >= b, *tangents)
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    rows = x.max(4)
+    top, left = rows[:, :, 0] >= rows[:, :, 1], x[..., 0, :] >= x[..., 1, :]
+    chosen = jnp.stack([top, ~top], 2)[..., None, :] & jnp.stack([left, ~left], 4)
+    return _largest(x), jnp.where(chosen, tangent, 0).sum((2, 4))
 
 
 def average_map(x: Array) -> Array:

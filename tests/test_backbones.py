@@ -183,6 +183,17 @@ def test_max_pools_gradient_divides_by_nothing():
     assert " div " not in str(gradient)
 
 
+def test_max_pools_gradient_goes_to_the_first_of_equals_by_rows():
+    """As PyTorch's: of a tie one pixel, never a share of it."""
+    window = jnp.array([[1.0, 2.0], [2.0, 0.0]])[None, :, :, None]
+    for x, expected in (
+        (window, [[0, 1], [0, 0]]),
+        (window[:, ::-1], [[1, 0], [0, 0]]),
+        (0 * window, [[1, 0], [0, 0]]),
+    ):
+        np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x).sum())(x)[0, :, :, 0], expected)
+
+
 def test_max_pool_is_xlas_own():
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
     pooled = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
