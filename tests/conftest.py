@@ -1,9 +1,10 @@
-"""Settings of all tests: CPU, no persistent compilation cache, a data cache of their own."""
+"""Settings of all tests: CPU, quick compilation that is not kept, a data cache of their own."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile far longer than they run
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
 
 import jax
