@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from benchmarks import torch_networks
 from benchmarks.torch_networks import State
-from benchmarks.torch_settings import Setting, fastest, use, wait
-from benchmarks.worker import Measured, Work, timed
+from benchmarks.torch_settings import Setting, fastest_work, use, wait
+from benchmarks.worker import Work
 
 FORMATS = (Setting(channels_last=False), Setting(channels_last=True))
 MEAN, STD = np.array((125.3, 123.0, 113.9)) / 255, np.array((63.0, 62.1, 66.7)) / 255
@@ -127,20 +127,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         grads = {name: gradient_array(value) for name, value in wanted.items()}
         return {"loss": np.float32(loss), **grads}
 
-    facts: dict[str, str] = {}
-
-    def warm() -> None:
-        best = fastest(FORMATS, step)
-        facts["setting"] = str(best)
-        for setting in [*made]:
-            if setting != best:
-                del made[setting]
-
-    def run() -> Measured:
-        (setting,) = made
-        return timed(lambda: step(setting))
-
-    return Work({"": run}, numbers, warm, facts)
+    return fastest_work(FORMATS, step, made, numbers)
 
 
 def gradient_array(value: torch.Tensor) -> np.ndarray:

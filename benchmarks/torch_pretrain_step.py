@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from benchmarks import torch_networks
 from benchmarks.torch_meta_step import FORMATS, MEAN, STD, gradient_array
 from benchmarks.torch_networks import State
-from benchmarks.torch_settings import Setting, fastest, placed, use, wait
-from benchmarks.worker import Measured, Work, timed
+from benchmarks.torch_settings import Setting, fastest_work, placed, use, wait
+from benchmarks.worker import Work
 
 CHECKED = 8
 DROPOUT, SMOOTHING = 0.1, 0.1
@@ -83,17 +83,4 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         value.backward()
         return {"loss": value.detach().cpu().numpy(), **{k: gradient_array(v) for k, v in wanted.items()}}
 
-    facts: dict[str, str] = {}
-
-    def warm() -> None:
-        best = fastest(FORMATS, step, calls=2)
-        facts["setting"] = str(best)
-        for setting in [*made]:
-            if setting != best:
-                del made[setting]
-
-    def run() -> Measured:
-        (setting,) = made
-        return timed(lambda: step(setting))
-
-    return Work({"": run}, numbers, warm, facts)
+    return fastest_work(FORMATS, step, made, numbers, calls=2)

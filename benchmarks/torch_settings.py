@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
+from benchmarks.worker import Measured, Work, timed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -48,6 +51,30 @@ def fastest(settings: Iterable[Setting], run: Callable[[Setting], Any], calls: i
     best = min(seconds, key=seconds.get)
     use(best.threads)
     return best
+
+
+def fastest_work(
+    settings: Iterable[Setting],
+    step: Callable[[Setting], Any],
+    made: dict[Setting, Any],
+    numbers: Callable[[], dict[str, np.ndarray]],
+    calls: int = 1,
+) -> Work:
+    """Work whose warm-up finds the fastest setting of `step` and forgets what `step` has `made` for the others."""
+    facts: dict[str, str] = {}
+
+    def warm() -> None:
+        best = fastest(settings, step, calls)
+        facts["setting"] = str(best)
+        for setting in [*made]:
+            if setting != best:
+                del made[setting]
+
+    def run() -> Measured:
+        (setting,) = made
+        return timed(lambda: step(setting))
+
+    return Work({"": run}, numbers, warm, facts)
 
 
 def placed(tensor: torch.Tensor, setting: Setting) -> torch.Tensor:

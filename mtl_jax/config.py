@@ -138,12 +138,17 @@ def read(path: Path) -> ConfigDict:
         raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a JSON object was expected")
-    config = default.get_config()  # what a run of an older version did not know yet
     try:
-        config.update(content)
+        return complete(content).lock()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a config of this version: {error}".replace("\n", " ")) from error
-    return config.lock()
+
+
+def complete(content: Mapping[str, Any]) -> ConfigDict:
+    """A config as JSON has it, with the defaults of the keys that a run of an older version did not know yet."""
+    config = default.get_config()
+    config.update(content)
+    return config
 
 
 def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import build, config, named_arrays, weight_files
-from mtl_jax.configs import default
 from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import Model
 from mtl_jax.meta import Frozen, backbone_params
@@ -58,20 +57,13 @@ def read(path: Path) -> Kept:
         content = json.loads(metadata["mtl_jax"])
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads format {FORMAT}")
-        settings, shape = _complete(content["settings"]), tuple(content["image_shape"])
+        settings, shape = config.to_json(config.complete(content["settings"])), tuple(content["image_shape"])
         tree = jax.tree.map(jnp.asarray, named_arrays.nest(arrays))
         frozen = Frozen(tree["params"], tree.get("batch_stats", {}))
         model = Model(build.embedding(settings), {"head": tree["head"]}, frozen)
         return Kept(settings, int(content["step"]), shape, model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a kept network of mtl_jax ({error}); fetch it again") from error
-
-
-def _complete(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A config of an older version with the keys that it did not know yet."""
-    complete = default.get_config()
-    complete.update(settings)
-    return config.to_json(complete)
 
 
 def digest(path: Path) -> str:

@@ -137,12 +137,14 @@ def _chunked_stepper(source, devices, sizes, theta, options, counts, hard):
     compiled_add = parallel.compile_step(add, devices, arguments=3 + source.count, apart=source.apart)
     compiled_apply = parallel.compile_step(apply, devices, arguments=1)
 
+    total = None
+
     def take(state, at, batch):
-        # Zeros of the shapes; what they hold is not read, since the first part overwrites it.
-        zero = jnp.zeros((), jnp.float32)
-        total = parallel.replicate(
-            jax.tree.map(jnp.zeros_like, parallel.local(_Sum(state.learned, zero, zero, state.batch_stats,
-                                                             hard_tasks.empty_pool(counts)))), devices)  # fmt: skip
+        nonlocal total
+        if total is None:  # of the right shapes; what it holds is not read, since the first part overwrites it
+            zero = jnp.zeros((), jnp.float32)
+            like = _Sum(state.learned, zero, zero, state.batch_stats, hard_tasks.empty_pool(counts))
+            total = parallel.replicate(jax.tree.map(jnp.zeros_like, parallel.local(like)), devices)
         arguments = source.arguments(state, at, batch)
         for part in range(parts):
             total, _ = compiled_add(total, state, theta, np.int32(part), *arguments)

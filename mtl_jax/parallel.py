@@ -22,6 +22,12 @@ def own(devices: Sequence[jax.Device]) -> list[jax.Device]:
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
+def own_numbers(devices: Sequence[jax.Device]) -> list[int]:
+    """The positions, among the devices, of those that belong to this process."""
+    here = own(devices)
+    return [number for number, device in enumerate(devices) if device in here]
+
+
 def processes(devices: Sequence[jax.Device]) -> list[int]:
     """The numbers of the processes that the devices belong to, in order."""
     return sorted({device.process_index for device in devices})
@@ -109,8 +115,7 @@ def compile_step(
         split, AXIS, in_axes=(0, None, *[None] * same, *[0] * apart), out_axes=(None, None, tuple(axes.values())),
         devices=devices, donate_argnums=1,
     )  # fmt: skip
-    here = own(devices)
-    numbers = np.array([number for number, device in enumerate(devices) if device in here], np.int32)
+    numbers = np.array(own_numbers(devices), np.int32)
 
     def call(state, *args):
         state, equal, different = mapped(numbers, state, *args)

@@ -86,6 +86,12 @@ def dispatcher(
     return run(config, split, devices, epochs, learn, parallel.replicate(key, devices))
 
 
+def _compile(step, devices, epochs, **options) -> dict[int, parallel.Step]:
+    """`step(size, ...)` by each size that a batch of an epoch has; options as in `parallel.compile_step`."""
+    sizes = {epochs.batch, epochs.rest or epochs.batch}
+    return {size: parallel.compile_step(functools.partial(step, size), devices, **options) for size in sizes}
+
+
 def _from_devices(config, split, devices, epochs, learn, key) -> Dispatcher:
     def step(size, number, axis, state, images, labels, order, first, key):
         each = size // len(devices)
@@ -93,12 +99,7 @@ def _from_devices(config, split, devices, epochs, learn, key) -> Dispatcher:
         rows = jax.lax.dynamic_slice(order, (position,), (each,))
         return learn(size, number, axis, state, images[rows], labels[rows], key)
 
-    compiled = {
-        size: parallel.compile_step(
-            functools.partial(step, size), devices, arguments=5, repeat=config["runtime"]["steps_per_dispatch"]
-        )
-        for size in {epochs.batch, epochs.rest or epochs.batch}
-    }
+    compiled = _compile(step, devices, epochs, arguments=5, repeat=config["runtime"]["steps_per_dispatch"])
     images, labels = parallel.replicate((split.images, split.labels), devices)
 
     @functools.lru_cache(maxsize=1)
@@ -115,16 +116,12 @@ def _from_devices(config, split, devices, epochs, learn, key) -> Dispatcher:
 
 def _from_host(config, split, devices, epochs, learn, key) -> Dispatcher:
     repeat, steps = config["runtime"]["steps_per_dispatch"], config["pretrain"]["steps"]
-    here = parallel.own(devices)
-    own = [number for number, device in enumerate(devices) if device in here]
+    own = parallel.own_numbers(devices)
 
     def step(size, number, axis, state, key, first, images, labels):
         return learn(size, number, axis, state, images[state.step - first], labels[state.step - first], key)
 
-    compiled = {
-        size: parallel.compile_step(functools.partial(step, size), devices, arguments=4, apart=2, repeat=repeat)
-        for size in {epochs.batch, epochs.rest or epochs.batch}
-    }
+    compiled = _compile(step, devices, epochs, arguments=4, apart=2, repeat=repeat)
 
     def batches(at: int) -> Iterator[np.ndarray]:
         # [own devices, steps of the dispatch, images of a device]

@@ -75,7 +75,8 @@ def on_device(
     key = parallel.replicate(key, devices)
 
     def take(number, state, part, images, table, labels, key, batch):
-        numbers = number * sizes.tasks + part * sizes.chunk + jnp.arange(sizes.chunk, dtype=jnp.int32)
+        mine = parallel.task_numbers(number, len(devices), len(devices) * sizes.tasks)
+        numbers = jax.lax.dynamic_slice_in_dim(mine, part * sizes.chunk, sizes.chunk)
         support, query = _positions(sizes, hard, state, key, table, batch, numbers)
         return episodes.gather(images, support, query), labels[support[:, :, 0]]
 
@@ -99,9 +100,8 @@ def on_host(
       steps: where the stream ends.
     """
     table = ClassTable(*map(jnp.asarray, split.table()))
-    here = parallel.own(devices)
-    own = np.array([number for number, device in enumerate(devices) if device in here])
-    numbers = jnp.asarray((own[:, None] * sizes.tasks + np.arange(sizes.tasks)).ravel(), jnp.int32)
+    own, tasks = parallel.own_numbers(devices), len(devices) * sizes.tasks
+    numbers = jnp.concatenate([parallel.task_numbers(number, len(devices), tasks) for number in own])
     draw = jax.jit(lambda state, batch: _positions(sizes, hard, state, key, table, batch, numbers))
 
     def find(states: Sequence[Any], batch: int = 0) -> tuple[np.ndarray, ...]:
@@ -115,7 +115,9 @@ def on_host(
         task = [
             jax.lax.dynamic_slice_in_dim(a[step], part * sizes.chunk, sizes.chunk) for a in (support, query, classes)
         ]
-        labels = [_labels(sizes, rows) for rows in task[:2]]
+        labels = [
+            episodes.class_major_labels(rows[..., 0, 0, 0].reshape(sizes.chunk, sizes.way, -1)) for rows in task[:2]
+        ]
         return Episode(task[0], labels[0], task[1], labels[1]), task[2]
 
     ahead = Ahead(split.images, lambda at: map(find, _dispatches(at, steps, repeat)), steps=repeat)
@@ -141,11 +143,6 @@ class _At(NamedTuple):
 
 def _dispatches(at: int, steps: int, repeat: int) -> Iterator[list[_At]]:
     return ([_At(first + i) for i in range(repeat)] for first in range(at, steps, repeat))
-
-
-def _labels(sizes: Sizes, rows: Array) -> Array:
-    each = rows.shape[1] // sizes.way
-    return jnp.broadcast_to(jnp.repeat(jnp.arange(sizes.way, dtype=jnp.int32), each), rows.shape[:2])
 
 
 def source(

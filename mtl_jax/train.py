@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -31,10 +32,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
     Raises:
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
     """
-    config.validate(settings)
-    settings = _resolve(settings)
-    devices = hosts.devices(settings.runtime.devices)
-    config.validate_devices(settings, len(devices))
+    settings, devices = _resolve(settings)
     place = workdir.Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
@@ -87,22 +85,28 @@ def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, commo
 
 def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
     phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
-    if not hosts.is_first():
-        with contextlib.closing(phase):
-            return loop.run_phase(phase, place, start=position, writers=[], **common)
-    done = checkpoint.Checkpoints(place.checkpoints(phase.name)).steps()
-    board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done[-1] + 1 if done else None)
-    with contextlib.closing(phase), contextlib.closing(board) if board else contextlib.nullcontext():
-        more = [*hooks, *([board.write] if board else [])]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(phase))
+        more = [*hooks, *_board(phase.name, place, stack)] if hosts.is_first() else []
         return loop.run_phase(phase, place, start=position, writers=more, **common)
 
 
-def _resolve(settings: ConfigDict) -> ConfigDict:
-    """A copy whose `runtime.dtype` is what it stands for here, so that a run's config.json tells."""
+def _board(name: str, place: workdir.Workdir, stack: contextlib.ExitStack) -> list[writers.Writer]:
+    """The writer of a phase's TensorBoard events, where that is installed; closed with the stack."""
+    done = checkpoint.Checkpoints(place.checkpoints(name)).steps()
+    board = writers.open_tensorboard(place.tensorboard / name, purge_step=done[-1] + 1 if done else None)
+    return [stack.enter_context(contextlib.closing(board)).write] if board else []
+
+
+def _resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
+    """A checked copy whose `runtime.dtype` is what it stands for here, so that config.json tells; the run's devices."""
+    config.validate(settings)
     resolved = settings.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
-    return resolved
+    devices = hosts.devices(settings.runtime.devices)
+    config.validate_devices(settings, len(devices))
+    return resolved, devices
 
 
 def _check_config(settings: ConfigDict, place: workdir.Workdir) -> None:
@@ -129,10 +133,7 @@ def dry_run(settings: ConfigDict) -> str:
     Raises:
       MtlError: what `train` would raise before its first step.
     """
-    config.validate(settings)
-    settings = _resolve(settings)
-    devices = hosts.devices(settings.runtime.devices)
-    config.validate_devices(settings, len(devices))
+    settings, devices = _resolve(settings)
     dataset = build.dataset(settings.data)
     _check_tasks(settings, dataset)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))
