@@ -174,6 +174,7 @@ def _runtime() -> ConfigDict:
         "log_every": 20,  # steps
         "checkpoint_every": 500,  # steps
         "keep": 2,  # checkpoints kept, besides the best
+        "skip_nonfinite": 0,  # steps of a phase that may be left out as not finite; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
         "task_chunk": 1000,  # tasks adapted at once in evaluation
     })  # fmt: skip

@@ -66,6 +66,18 @@ def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...])
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
+def classification_logits(
+    params: Params, batch_stats: Params, images: Array, key: Array, *,
+    backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train",
+) -> tuple[Array, Params]:  # fmt: skip
+    """Logits [B, classes] of a training batch, images [B, H, W, C], and the new batch_stats; a key for dropout."""
+    features, new = backbone.apply(
+        {"params": params["backbone"], "batch_stats": batch_stats}, images,
+        train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
+    )  # fmt: skip
+    return classifier.apply({"params": params["classifier"]}, features), new.get("batch_stats", batch_stats)
+
+
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
@@ -75,16 +87,14 @@ def classification_loss(
     Returns:
       (loss [], (accuracy [], new batch_stats)).
     """
-    features, new = backbone.apply(
-        {"params": params["backbone"], "batch_stats": batch_stats}, images,
-        train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
-    )  # fmt: skip
-    logits = classifier.apply({"params": params["classifier"]}, features)
+    logits, batch_stats = classification_logits(
+        params, batch_stats, images, key, backbone=backbone, classifier=classifier, batch_statistics=batch_statistics
+    )
     loss = cross_entropy(logits, labels).mean()
     if label_smoothing:
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
-    return loss, (accuracy(logits, labels), new.get("batch_stats", batch_stats))
+    return loss, (accuracy(logits, labels), batch_stats)
 
 
 def train_step(
@@ -96,7 +106,7 @@ def train_step(
     With `axis_name`, the batch is spread over that mapped axis (and the backbone has to know its name too, for BN).
 
     Returns:
-      (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes nothing.
+      (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
     (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
@@ -104,8 +114,8 @@ def train_step(
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = PretrainState(state.step + 1, optax.apply_updates(state.params, updates), stats, opt_state)
-    new, finite = keep_if_finite(new, state, (loss, grads))
-    return new, {"loss": loss, "accuracy": correct, "finite": finite}
+    kept, finite = keep_if_finite(new, state, (loss, grads))
+    return kept._replace(step=new.step), {"loss": loss, "accuracy": correct, "finite": finite}
 
 
 def epoch_order(key: Array, epoch: int | Array, count: int) -> Array:

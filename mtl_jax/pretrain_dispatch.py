@@ -17,7 +17,7 @@ from mtl_jax.meta_dispatch import Dispatcher
 from mtl_jax.types import Array
 
 
-class _Epochs(NamedTuple):
+class Epochs(NamedTuple):
     """How a split is cut into batches.
 
     count: images. batch, rest: the size of a batch and of an epoch's last one, 0 where there is no such. order: of the
@@ -63,27 +63,41 @@ def dispatcher(
     Raises:
       ConfigError: an epoch's last batch cannot be spread over the devices.
     """
-    group = config["pretrain"]
     order_key, key = keys
+    found = epochs(config, split, len(devices), order_key)
+    look = viewer(config, found.batch)
+
+    def learn(size, number, axis, state, images, labels, key):
+        views, dropout_key = look(key, state.step, number, images)
+        return take(state, views, labels, dropout_key, axis_name=axis)
+
+    run = _from_devices if build.is_on_device(config, split) else _from_host
+    return run(config, split, devices, found, learn, parallel.replicate(key, devices))
+
+
+def epochs(config: Mapping[str, Any], split: Split, devices: int, key: Array) -> Epochs:
+    """How pre-training cuts a split into batches; `key` is that of the order of images."""
+    group, count = config["pretrain"], len(split.labels)
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
         number = 0 if group["shuffle"] == "once" else epoch
-        return np.asarray(pretrain.epoch_order(order_key, number, len(split.labels)))
+        return np.asarray(pretrain.epoch_order(key, number, count))
 
-    rest = _last_batch(config, len(split.labels), len(devices))
-    epochs = _Epochs(len(split.labels), group["batch_size"], rest, order)
-    view = build.augmentation(config["data"], group["augment"])
+    return Epochs(count, group["batch_size"], _last_batch(config, count, devices), order)
 
-    def learn(size, number, axis, state, images, labels, key):
-        each = size // len(devices)
-        step_key = jax.random.fold_in(key, state.step)
+
+def viewer(config: Mapping[str, Any], batch: int) -> Callable[[Array, Array, Array, Array], tuple[Array, Array]]:
+    """(key, step, device's number, its images) -> (the views that the step sees, the key of dropout)."""
+    view = build.augmentation(config["data"], config["pretrain"]["augment"])
+
+    def look(key, step, number, images):
+        each = len(images)
+        step_key = jax.random.fold_in(key, step)
         views = view(numbered_keys(step_key, number * each + jnp.arange(each)), images)
-        dropout_key = jax.random.fold_in(step_key, epochs.batch + number)
-        return take(state, views, labels, dropout_key, axis_name=axis)
+        return views, jax.random.fold_in(step_key, batch + number)
 
-    run = _from_devices if build.is_on_device(config, split) else _from_host
-    return run(config, split, devices, epochs, learn, parallel.replicate(key, devices))
+    return look
 
 
 def _compile(step, devices, epochs, **options) -> dict[int, parallel.Step]:

@@ -1,0 +1,306 @@
+"""A step of a run once more: its images and predictions as a picture, its gradients, and what of it is not finite.
+
+Sampling is stateless, so a checkpoint before the step and the step's number are enough.
+"""
+
+import functools
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtl_jax import build, episodes, meta, parallel, phases, pretrain, pretrain_dispatch, replay_pictures
+from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.data import Dataset
+from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.loop import Phase
+from mtl_jax.replay_pictures import Drawn
+from mtl_jax.task_sources import Sizes, positions
+from mtl_jax.train import prepare, resolve
+from mtl_jax.types import ClassTable
+from mtl_jax.workdir import Workdir
+
+PHASES = ("pretrain", "meta")
+_PACKAGE = Path(__file__).parent
+
+
+class Part(NamedTuple):
+    """One optimiser step of what is replayed: the step itself, or a meta-batch of hard tasks after it.
+
+    loss, accuracy: of the whole batch. norms: of the gradient, by group of parameters. finite: of loss and gradient.
+    bad: numbers of the tasks that are not finite. cause: where `jax_debug_nans` met the first NaN, '' if nowhere.
+    picture: the file.
+    """
+
+    name: str
+    loss: float
+    accuracy: float
+    norms: Mapping[str, float]
+    finite: bool
+    bad: tuple[int, ...]
+    cause: str
+    picture: Path
+
+
+class Replay(NamedTuple):
+    """What `replay` returns: the phase, the step (from 1), the checkpoint it was run from, loss and accuracy."""
+
+    phase: str
+    step: int
+    start: int
+    loss: float
+    accuracy: float
+    finite: bool
+    parts: tuple[Part, ...]
+
+
+def wanted(text: str) -> tuple[str, int]:
+    """(phase, step) of 'STEP', 'meta:STEP' or 'pretrain:STEP'. Raises ConfigError."""
+    phase, _, step = text.rpartition(":")
+    if (phase or "meta") not in PHASES or not re.fullmatch(r"[1-9]\d{0,17}", step):
+        raise ConfigError(f"--replay={text}: expected a step as metrics.jsonl counts them, 120 or pretrain:120")
+    return phase or "meta", int(step)
+
+
+def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
+    """Runs a step of a workdir's run again, from the newest whole checkpoint before it; the run is left as it is.
+
+    Args:
+      settings: the config of the run.
+      path: its workdir; pictures go into `path`/replay.
+      step: (phase, number from 1).
+
+    Returns:
+      Loss, accuracy and finiteness as the run had them, and what each optimiser step of it looked like.
+
+    Raises:
+      MtlError: no such run or step, or the run is of another config or other data.
+    """
+    settings, devices = resolve(settings)
+    place, (name, number) = Workdir(path), step
+    if not place.config.exists():
+        raise ConfigError(f"{path}: no run there to replay a step of; give the --workdir of one")
+    settings, dataset = prepare(settings, len(devices), place)
+    _check_step(settings, name, number)
+    single = settings.copy_and_resolve_references()
+    single.runtime.steps_per_dispatch = 1
+    before: list[tuple[Any, bool, int]] = []
+
+    def watch(state, hard, batch):
+        if not hard:
+            before.clear()  # of an earlier step
+        before.append((_copy(state), hard, batch))
+
+    alone = _phase(single, name, dataset, devices, place, watch)
+    several = settings.runtime.steps_per_dispatch > 1
+    phase = _phase(settings, name, dataset, devices, place) if several else alone
+    try:
+        start, (at, state), metrics = _run_to(phase, place, dataset, number)
+        for step in range(at, number) if several else ():
+            state, _ = alone.dispatch(parallel.replicate(state, devices), step)
+    finally:
+        phase.close()
+        alone.close()
+    at = (number - 1 - start) % phase.per_dispatch
+    loss, accuracy, finite = (np.atleast_1d(metrics[key])[at].item() for key in ("loss", "accuracy", "finite"))
+    look = (_meta_look if name == "meta" else _pretrain_look)(single, place, dataset, len(devices))
+    folder = place.path / "replay"
+    parts = tuple(_part(look, folder, f"{name}-{number}", *seen) for seen in before)
+    return Replay(name, number, start, loss, accuracy, bool(finite), parts)
+
+
+def describe(found: Replay) -> str:
+    """What `train.py --replay` prints."""
+    origin = f"checkpoint {found.start}" if found.start else "the start"
+    lines = [
+        f"{found.phase} step {found.step}, run again from {origin}: loss {found.loss!r}, "
+        f"accuracy {found.accuracy!r}, {_finite(found.finite)}"
+    ]
+    for part in found.parts:
+        norms = ", ".join(f"{group} {value:.4g}" for group, value in part.norms.items())
+        lines.append(f"{part.name}: loss {part.loss:.6g}, accuracy {100 * part.accuracy:.1f} %, {_finite(part.finite)}")
+        lines.append(f"  gradient norms: {norms}")
+        if part.bad:
+            lines.append(f"  tasks that are not finite: {', '.join(map(str, part.bad))}")
+        if part.cause:
+            lines.append(f"  jax_debug_nans: {part.cause}")
+        lines.append(f"  picture: {part.picture}")
+    return "\n".join(lines)
+
+
+def _finite(finite: bool) -> str:
+    return "finite" if finite else "not finite"
+
+
+def _check_step(settings: ConfigDict, name: str, number: int) -> None:
+    group = settings[name]
+    skipped = settings.pretrain.init if name == "pretrain" else settings.meta.learn == "none"
+    if skipped:
+        key = "pretrain.init" if name == "pretrain" else "meta.learn"
+        raise ConfigError(f"--replay={name}:{number}: this run has no such phase (config.{key} is {skipped!r})")
+    if number > group.steps:
+        raise ConfigError(f"--replay={name}:{number}: the phase has {group.steps} steps")
+
+
+def _phase(settings: ConfigDict, name: str, dataset: Dataset, devices: Any, place: Workdir, watch: Any = None) -> Phase:
+    if name == "meta":
+        return phases.meta_training(settings, dataset, devices, *phases.pretrained(settings, place), watch)
+    phase = phases.pretraining(settings, dataset, devices)
+
+    def watched(state, at):
+        watch(state, False, 0)
+        return phase.dispatch(state, at)
+
+    return phase._replace(dispatch=watched) if watch else phase
+
+
+def _run_to(phase: Phase, place: Workdir, dataset: Dataset, number: int) -> tuple[int, tuple[int, Any], Any]:
+    """Runs the dispatches from the newest checkpoint before a step to the one that has it in it.
+
+    Returns:
+      (the checkpoint's step, (first step of that dispatch, a copy of the state before it), its metrics).
+    """
+    state, start = _restore(phase, Checkpoints(place.checkpoints(phase.name)), dataset, number)
+    at = start
+    while at + phase.per_dispatch < number:
+        state, _ = phase.dispatch(state, at)
+        at += phase.per_dispatch
+    before = _copy(state)
+    _, metrics = phase.dispatch(state, at)
+    return start, (at, before), jax.device_get(dict(metrics))
+
+
+def _restore(phase: Phase, checkpoints: Checkpoints, dataset: Dataset, number: int) -> tuple[Any, int]:
+    for step in reversed([step for step in checkpoints.steps() if step < number]):
+        try:
+            found = checkpoints.restore(phase.items(phase.state), step)
+        except CheckpointError:
+            continue  # damaged, or deleted by a run that goes on meanwhile: an older one does as well
+        if found.metadata["data"] != dataset.fingerprint:
+            raise CheckpointError(f"{checkpoints.directory}: was trained on other images; give the same data")
+        return phase.restore(found.items, step), step
+    return phase.state, 0
+
+
+def _copy(state: Any) -> Any:
+    # Copied, since a step may overwrite the state that it is given.
+    return jax.tree.map(np.array, parallel.local(state))
+
+
+class _Seen(NamedTuple):
+    """Of one batch or task: loss, accuracy, gradient by group, predictions [B]."""
+
+    loss: Any
+    accuracy: Any
+    grads: Any
+    predictions: Any
+
+
+class _Look(NamedTuple):
+    """gradients: one of `inputs` -> _Seen, compiled. inputs: (state, hard, batch) -> [(arguments, images)]. draw: see
+    `replay_pictures`."""
+
+    gradients: Callable[..., _Seen]
+    inputs: Callable[[Any, bool, int], list[tuple[Any, Any]]]
+    draw: Callable[..., Drawn]
+
+
+def _part(look: _Look, folder: Path, name: str, state: Any, hard: bool, batch: int) -> Part:
+    inputs = look.inputs(state, hard, batch)
+    cause, seen = "", []
+    for arguments, _ in inputs:
+        cause = cause or _first_nan(look.gradients, arguments)
+        seen.append(jax.device_get(look.gradients(*arguments)))
+    grads = jax.tree.map(lambda *parts: np.mean(parts, 0), *[one.grads for one in seen])
+    norms = {group: _norm(tree) for group, tree in grads.items()}
+    fine = [bool(np.isfinite([one.loss, _norm(one.grads)]).all()) for one in seen]
+    loss, accuracy = (float(np.mean([getattr(one, key) for one in seen])) for key in ("loss", "accuracy"))
+    name = f"{name}-hard{batch}" if hard else name
+    bad = tuple(number for number, good in enumerate(fine) if not good) if len(fine) > 1 else ()
+    drawn = [
+        look.draw(images, one.predictions, number, one.loss, good)
+        for number, ((_, images), one, good) in enumerate(zip(inputs, seen, fine, strict=True))
+    ]
+    picture = replay_pictures.save(folder / f"{name}.png", drawn)
+    return Part(name, loss, accuracy, norms, all(fine), bad, cause, picture)
+
+
+def _norm(tree: Any) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(tree))))
+
+
+def _first_nan(compiled: Callable[..., Any], arguments: Any) -> str:
+    """Where `jax_debug_nans` finds the first NaN, '' if nowhere; it runs what returned one again, by operations."""
+    with jax.debug_nans(True):
+        try:
+            jax.block_until_ready(compiled(*arguments))
+        except FloatingPointError as error:
+            own = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(f.filename).parents]
+            inner = [f for f in own if f.filename != __file__]
+            where = f" at mtl_jax/{Path(inner[-1].filename).relative_to(_PACKAGE)}:{inner[-1].lineno}" if inner else ""
+            return str(error).splitlines()[0].rstrip(".") + where
+    return ""
+
+
+def _meta_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> _Look:
+    split, group = dataset.splits["train"], settings.meta
+    params, _ = phases.pretrained(settings, place)
+    options = {"embed": build.embedding(settings), "inner": build.inner(settings.inner)}
+    keys = [phases.stream(settings, number) for number in (phases.TASKS, phases.HARD_TASKS)]
+    sizes = Sizes(group.way, group.shot, group.query, group.tasks_per_step, group.tasks_per_step)
+    table, numbers = ClassTable(*split.table()), np.arange(group.tasks_per_step)
+    draw = jax.jit(lambda state, hard, batch: positions(sizes, hard, state, keys[hard], table, batch, numbers),
+                   static_argnums=1)  # fmt: skip
+
+    @jax.jit
+    def gradients(learned, frozen, episode):
+        take = jax.value_and_grad(functools.partial(meta.episode_loss, **options), has_aux=True)
+        (loss, result), grads = take(learned, frozen, episode)
+        logits, _ = meta.episode_logits(learned, frozen, episode, **options)
+        return _Seen(loss, result.accuracy, grads, logits.argmax(-1))
+
+    def inputs(state, hard, batch):
+        frozen, found = meta.Frozen(params, state.batch_stats), []
+        for sets in zip(*map(np.asarray, draw(state, hard, batch)), strict=True):
+            found.append(((state.learned, frozen, episodes.gather(split.images, *sets)), sets))
+        return found
+
+    return _Look(gradients, inputs, functools.partial(replay_pictures.task, split))
+
+
+def _pretrain_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> _Look:
+    split = dataset.splits["train"]
+    parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
+    options = {name: parts.take.keywords[name] for name in ("backbone", "classifier", "batch_statistics")}
+    smoothing = parts.take.keywords["label_smoothing"]
+    order_key, key = (phases.stream(settings, number) for number in (phases.ORDER, phases.AUGMENT))
+    batches = pretrain_dispatch.epochs(settings, split, devices, order_key)
+    look = pretrain_dispatch.viewer(settings, batches.batch)
+
+    def of_device(state, number, images, labels):
+        views, dropout_key = look(key, state.step, number, images)
+        take = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
+        (loss, (accuracy, _)), grads = take(
+            state.params, state.batch_stats, views, labels, dropout_key, label_smoothing=smoothing, **options
+        )
+        logits, _ = pretrain.classification_logits(state.params, state.batch_stats, views, dropout_key, **options)
+        return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)
+
+    @jax.jit
+    def gradients(state, images, labels):
+        apart = [array.reshape(devices, -1, *array.shape[1:]) for array in (images, labels)]
+        mapped = jax.vmap(of_device, (None, 0, 0, 0), (None, None, None, 0), axis_name=parallel.AXIS)
+        loss, accuracy, grads, predictions = mapped(state, np.arange(devices), *apart)
+        return _Seen(loss, accuracy, grads, predictions.reshape(-1))
+
+    def inputs(state, hard, batch):
+        rows = batches.rows(int(state.step))
+        return [((state, split.images[rows], split.labels[rows]), rows)]
+
+    return _Look(gradients, inputs, functools.partial(replay_pictures.batch, split))
