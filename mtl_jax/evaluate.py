@@ -196,6 +196,9 @@ def main(argv: Sequence[str]) -> int | None:
     cli.parse(values, words, __doc__)
     hosts.join(values)
     settings = _settings(values, overrides)
+    for name in SHORT_FLAGS:
+        if values[name].value is not None and any(word.startswith(f"--config.evaluate.{name}=") for word in argv):
+            raise ConfigError(f"--{name} and --config.evaluate.{name} are the same; leave one of them out")
     given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
     settings.evaluate.update(given)
     episodes = frozen_episodes.read(values.episodes) if values.episodes else None

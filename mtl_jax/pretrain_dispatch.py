@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, parallel, pretrain
+from mtl_jax import augment, build, parallel, pretrain
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead
 from mtl_jax.episodes import numbered_keys
@@ -65,10 +65,10 @@ def dispatcher(
     """
     order_key, key = keys
     found = epochs(config, split, len(devices), order_key)
-    look = viewer(config, found.batch)
+    look = viewer(config, split, found.batch)
 
     def learn(size, number, axis, state, images, labels, key):
-        views, dropout_key = look(key, state.step, number, images)
+        views, labels, dropout_key = look(key, state.step, number, images, labels)
         return take(state, views, labels, dropout_key, axis_name=axis)
 
     run = _from_devices if build.is_on_device(config, split) else _from_host
@@ -87,15 +87,21 @@ def epochs(config: Mapping[str, Any], split: Split, devices: int, key: Array) ->
     return Epochs(count, group["batch_size"], _last_batch(config, count, devices), order)
 
 
-def viewer(config: Mapping[str, Any], batch: int) -> Callable[[Array, Array, Array, Array], tuple[Array, Array]]:
-    """(key, step, device's number, its images) -> (the views that the step sees, the key of dropout)."""
-    view = build.augmentation(config["data"], config["pretrain"]["augment"])
+def viewer(config: Mapping[str, Any], split: Split, batch: int) -> Callable[..., tuple[Array, Array, Array]]:
+    """(key, step, device's number, images, labels) -> (views, labels, key of dropout): what a step makes of them."""
+    group = config["pretrain"]
+    view = build.augmentation(config["data"], group["augment"])
 
-    def look(key, step, number, images):
+    def look(key, step, number, images, labels):
         each = len(images)
         step_key = jax.random.fold_in(key, step)
-        views = view(numbered_keys(step_key, number * each + jnp.arange(each)), images)
-        return views, jax.random.fold_in(step_key, batch + number)
+        image_keys = numbered_keys(step_key, number * each + jnp.arange(each))
+        views = view(image_keys, images)
+        if group["mixup"]:
+            # The view's own keys are 0, 1 and 2 of an image's.
+            keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, 3)
+            views, labels = augment.mixup(keys, views, labels, alpha=group["mixup"], classes=len(split.class_names))
+        return views, labels, jax.random.fold_in(step_key, batch + number)
 
     return look
 

@@ -277,19 +277,19 @@ def _meta_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: 
 def _pretrain_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> _Look:
     split = dataset.splits["train"]
     parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
-    options = {name: parts.take.keywords[name] for name in ("backbone", "classifier", "batch_statistics")}
-    smoothing = parts.take.keywords["label_smoothing"]
+    options = {name: value for name, value in parts.take.keywords.items() if name != "optimizer"}
+    network = {name: options[name] for name in ("backbone", "batch_statistics")}
     order_key, key = (phases.stream(settings, number) for number in (phases.ORDER, phases.AUGMENT))
     batches = pretrain_dispatch.epochs(settings, split, devices, order_key)
-    look = pretrain_dispatch.viewer(settings, batches.batch)
+    look = pretrain_dispatch.viewer(settings, split, batches.batch)
 
     def of_device(state, number, images, labels):
-        views, dropout_key = look(key, state.step, number, images)
+        params, stats = state.params, state.batch_stats
+        views, labels, dropout_key = look(key, state.step, number, images, labels)
         take = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
-        (loss, (accuracy, _)), grads = take(
-            state.params, state.batch_stats, views, labels, dropout_key, label_smoothing=smoothing, **options
-        )
-        logits, _ = pretrain.classification_logits(state.params, state.batch_stats, views, dropout_key, **options)
+        (loss, (accuracy, _)), grads = take(params, stats, views, labels, dropout_key, **options)
+        features, _ = pretrain.training_features(params["backbone"], stats, views, dropout_key, **network)
+        logits = options["classifier"].apply({"params": params["classifier"]}, features)
         return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)
 
     @jax.jit

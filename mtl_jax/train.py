@@ -13,13 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, checkpoint, cli, config, console, hosts, loop, phases, plan, signals, workdir, writers
+from mtl_jax import (
+    build,
+    checkpoint,
+    cli,
+    config,
+    config_rules,
+    console,
+    hosts,
+    loop,
+    phases,
+    plan,
+    signals,
+    workdir,
+    writers,
+)
 from mtl_jax.data import Dataset
 from mtl_jax.episodes import check_table
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import ConfigError, DataError
+from mtl_jax.types import ClassTable
 
 
 def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
@@ -103,8 +119,7 @@ def prepare(settings: ConfigDict, devices: int, place: workdir.Workdir) -> tuple
     """
     _check_config(settings, place)
     with hosts.first_goes_first():
-        dataset = build.dataset(settings.data)
-    _check_tasks(settings, dataset)
+        dataset = _dataset(settings)
     return _planned(settings, dataset, devices, place), dataset
 
 
@@ -115,7 +130,8 @@ def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
     with resolved.unlocked():
         resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
     devices = hosts.devices(settings.runtime.devices)
-    config.validate_devices(settings, len(devices))
+    config_rules.check_devices(settings, len(devices), jax.local_device_count())
+    config_rules.check_init(settings)
     return resolved, devices
 
 
@@ -144,13 +160,45 @@ def dry_run(settings: ConfigDict) -> str:
       MtlError: what `train` would raise before its first step.
     """
     settings, devices = resolve(settings)
-    dataset = build.dataset(settings.data)
-    _check_tasks(settings, dataset)
+    dataset = _dataset(settings)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))
 
 
-def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
-    """Whether the splits can give the tasks asked for, before anything is compiled."""
+def _dataset(settings: ConfigDict) -> Dataset:
+    """The data; whether they can give the tasks asked for is seen before an image is decoded."""
+
+    def look(split_names, tables):
+        if "train" not in split_names:
+            raise DataError(f"the data set has {', '.join(split_names)} alone, no train split: it is for evaluate.py")
+        for name, (table, class_names) in zip(split_names, tables, strict=True):
+            _check_tasks(settings, name, table, class_names)
+
+    def inspect(contents):
+        counts = [np.array([len(images) for images in classes.values()]) for classes in contents.values()]
+        tables = [
+            (ClassTable(None, each), tuple(classes)) for each, classes in zip(counts, contents.values(), strict=True)
+        ]
+        look(tuple(contents), tables)
+
+    dataset = build.dataset(settings.data, inspect=inspect)
+    look(tuple(dataset.splits), [(split.table(), split.class_names) for split in dataset.splits.values()])
+    _check_channels(settings, dataset)
+    return dataset
+
+
+def _check_tasks(settings: ConfigDict, name: str, table: ClassTable, class_names: Sequence[str]) -> None:
+    """Whether a split can give the tasks that training, or the validation of a phase, draws from it."""
+    meta = settings.meta
+    if name == "train":
+        check_table(table, class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
+    for phase in ("pretrain", "meta") if name == "val" else ():
+        if settings[phase].val_tasks:
+            protocol = build.validation(settings, settings[phase])
+            sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
+            check_table(table, class_names, **sizes, split=name)
+
+
+def _check_channels(settings: ConfigDict, dataset: Dataset) -> None:
     channels = dataset.splits["train"].images.shape[-1]
     for name in ("mean", "std"):
         if len(settings.data[name]) not in (1, channels):
@@ -158,10 +206,6 @@ def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
                 f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
                 f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
             )
-    for name in ("train", "val"):
-        if name in dataset.splits and (name == "train" or settings.meta.val_tasks):
-            split, meta = dataset.splits[name], settings.meta
-            check_table(split.table(), split.class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -193,6 +237,7 @@ def main(argv: Sequence[str]) -> int | None:
 
         seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
         return 0
+    config.validate(values.config)  # or a mistaken command would make a workdir
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
     train(values.config, values.workdir)
