@@ -100,9 +100,9 @@ def run(argv: Sequence[str]) -> int:
     if several:
         print(compare(paths, output, changes, flags.episodes))
     else:
-        said = report(paths[0], output, changes, flags.episodes)
-        workdir.record_command(paths[0], ["mtl_jax/report.py", *argv[1:]])
-        print(said)
+        if workdir.Workdir(paths[0]).config.exists():  # or a mistaken name would make a workdir
+            workdir.record_command(paths[0], ["mtl_jax/report.py", *argv[1:]])
+        print(report(paths[0], output, changes, flags.episodes))
     print(f"page: {output / 'index.html'}")
     return 0
 
