@@ -54,6 +54,8 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
         raise _config_failed(file, error) from error
     if file:
         _check_config(file, values.config)
+        if values.config.runtime.deterministic:
+            xla_flags.make_deterministic()
 
 
 def _config_file(argv: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from mtl_jax import (
     plots,
     report_plots,
     workdir,
+    xla_flags,
 )
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table
@@ -205,6 +206,8 @@ def main(argv: Sequence[str]) -> int | None:
     if episodes:
         settings = with_episodes(settings, episodes, given)
     config.validate(settings)
+    if settings.runtime.deterministic:
+        xla_flags.make_deterministic()
     result = evaluate(settings, values.workdir, episodes=episodes, weights=values.weights or "")
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))

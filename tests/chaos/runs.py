@@ -159,13 +159,13 @@ def newest(workdir: Path) -> tuple[Position, bool]:
     return at, whole
 
 
-def end(workdir: Path) -> dict[str, Any]:
+def end(workdir: Path, steps: int = STEPS) -> dict[str, Any]:
     """What must be the same at the end: bytes of metrics.jsonl, digests of all arrays, what best.json points at."""
     found: dict[str, Any] = {"metrics.jsonl": (workdir / "metrics.jsonl").read_bytes()}
     for phase in PHASES:
         checkpoints = Checkpoints(workdir / phase)
         best = checkpoints.best()
-        for step in {STEPS, best["step"]}:
+        for step in {steps, best["step"]}:
             checkpoints.read(step)  # verifies it
             saved = manifest.read(workdir / phase / str(step))
             own = {name: value for name, value in saved.metadata.items() if name != "config"}
