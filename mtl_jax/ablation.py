@@ -65,8 +65,8 @@ class Scores(NamedTuple):
 def apply_row(config: ConfigDict, name: str) -> ConfigDict:
     """A copy of a config changed to a row of the table.
 
-    Weights are learned at `WEIGHTS_RATE` of the config's rate. Where the inner loop moves the backbone, training is cut down to what a CPU can do: first-order gradients, at most 5
-    inner steps, 100 tasks a validation.
+    Weights are learned at `WEIGHTS_RATE` of the config's rate. Where the inner loop moves the backbone, training is cut
+    down to what a CPU can do: first-order gradients, at most 5 inner steps, 100 tasks a validation.
 
     Raises:
       ConfigError: an unknown row.
