@@ -8,9 +8,10 @@ Every row's inner rate and number of steps are chosen from the same grid on vali
 the backbone, a task costs a gradient step of the whole network at a time, so those rows have fewer tasks (--few_tasks).
 """
 
+import functools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,18 +128,27 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     _, model = phases.trained(settings, place, val.images.shape[1:])
     protocol = build.protocol(settings)._replace(num_tasks=count)
-    protocol = choose_inner(settings, model, val, protocol._replace(inner=protocol.inner._replace(steps=steps)))
+    by_step = functools.partial(_accuracies, settings, model, val, every_step=True)
+    protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step)
     accuracies = _accuracies(settings, model, held_out, protocol)
     return Scores(accuracies, protocol.inner.lr, protocol.inner.steps)
 
 
-def choose_inner(settings: ConfigDict, model: Model, split: Any, protocol: Protocol) -> Protocol:
-    """The protocol with the inner rate and number of steps, up to its own, that answer a split's tasks best."""
+def choose_inner(
+    protocol: Protocol, by_step: Callable[[Protocol], np.ndarray], factors: Sequence[float] = ()
+) -> Protocol:
+    """The protocol with the inner rate and number of steps that are best on validation tasks.
+
+    Args:
+      protocol: its rate times each of `factors` is tried, with 1 step up to as many as it has; of equals the fewest.
+      by_step: a protocol's accuracies on validation tasks after every inner step, [tasks, steps + 1].
+      factors: of the rate; none: `FACTORS`.
+    """
     found = {}
-    for factor in FACTORS:
+    for factor in factors or FACTORS:
         tried = protocol._replace(inner=protocol.inner._replace(lr=factor * protocol.inner.lr))
-        by_step = _accuracies(settings, model, split, tried, every_step=True).mean(0)
-        found |= {(float(by_step[step]), -step): tried.inner._replace(steps=step) for step in range(1, len(by_step))}
+        means = by_step(tried).mean(0)
+        found |= {(float(means[step]), -step): tried.inner._replace(steps=step) for step in range(1, len(means))}
     return protocol._replace(inner=found[max(found)])
 
 

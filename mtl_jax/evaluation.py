@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +76,16 @@ def embed_all(
     return jnp.asarray(shares.in_chunks(run, len(images), batch, devices))
 
 
+def banks(model: Model, images: np.ndarray, protocol: Protocol, **options: Any) -> tuple[Array, Array | None]:
+    """Features [M, F] of all images and, where a protocol has further views of the support set, [V, M, F] of those.
+
+    `options` as in `embed_all`.
+    """
+    views = support_views.further(protocol.flips, protocol.crops, protocol.crop_area)
+    further = [embed_all(model, images, view=view, **options) for view in views]
+    return embed_all(model, images, **options), jnp.stack(further) if further else None
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(embed: Embed, params: Params, batch_stats: Params, images: Array) -> Array:
     return embed(params, batch_stats, images)[0]
@@ -132,11 +142,8 @@ def evaluate_tasks(
         return adapt_backbone(model, head, images, table, protocol, **kept)
     if model.embed.batch_statistics == "batch":
         return adapt_per_task(model, head, images, table, protocol, **kept)
-    embed = functools.partial(embed_all, model, images, batch=embed_batch, devices=devices)
-    views = support_views.further(protocol.flips, protocol.crops, protocol.crop_area)
-    further = [embed(view=view) for view in views]
-    further = jnp.stack(further) if further else None
-    return adapt_on_bank(head, embed(), further, table, protocol, chunk=chunk, **kept)
+    bank, further = banks(model, images, protocol, batch=embed_batch, devices=devices)
+    return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **kept)
 
 
 def answers(logits: Array, labels: Array) -> Array:
