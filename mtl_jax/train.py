@@ -171,6 +171,7 @@ def main(argv: Sequence[str]) -> int | None:
 
         seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
         return 0
+    config.validate(values.config)  # before the workdir is made
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
     train(values.config, values.workdir)

@@ -234,6 +234,17 @@ def paper():
     return config, learned, meta.Frozen(params, stats), embed, inner, norms
 
 
+def test_features_and_adapted_query_logits_of_paper(float64, paper):
+    _, learned, frozen, embed, inner, norms = paper
+    assert embed.batch_statistics == "running" and inner[:4] == (STEPS, LR, False, "per_shot")
+    episode, (support, labels, query, _) = task(1)
+    features, logits = compiled(embed_and_adapt, embed=embed, inner=inner)(learned, frozen, episode)
+    s, network = oracle.tensors(dicts()), functools.partial(oracle.resnet12, norms=norms)
+    np.testing.assert_allclose(features, network(s, support).detach().numpy(), rtol=1e-8, atol=1e-8)
+    theirs = oracle.query_logits(s, network, support, labels, query, STEPS, LR, SHOT)
+    np.testing.assert_allclose(logits, theirs.detach().numpy(), rtol=1e-8, atol=1e-8)
+
+
 def test_paper_uses_running_averages_and_learns_scales_shifts_and_head_alone(float64, paper):
     config, learned, frozen, embed, inner, norms = paper
     batch, theirs = two_tasks(10)
