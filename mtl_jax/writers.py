@@ -13,7 +13,7 @@ import numpy as np
 from mtl_jax.errors import MtlError
 
 Writer = Callable[[int, Mapping[str, Any]], None]
-"""The one-function hook: `write(step, {'meta/loss': 1.2, ...})`; `mtl_jax.train.train(config, workdir, hooks=[write])` calls it."""
+"""The one-function hook: `write(step, {'meta/loss': 1.2, ...})`; `train(config, workdir, hooks=[write])` calls it."""
 
 _logger = logging.getLogger(__name__)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

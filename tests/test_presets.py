@@ -35,11 +35,7 @@ OPTIONS = [(OPTION.fullmatch(row[0]), row) for row in ROWS]
 # option -> the variants' cells on mini-ImageNet; (option, data set) -> those that differ on another one
 TABLE = {match[1]: row[1:5] for match, row in OPTIONS if match and row[1] not in ("fc100, cifar_fs", *DATA_SETS)}
 OTHERS = {
-    (match[1], name): row[2:6]
-    for match, row in OPTIONS
-    if match
-    for name in row[1].split(", ")
-    if name in DATA_SETS
+    (match[1], name): row[2:6] for match, row in OPTIONS if match for name in row[1].split(", ") if name in DATA_SETS
 }
 
 

@@ -40,7 +40,8 @@ class Watched(dict):
         return super().__getitem__(name)
 
     def get(self, name, default=None):
-        return self[name] if name in self else default
+        asked.add(name)
+        return super().get(name, default)
 
     def items(self):
         return [(name, self[name]) for name in self]
