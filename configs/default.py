@@ -71,14 +71,16 @@ def _pretrain() -> ConfigDict:
         "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
         "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), PyTorch's; xavier: Xavier-uniform, biases 0
         "label_smoothing": 0.0,
+        "rotation": 0.0,  # weight of telling by what angle an image was turned, of a batch in all four; 0: none
+        "mixup": 0.0,  # α of the Beta distribution that images and labels are mixed by; 0: none
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
         "lr": 1e-3,
         "momentum": 0.9,
         "weight_decay": 0.0,
-        "decay": "cosine",  # constant, cosine, steps
-        "decay_every": 0,  # steps: updates between decays
-        "decay_factor": 0.5,
+        "decay": "cosine",  # constant, cosine, steps, restarts (cosine again and again)
+        "decay_every": 0,  # steps, restarts: updates between them
+        "decay_factor": 0.5,  # of the rate at each
         "decay_floor": 0.0,  # the least rate, as a fraction of the first
         "decay_delay": 0,  # steps: updates before the first period begins
         "augment": {
@@ -128,7 +130,7 @@ def _meta() -> ConfigDict:
         "head_lr": 1e-3,
         "momentum": 0.9,
         "weight_decay": 0.0,
-        "decay": "constant",  # constant, cosine, steps
+        "decay": "constant",  # constant, cosine, steps, restarts
         "decay_every": 0,
         "decay_factor": 0.5,
         "decay_floor": 0.0,

@@ -46,6 +46,39 @@ def random_shift(keys: Array, images: Array, pixels: int) -> Array:
     return jax.vmap(crop)(padded, corners)
 
 
+def all_rotations(images: Array) -> Array:
+    """Square images [B, H, H, C] turned by 0, 90, 180 and 270 degrees, [4 B, H, H, C]: all by 0 first, and so on."""
+    return jnp.concatenate([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)])
+
+
+def mixup(keys: Array, images: Array, labels: Array, *, alpha: float, classes: int) -> tuple[Array, Array]:
+    """Each image mixed with its neighbour in the batch, λ x + (1 - λ) x', λ ~ Beta(α, α) (Zhang et al., 2018).
+
+    Images 2 i and 2 i + 1 are neighbours, the last of an odd batch is its own: in an order drawn by chance that is a
+    random partner, and however a batch is split over devices into even parts it is the same one.
+
+    Args:
+      keys: [B].
+      images: float [B, H, W, C].
+      labels: int [B].
+      alpha: α > 0; 1 draws λ uniformly, small values leave most images almost as they are.
+      classes: the number of classes C.
+
+    Returns:
+      (images [B, H, W, C], the same mixture of the one-hot labels, float [B, classes]).
+    """
+    place = jnp.arange(len(images))
+    other = jnp.minimum(place ^ 1, len(images) - 1)
+    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=images.dtype))(keys)
+    targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
+
+    def mix(x: Array) -> Array:
+        own = share.reshape(-1, *[1] * (x.ndim - 1))
+        return own * x + (1 - own) * x[other]
+
+    return mix(images), mix(targets)
+
+
 def random_resized_crop(
     keys: Array,
     images: Array,

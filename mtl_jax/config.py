@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import backbones, base_learner, feature_transform, meta, scale_shift
+from mtl_jax import backbones, base_learner, feature_transform, meta, optimizers, scale_shift
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
@@ -23,7 +23,7 @@ CHOICES = {
     "pretrain.adam_eps": ("after", "before"),
     "pretrain.shuffle": ("epoch", "once"),
     "pretrain.classifier_init": ("uniform", "xavier"),
-    "pretrain.decay": ("constant", "cosine", "steps"),
+    "pretrain.decay": optimizers.DECAYS,
     "pretrain.batch_norm": ("train", "batch"),
     "pretrain.select": ("best", "last"),
     "inner.loss_scale": ("mean", "per_shot"),
@@ -37,7 +37,7 @@ CHOICES = {
     "meta.batch_norm": backbones.BATCH_STATISTICS,
     "meta.optimizer": ("adam", "sgd"),
     "meta.adam_eps": ("after", "before"),
-    "meta.decay": ("constant", "cosine", "steps"),
+    "meta.decay": optimizers.DECAYS,
     "meta.select": ("best", "last"),
     "evaluate.split": SPLITS,
     "runtime.dtype": ("float32", "bfloat16", "auto"),

@@ -11,6 +11,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.types import Params
 
 ADAM_EPS = ("after", "before")
+DECAYS = ("constant", "cosine", "steps", "restarts")
 
 
 def schedule(
@@ -22,19 +23,25 @@ def schedule(
     Args:
       lr: the rate at the start.
       decay: 'constant'; 'steps': lr * factor^floor((step - delay) / every), never under floor * lr; 'cosine': from lr
-        to floor * lr over `total` steps.
+        to floor * lr over `total` steps; 'restarts': the same over every `every` steps, each time from `factor` times
+        the start before (SGDR, Loshchilov and Hutter, 2017).
       every, factor, total, floor, delay: see `decay`.
 
     Raises:
-      ConfigError: an unknown `decay`.
+      ConfigError: an unknown `decay`, or one that needs `every` and has none.
     """
+    if decay in ("steps", "restarts") and every <= 0:
+        raise ConfigError(f"decay is {decay!r} and decay_every {every}, expected a positive number of steps")
     if decay == "constant":
         return optax.constant_schedule(lr)
     if decay == "cosine":
         return optax.cosine_decay_schedule(lr, max(total, 1), floor)
     if decay == "steps":
         return lambda step: lr * jnp.maximum(factor ** (jnp.maximum(step - delay, 0) // every), floor)
-    raise ConfigError(f"decay is {decay!r}, expected 'constant', 'steps' or 'cosine'")
+    if decay == "restarts":
+        period = optax.cosine_decay_schedule(lr, every, floor)
+        return lambda step: factor ** (step // every) * period(step % every)
+    raise ConfigError(f"decay is {decay!r}, expected one of {', '.join(DECAYS)}")
 
 
 def sgd(

@@ -11,6 +11,7 @@ from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pr
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.loop import Phase
 from mtl_jax.meta import Embed, Frozen
@@ -46,11 +47,20 @@ def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> Pre
     )
     optimizer = build.optimizer(group, group["lr"])
     shape = build.image_shape(config["data"], split.images)
+    if group["rotation"] and shape[0] != shape[1]:
+        raise ConfigError(
+            f"config.pretrain.rotation is {group['rotation']}, but images are {shape[0]} x {shape[1]} pixels; turning "
+            "them needs squares: set data.image_size, or rotation to 0"
+        )
     take = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
-        batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"],
+        batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"], rotation=group["rotation"],
     )  # fmt: skip
-    return PretrainParts(module, lambda key: pretrain.init_state(key, module, classifier, shape, optimizer), take)
+    init = functools.partial(
+        pretrain.init_state, backbone=module, classifier=classifier, image_shape=shape, optimizer=optimizer,
+        rotation=group["rotation"] > 0,
+    )  # fmt: skip
+    return PretrainParts(module, init, take)
 
 
 def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device]) -> Phase:

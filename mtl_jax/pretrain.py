@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from mtl_jax.augment import all_rotations
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.types import Array, Params
@@ -39,8 +40,14 @@ class Classifier(nn.Module):
         return nn.Dense(width, kernel_init=init, bias_init=init, name=name)(x)
 
 
+ROTATIONS = Classifier(4)  # tells by how many right angles an image was turned
+
+
 class PretrainState(NamedTuple):
-    """What a pre-training step changes; `params` has the groups 'backbone' and 'classifier'."""
+    """What a pre-training step changes.
+
+    `params` has the groups 'backbone' and 'classifier', and 'rotation' where rotations are told apart as well.
+    """
 
     step: Array
     params: Params
@@ -49,14 +56,18 @@ class PretrainState(NamedTuple):
 
 
 def init_state(
-    key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any
-) -> PretrainState:
-    """Random parameters for images of `image_shape` [H, W, C]."""
+    key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any, *,
+    rotation: bool = False,
+) -> PretrainState:  # fmt: skip
+    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too."""
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
     features = jax.eval_shape(backbone.apply, variables, jnp.zeros((1, *image_shape)))
     head = classifier.init(classifier_key, jnp.zeros(features.shape))["params"]
     params = {"backbone": variables["params"], "classifier": head}
+    if rotation:
+        turns_key = jax.random.fold_in(classifier_key, 1)
+        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros(features.shape))["params"]
     return PretrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
 
 
@@ -69,22 +80,39 @@ def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...])
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
+    rotation: float = 0.0,
 ) -> tuple[Array, tuple[Array, Params]]:  # fmt: skip
-    """Mean cross-entropy of a batch: images [B, H, W, C], labels int [B], a key for dropout.
+    """Mean cross-entropy of a batch.
+
+    Args:
+      params, batch_stats: of a `PretrainState`.
+      images: [B, H, W, C].
+      labels: int [B], or the classes' shares, float [B, classes], of mixed images.
+      key: for dropout.
+      backbone, classifier, batch_statistics: the network.
+      label_smoothing: what part of a label is spread over all classes.
+      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: the batch in all four
+        rotations, each with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
 
     Returns:
       (loss [], (accuracy [], new batch_stats)).
     """
+    if rotation:
+        turns = jnp.repeat(jnp.arange(4), len(images))
+        images, labels = all_rotations(images), jnp.concatenate([labels] * 4)
     features, new = backbone.apply(
         {"params": params["backbone"], "batch_stats": batch_stats}, images,
         train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
     )  # fmt: skip
     logits = classifier.apply({"params": params["classifier"]}, features)
-    loss = cross_entropy(logits, labels).mean()
+    mixed = labels.ndim == 2
+    loss = (optax.softmax_cross_entropy if mixed else cross_entropy)(logits, labels).mean()
     if label_smoothing:
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
-    return loss, (accuracy(logits, labels), new.get("batch_stats", batch_stats))
+    if rotation:
+        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, features), turns).mean()
+    return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), new.get("batch_stats", batch_stats))
 
 
 def train_step(

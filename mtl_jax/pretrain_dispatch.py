@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, parallel, pretrain
+from mtl_jax import augment, build, parallel, pretrain
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead
 from mtl_jax.episodes import numbered_keys
@@ -78,7 +78,12 @@ def dispatcher(
     def learn(size, number, axis, state, images, labels, key):
         each = size // len(devices)
         step_key = jax.random.fold_in(key, state.step)
-        views = view(numbered_keys(step_key, number * each + jnp.arange(each)), images)
+        image_keys = numbered_keys(step_key, number * each + jnp.arange(each))
+        views = view(image_keys, images)
+        if group["mixup"]:
+            # The view's own keys are 0, 1 and 2 of an image's.
+            keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, 3)
+            views, labels = augment.mixup(keys, views, labels, alpha=group["mixup"], classes=len(split.class_names))
         dropout_key = jax.random.fold_in(step_key, epochs.batch + number)
         return take(state, views, labels, dropout_key, axis_name=axis)
 

@@ -55,8 +55,21 @@ def test_cosine_schedule_ends_at_its_floor():
     np.testing.assert_allclose(rates(schedule, [0, 25, 50, 100, 150]), wanted, rtol=1e-5)
 
 
+def test_restarts_are_cosines_of_falling_height():
+    schedule = optimizers.schedule(2.0, decay="restarts", every=100, factor=0.5, floor=0.1)
+    one = [0.1 * 2 + 0.9 * (1 + np.cos(np.pi * t)) for t in (0, 0.25, 0.99)]
+    wanted = one + [0.5 * rate for rate in one]
+    np.testing.assert_allclose(rates(schedule, [0, 25, 99, 100, 125, 199]), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", ["steps", "restarts"])
+def test_a_decay_without_its_period_is_refused(decay):
+    with pytest.raises(ConfigError, match="decay_every 0"):
+        optimizers.schedule(0.1, decay=decay)
+
+
 def test_unknown_decay_is_named():
-    with pytest.raises(ConfigError, match=r"'linear'.*'cosine'"):
+    with pytest.raises(ConfigError, match=r"'linear'.*cosine"):
         optimizers.schedule(0.1, decay="linear")
 
 

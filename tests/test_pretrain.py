@@ -27,19 +27,21 @@ class Small(nn.Module):
         return nn.Dropout(self.rate, deterministic=not train)(x)
 
 
-def start(optimizer, backbone=None, classifier=None):
+def start(optimizer, backbone=None, classifier=None, rotation=0.0):
     backbone, classifier = backbone or Small(), classifier or pretrain.Classifier(3)
-    state = pretrain.init_state(jax.random.key(0), backbone, classifier, (4, 4, 1), optimizer)
-    step = functools.partial(pretrain.train_step, optimizer=optimizer, backbone=backbone, classifier=classifier)
+    state = pretrain.init_state(jax.random.key(0), backbone, classifier, (4, 4, 1), optimizer, rotation=rotation > 0)
+    step = functools.partial(
+        pretrain.train_step, optimizer=optimizer, backbone=backbone, classifier=classifier, rotation=rotation
+    )
     return state, jax.jit(step, static_argnames=("batch_statistics", "label_smoothing"))
 
 
-def log_probabilities(state):
-    """log p [B, 3] of the images by NumPy's arithmetic."""
+def log_probabilities(state, images=IMAGES, classifier="classifier"):
+    """log p [B, classes] of images by NumPy's arithmetic."""
     params = jax.tree.map(np.asarray, state.params)
-    x = IMAGES.reshape(6, -1) @ params["backbone"]["dense"]["kernel"] + params["backbone"]["dense"]["bias"]
+    x = images.reshape(len(images), -1) @ params["backbone"]["dense"]["kernel"] + params["backbone"]["dense"]["bias"]
     x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
-    logits = x @ params["classifier"]["output"]["kernel"] + params["classifier"]["output"]["bias"]
+    logits = x @ params[classifier]["output"]["kernel"] + params[classifier]["output"]["bias"]
     return logits - np.log(np.exp(logits).sum(1, keepdims=True))
 
 
@@ -79,6 +81,35 @@ def test_loss_and_accuracy_are_numpys(smoothing):
     target = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
     np.testing.assert_allclose(metrics["loss"], -(target * log_p).sum(1).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["accuracy"], (log_p.argmax(1) == LABELS).mean(), rtol=1e-6)
+
+
+def test_rotations_are_a_second_task_of_the_batch_in_all_four():
+    state, step = start(optimizers.adam(1e-2), rotation=0.5)
+    after, metrics = step(state, IMAGES, LABELS, jax.random.key(0))
+    turned = np.concatenate([np.rot90(IMAGES, k, (1, 2)) for k in range(4)])
+    log_p, labels, angles = log_probabilities(state, turned), np.tile(LABELS, 4), np.repeat(np.arange(4), 6)
+    loss = -log_p[np.arange(24), labels].mean()
+    loss -= 0.5 * log_probabilities(state, turned, "rotation")[np.arange(24), angles].mean()
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(metrics["accuracy"], (log_p.argmax(1) == labels).mean(), rtol=1e-6)
+    assert not np.array_equal(after.params["rotation"]["output"]["bias"], state.params["rotation"]["output"]["bias"])
+
+
+def test_rotations_leave_the_start_of_everything_else_as_it_was():
+    plain, turned = (start(optimizers.adam(1e-2), rotation=rotation)[0].params for rotation in (0.0, 1.0))
+    assert turned.pop("rotation")
+    jax.tree.map(np.testing.assert_array_equal, plain, turned)
+
+
+def test_shares_of_classes_are_labels_too():
+    state, step = start(optimizers.adam(1e-2))
+    one_hot = np.eye(3, dtype=np.float32)[LABELS]
+    by_label, by_share = (step(state, IMAGES, y, jax.random.key(0))[1] for y in (LABELS, one_hot))
+    np.testing.assert_allclose(by_label["loss"], by_share["loss"], rtol=1e-5)
+    assert by_label["accuracy"] == by_share["accuracy"]
+    mixed = 0.7 * one_hot + 0.3 * one_hot[::-1]
+    loss = -(mixed * log_probabilities(state)).sum(1).mean()
+    np.testing.assert_allclose(step(state, IMAGES, mixed, jax.random.key(0))[1]["loss"], loss, rtol=1e-4)
 
 
 def test_steps_learn_count_and_move_the_averages():
