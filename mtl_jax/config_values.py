@@ -85,7 +85,8 @@ RANGES = {
     "meta.way": Range(2), "meta.shot": _COUNT, "meta.query": _COUNT, "meta.tasks_per_step": _COUNT,
     "meta.head_lr": _FROM_ZERO, "hard_tasks.round": _COUNT, "hard_tasks.extra": _COUNT,
     "evaluate.way": Range(2), "evaluate.shot": _COUNT, "evaluate.query": _COUNT, "evaluate.num_tasks": _COUNT,
-    "evaluate.inner_steps": _FROM_ZERO, "evaluate.inner_lr": _FROM_ZERO,
+    "evaluate.inner_steps": _FROM_ZERO, "evaluate.inner_lr": _FROM_ZERO, "evaluate.crops": _FROM_ZERO,
+    "evaluate.crop_area": Range(0, 1, over=True),
     **dict.fromkeys(("runtime.devices", "runtime.chunk", "runtime.skip_nonfinite"), _FROM_ZERO),
     "runtime.memory_gb": _POSITIVE,
     **{f"runtime.{key}": _COUNT for key in (

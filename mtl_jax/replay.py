@@ -3,7 +3,6 @@
 Sampling is stateless, so a checkpoint before the step and the step's number are enough.
 """
 
-import functools
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,15 +13,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build, episodes, meta, parallel, phases, pretrain, pretrain_dispatch, replay_pictures
+from mtl_jax import parallel, phases, replay_looks, replay_pictures
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data import Dataset
 from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.loop import Phase
-from mtl_jax.replay_pictures import Drawn
-from mtl_jax.task_sources import Sizes, positions
+from mtl_jax.replay_looks import Look
 from mtl_jax.train import prepare, resolve
-from mtl_jax.types import ClassTable
 from mtl_jax.workdir import Workdir
 
 PHASES = ("pretrain", "meta")
@@ -108,7 +105,9 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
         alone.close()
     at = (number - 1 - start) % phase.per_dispatch
     loss, accuracy, finite = (np.atleast_1d(metrics[key])[at].item() for key in ("loss", "accuracy", "finite"))
-    look = (_meta_look if name == "meta" else _pretrain_look)(single, place, dataset, len(devices))
+    look = (replay_looks.meta_training if name == "meta" else replay_looks.pretraining)(
+        single, place, dataset, len(devices)
+    )
     folder = place.path / "replay"
     parts = tuple(_part(look, folder, f"{name}-{number}", *seen) for seen in before)
     return Replay(name, number, start, loss, accuracy, bool(finite), parts)
@@ -192,25 +191,7 @@ def _copy(state: Any) -> Any:
     return jax.tree.map(np.array, parallel.local(state))
 
 
-class _Seen(NamedTuple):
-    """Of one batch or task: loss, accuracy, gradient by group, predictions [B]."""
-
-    loss: Any
-    accuracy: Any
-    grads: Any
-    predictions: Any
-
-
-class _Look(NamedTuple):
-    """gradients: one of `inputs` -> _Seen, compiled. inputs: (state, hard, batch) -> [(arguments, images)]. draw: see
-    `replay_pictures`."""
-
-    gradients: Callable[..., _Seen]
-    inputs: Callable[[Any, bool, int], list[tuple[Any, Any]]]
-    draw: Callable[..., Drawn]
-
-
-def _part(look: _Look, folder: Path, name: str, state: Any, hard: bool, batch: int) -> Part:
+def _part(look: Look, folder: Path, name: str, state: Any, hard: bool, batch: int) -> Part:
     inputs = look.inputs(state, hard, batch)
     cause, seen = "", []
     for arguments, _ in inputs:
@@ -246,61 +227,3 @@ def _first_nan(compiled: Callable[..., Any], arguments: Any) -> str:
             where = f" at mtl_jax/{Path(inner[-1].filename).relative_to(_PACKAGE)}:{inner[-1].lineno}" if inner else ""
             return str(error).splitlines()[0].rstrip(".") + where
     return ""
-
-
-def _meta_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> _Look:
-    split, group = dataset.splits["train"], settings.meta
-    params, _ = phases.pretrained(settings, place)
-    options = {"embed": build.embedding(settings), "inner": build.inner(settings.inner)}
-    keys = [phases.stream(settings, number) for number in (phases.TASKS, phases.HARD_TASKS)]
-    sizes = Sizes(group.way, group.shot, group.query, group.tasks_per_step, group.tasks_per_step)
-    table, numbers = ClassTable(*split.table()), np.arange(group.tasks_per_step)
-    draw = jax.jit(lambda state, hard, batch: positions(sizes, hard, state, keys[hard], table, batch, numbers),
-                   static_argnums=1)  # fmt: skip
-
-    @jax.jit
-    def gradients(learned, frozen, episode):
-        take = jax.value_and_grad(functools.partial(meta.episode_loss, **options), has_aux=True)
-        (loss, result), grads = take(learned, frozen, episode)
-        logits, _ = meta.episode_logits(learned, frozen, episode, **options)
-        return _Seen(loss, result.accuracy, grads, logits.argmax(-1))
-
-    def inputs(state, hard, batch):
-        frozen, found = meta.Frozen(params, state.batch_stats), []
-        for sets in zip(*map(np.asarray, draw(state, hard, batch)), strict=True):
-            found.append(((state.learned, frozen, episodes.gather(split.images, *sets)), sets))
-        return found
-
-    return _Look(gradients, inputs, functools.partial(replay_pictures.task, split))
-
-
-def _pretrain_look(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> _Look:
-    split = dataset.splits["train"]
-    parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
-    options = {name: value for name, value in parts.take.keywords.items() if name != "optimizer"}
-    network = {name: options[name] for name in ("backbone", "batch_statistics")}
-    order_key, key = (phases.stream(settings, number) for number in (phases.ORDER, phases.AUGMENT))
-    batches = pretrain_dispatch.epochs(settings, split, devices, order_key)
-    look = pretrain_dispatch.viewer(settings, split, batches.batch)
-
-    def of_device(state, number, images, labels):
-        params, stats = state.params, state.batch_stats
-        views, labels, dropout_key = look(key, state.step, number, images, labels)
-        take = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
-        (loss, (accuracy, _)), grads = take(params, stats, views, labels, dropout_key, **options)
-        features, _ = pretrain.training_features(params["backbone"], stats, views, dropout_key, **network)
-        logits = options["classifier"].apply({"params": params["classifier"]}, features)
-        return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)
-
-    @jax.jit
-    def gradients(state, images, labels):
-        apart = [array.reshape(devices, -1, *array.shape[1:]) for array in (images, labels)]
-        mapped = jax.vmap(of_device, (None, 0, 0, 0), (None, None, None, 0), axis_name=parallel.AXIS)
-        loss, accuracy, grads, predictions = mapped(state, np.arange(devices), *apart)
-        return _Seen(loss, accuracy, grads, predictions.reshape(-1))
-
-    def inputs(state, hard, batch):
-        rows = batches.rows(int(state.step))
-        return [((state, split.images[rows], split.labels[rows]), rows)]
-
-    return _Look(gradients, inputs, functools.partial(replay_pictures.batch, split))

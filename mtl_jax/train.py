@@ -29,13 +29,12 @@ from mtl_jax import (
     phases,
     plan,
     signals,
+    training_data,
     workdir,
     writers,
 )
-from mtl_jax.data import Dataset
-from mtl_jax.episodes import check_table
-from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.types import ClassTable
+from mtl_jax.data import Dataset, pictures
+from mtl_jax.errors import ConfigError
 
 
 def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
@@ -88,27 +87,53 @@ def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
 def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
     position = 0
     if not settings.pretrain.init:
-        position = _run_phase(phases.pretraining(settings, dataset, devices), place, position, common, hooks)
+        phase = phases.pretraining(settings, dataset, devices)
+        position = _run_phase(phase, settings, dataset, place, position, common, hooks)
         hosts.wait()  # for the last checkpoint, which the first process writes
     params, batch_stats = phases.pretrained(settings, place)
     if settings.meta.learn != "none":
         phase = phases.meta_training(settings, dataset, devices, params, batch_stats)
-        _run_phase(phase, place, position, common, hooks)
+        _run_phase(phase, settings, dataset, place, position, common, hooks)
 
 
-def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
+def _run_phase(
+    phase: loop.Phase, settings: Any, dataset: Dataset, place: Any, position: int, common: Any, hooks: Any
+) -> int:
     phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(phase))
-        more = [*hooks, *_board(phase.name, place, stack)] if hosts.is_first() else []
+    with contextlib.closing(phase), _board(phase, settings, dataset, place) as board:
+        more = [*hooks, *board] if hosts.is_first() else []
         return loop.run_phase(phase, place, start=position, writers=more, **common)
 
 
-def _board(name: str, place: workdir.Workdir, stack: contextlib.ExitStack) -> list[writers.Writer]:
-    """The writer of a phase's TensorBoard events, where that is installed; closed with the stack."""
-    done = checkpoint.Checkpoints(place.checkpoints(name)).steps()
-    board = writers.open_tensorboard(place.tensorboard / name, purge_step=done[-1] + 1 if done else None)
-    return [stack.enter_context(contextlib.closing(board)).write] if board else []
+@contextlib.contextmanager
+def _board(phase: loop.Phase, settings: Any, dataset: Dataset, place: Any) -> Iterator[list[writers.Writer]]:
+    """The writer of a phase's TensorBoard events, where that is installed: [] or one.
+
+    A picture of a task is written at the start of meta-training; the config with the best validation score, by which
+    TensorBoard compares runs, at the end of each phase.
+    """
+    checkpoints = checkpoint.Checkpoints(place.checkpoints(phase.name))
+    done = (checkpoints.steps() or [0])[-1]
+    if done >= phase.steps or not hosts.is_first():
+        yield []
+        return
+    board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done + 1 if done else None)
+    if board is None:
+        yield []
+        return
+    with contextlib.closing(board):
+        if phase.name == "meta" and not done:
+            board.image(0, "meta/task", _picture(settings, dataset))
+        yield [board.write]
+        best = checkpoints.best()
+        scores = {f"{phase.name}/best_val_accuracy": best["score"]} if best else {}
+        board.hparams(config.to_json(settings), scores)
+
+
+def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
+    """A task of the training split as meta-training draws them: uint8 [H, W, 3], a row a class."""
+    sizes = {name: settings.meta[name] for name in ("way", "shot", "query")}
+    return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
 def prepare(settings: ConfigDict, devices: int, place: workdir.Workdir) -> tuple[ConfigDict, Dataset]:
@@ -119,7 +144,7 @@ def prepare(settings: ConfigDict, devices: int, place: workdir.Workdir) -> tuple
     """
     _check_config(settings, place)
     with hosts.first_goes_first():
-        dataset = _dataset(settings)
+        dataset = training_data.load(settings)
     return _planned(settings, dataset, devices, place), dataset
 
 
@@ -160,52 +185,8 @@ def dry_run(settings: ConfigDict) -> str:
       MtlError: what `train` would raise before its first step.
     """
     settings, devices = resolve(settings)
-    dataset = _dataset(settings)
+    dataset = training_data.load(settings)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))
-
-
-def _dataset(settings: ConfigDict) -> Dataset:
-    """The data; whether they can give the tasks asked for is seen before an image is decoded."""
-
-    def look(split_names, tables):
-        if "train" not in split_names:
-            raise DataError(f"the data set has {', '.join(split_names)} alone, no train split: it is for evaluate.py")
-        for name, (table, class_names) in zip(split_names, tables, strict=True):
-            _check_tasks(settings, name, table, class_names)
-
-    def inspect(contents):
-        counts = [np.array([len(images) for images in classes.values()]) for classes in contents.values()]
-        tables = [
-            (ClassTable(None, each), tuple(classes)) for each, classes in zip(counts, contents.values(), strict=True)
-        ]
-        look(tuple(contents), tables)
-
-    dataset = build.dataset(settings.data, inspect=inspect)
-    look(tuple(dataset.splits), [(split.table(), split.class_names) for split in dataset.splits.values()])
-    _check_channels(settings, dataset)
-    return dataset
-
-
-def _check_tasks(settings: ConfigDict, name: str, table: ClassTable, class_names: Sequence[str]) -> None:
-    """Whether a split can give the tasks that training, or the validation of a phase, draws from it."""
-    meta = settings.meta
-    if name == "train":
-        check_table(table, class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
-    for phase in ("pretrain", "meta") if name == "val" else ():
-        if settings[phase].val_tasks:
-            protocol = build.validation(settings, settings[phase])
-            sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
-            check_table(table, class_names, **sizes, split=name)
-
-
-def _check_channels(settings: ConfigDict, dataset: Dataset) -> None:
-    channels = dataset.splits["train"].images.shape[-1]
-    for name in ("mean", "std"):
-        if len(settings.data[name]) not in (1, channels):
-            raise ConfigError(
-                f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
-                f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
-            )
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -237,7 +218,7 @@ def main(argv: Sequence[str]) -> int | None:
 
         seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
         return 0
-    config.validate(values.config)  # or a mistaken command would make a workdir
+    config.validate(values.config)  # before the workdir is made
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
     train(values.config, values.workdir)

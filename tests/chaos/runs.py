@@ -18,7 +18,7 @@ from mtl_jax.checkpoint import Checkpoints
 ROOT = Path(__file__).parents[2]
 STEPS, VALIDATE = 40, 20  # of each phase
 PHASES = ("pretrain", "meta")
-LIMIT = 300  # seconds that anything here may take
+LIMIT = 600  # seconds that anything here may take, on a machine that may be busy
 WORDS = {
     "data.name": "folder", "backbone.width": 0.05, "inner.steps": 2,
     "pretrain.steps": STEPS, "pretrain.batch_size": 8, "pretrain.val_every": VALIDATE, "pretrain.val_tasks": 200,
