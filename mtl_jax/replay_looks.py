@@ -28,8 +28,8 @@ class Seen(NamedTuple):
 class Look(NamedTuple):
     """What a phase's steps are looked at by.
 
-    gradients: one of `inputs` -> Seen, compiled. inputs: (state, hard, batch) -> [(arguments, positions)], an item a task
-    or batch. draw: (positions, predictions, number, loss, whether it is finite) -> Drawn.
+    gradients: one of `inputs` -> Seen, compiled. inputs: (state, hard, batch) -> [(arguments, positions)], an item a
+    task or batch. draw: (positions, predictions, number, loss, whether it is finite) -> Drawn.
     """
 
     gradients: Callable[..., Seen]
