@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test chaos fuzz lint bench results docs clean
+.PHONY: demo test test-slow chaos fuzz lint bench results docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Several processes, killed and stopped among them, and what else takes too long for `make test`.
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
 
 # Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
 chaos: $(VENV)/installed-test

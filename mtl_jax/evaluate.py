@@ -137,7 +137,8 @@ def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, 
         "way": protocol.way, "shot": protocol.shot, "query": protocol.query,
         "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr, "inner_by": "config",
         "batch_norm": "batch" if transductive else "running", "head": "zero" if protocol.zero_head else "learned",
-        "flips": protocol.flips, "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
+        "flips": protocol.flips, "crops": protocol.crops, "crop_area": protocol.crop_area if protocol.crops else None,
+        "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
     }  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+from devices_run import small_backbone
 from mtl_jax.configs import default
 
-from mtl_jax import ClassTable, create_backbone, hard_tasks, init_head, init_scale_shift, meta, parallel, pretrain
+from mtl_jax import ClassTable, hard_tasks, init_head, init_scale_shift, meta, parallel, pretrain
 from mtl_jax.build import meta_optimizer
 from mtl_jax.meta_dispatch import dispatcher
 
@@ -38,7 +39,7 @@ def run(devices, repeat=1, host=False, chunk=0):
     config.meta.steps = 4
     config.runtime.update({"steps_per_dispatch": repeat, "chunk": chunk})
     config.data.device_budget_gb = 0.0 if host else 1.0
-    module = create_backbone("conv4", width=0.06)
+    module = small_backbone()
     variables = floats(pretrain.init_backbone(jax.random.key(0), module, IMAGES.shape[1:]))
     learned = {"head": floats(init_head(jax.random.key(1), 4, 2)), "ss": init_scale_shift(variables["params"])}
     options = {"embed": meta.Embed(module), "inner": meta.Inner(2, 0.1), "optimizer": meta_optimizer(config.meta)}

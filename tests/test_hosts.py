@@ -1,5 +1,7 @@
 """Several processes: the same numbers as one; a signal to one stops all at once; a dead one ends the others."""
 
+import contextlib
+import functools
 import io
 import json
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
+from mtl_jax.configs import default
 
 from mtl_jax import hosts, launch, shares
 from mtl_jax.checkpoint import Checkpoints
@@ -28,21 +31,55 @@ def environment(devices, **more):
     return {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **more}
 
 
-def start(*words, devices=1, **more):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(devices, **more)
-    )
+@pytest.fixture
+def start():
+    """Starts programs; what is left of them, and of what they have started, is killed after the test."""
+    with starting() as function:
+        yield function
 
 
-def start_each(folder, what):
+@contextlib.contextmanager
+def starting():
+    children = []
+
+    def start(*words, devices=1, **more):
+        command = [sys.executable, *map(str, words)]
+        children.append(subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE.parent,
+            env=environment(devices, **more), start_new_session=True,
+        ))  # fmt: skip
+        return children[-1]
+
+    try:
+        yield start
+    finally:
+        for child in children:
+            for number in descendants(child.pid) if child.poll() is None else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            child.wait()
+            child.stdout.close()
+
+
+def descendants(process):
+    """The process and all that it, and they, have started: the launcher gives each of its own a session."""
+    found = [process]
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for word in (task / "children").read_text().split():
+                found += descendants(int(word))
+    return found
+
+
+def start_each(start, folder, what):
     """Two processes without a launcher."""
     address = f"127.0.0.1:{launch.free_port()}"
     shared = SCRIPT, folder, what, f"--coordinator_address={address}", "--num_processes=2"
     return [start(*shared, f"--process_id={number}") for number in range(2)]
 
 
-def wait_for(condition, child, seconds=120):
+def wait_for(condition, child, seconds=240):
+    """What `condition` returns once that is true, while the child runs."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert child.poll() is None, child.communicate()[0][-3000:]
@@ -155,8 +192,8 @@ def test_the_launcher_needs_a_command(capfd):
         launch.main(["launch", "--num_processes=2"])
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
-    children = start_each(tmp_path, "loop")
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, start):
+    children = start_each(start, tmp_path, "loop")
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2, children[0])
     children[1].send_signal(signal.SIGTERM)
     outs = [child.communicate(timeout=60)[0] for child in children]
@@ -168,8 +205,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
-def test_without_a_launcher_too_a_dead_process_ends_the_other_within_a_minute(tmp_path, dead):
-    children = start_each(tmp_path, "loop")
+def test_without_a_launcher_too_a_dead_process_ends_the_other_within_a_minute(tmp_path, start, dead):
+    children = start_each(start, tmp_path, "loop")
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2, children[0])
     children[dead].kill()
     died = time.monotonic()
@@ -183,13 +220,16 @@ def test_without_a_launcher_too_a_dead_process_ends_the_other_within_a_minute(tm
 def computed(tmp_path_factory):
     """What hosts_run computes on one device, on four of one process, and on two of each of two processes."""
     found = {}
-    for name, processes, devices in (("1x1", 1, 1), ("1x4", 1, 4), ("2x2", 2, 2)):
-        folder = tmp_path_factory.mktemp("hosts")
-        words = "-m", "mtl_jax.launch", f"--num_processes={processes}", "--", SCRIPT, folder, "all"
-        child = start(*words, devices=devices, JAX_ENABLE_X64="1")
-        out = child.communicate(timeout=300)[0]
-        assert child.returncode == 0, out[-3000:]
-        found[name] = [json.loads((folder / f"{number}.json").read_text()) for number in range(processes)]
+    with starting() as start:
+        for name, processes, devices in (("1x1", 1, 1), ("1x4", 1, 4), ("2x2", 2, 2)):
+            folder = tmp_path_factory.mktemp(name)
+            words = "-m", "mtl_jax.launch", f"--num_processes={processes}", "--", SCRIPT, folder, "all"
+            found[name] = folder, start(*words, devices=devices, JAX_ENABLE_X64="1")
+        for name, (folder, child) in found.items():
+            out = child.communicate(timeout=300)[0]
+            assert child.returncode == 0, out[-3000:]
+            found[name] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert [len(parts) for parts in found.values()] == [1, 1, 2]
     return found
 
 
@@ -211,33 +251,46 @@ def assert_same(one, other, where=""):
 
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does_and_what_one_device_does(computed):
-    """Training, pre-training, hard tasks from devices and from the host, evaluation in each of its ways."""
+    """Training from device data, pre-training, hard tasks from the host, evaluation in each of its ways."""
     one = computed["1x1"][0]
     tasks = [found["meta"].pop("tasks") for name in ("1x1", "1x4") for found in computed[name]]
     parts = [found["meta"].pop("tasks") for found in computed["2x2"]]
     assert tasks[0] == tasks[1] == [[*a, *b] for a, b in zip(*parts, strict=True)]
-    assert len(one["hard"]["mined"]) == 2 and np.shape(one["evaluate"]["batch"])[0] == 7
+    assert len(one["hard, host"]["mined"]) == 2 and np.shape(one["evaluate"]["batch"])[0] == 7
     for name in ("1x4", "2x2"):
         for found in computed[name]:
             assert_same(one, found, name)
 
 
-CONFIG = (
-    "--config=configs/glyphs.py", "--config.backbone.width=0.06", "--config.pretrain.steps=4",
-    "--config.pretrain.batch_size=8", "--config.pretrain.val_tasks=0", "--config.meta.steps=300",
-    "--config.meta.val_tasks=0", "--config.meta.query=1", "--config.runtime.log_every=10",
-    "--config.runtime.checkpoint_every=20",
-)  # fmt: skip
+CONFIG = {
+    "data.name": "folder", "backbone.width": 0.05, "pretrain.steps": 4, "pretrain.batch_size": 8,
+    "pretrain.val_tasks": 0, "inner.steps": 2, "meta.way": 3, "meta.query": 2, "meta.steps": 600,
+    "meta.val_every": 300, "meta.val_tasks": 50, "runtime.log_every": 50, "runtime.checkpoint_every": 50,
+}  # fmt: skip
 LAUNCH = "-m", "mtl_jax.launch", "--num_processes=2", "--"
 
 
-def children_of(process):
-    tasks = Path(f"/proc/{process}/task")
-    return [int(word) for task in tasks.iterdir() for word in (task / "children").read_text().split()]
+@pytest.fixture
+def program(tmp_path, start):
+    """Starts train.py or evaluate.py on noise; what one start has compiled the next ones find."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split, classes in (("train", 6), ("val", 3), ("test", 3)):
+        images = rng.integers(0, 256, (classes * 8, 16, 16, 1), np.uint8)
+        np.savez(tmp_path / f"data/{split}.npz", images=images, labels=np.repeat(np.arange(classes), 8))
+    caches = {
+        "MTL_JAX_CACHE": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+
+    def run(name, *words, launcher=(), devices=1):
+        return start(*launcher, f"{name}.py", f"--workdir={tmp_path / 'run'}", *words, devices=devices, **caches)
+
+    return run
 
 
-def process_of(number, parent):
-    for child in children_of(parent):
+def process_of(number, launcher):
+    for child in descendants(launcher):
         if f"--process_id={number}" in Path(f"/proc/{child}/cmdline").read_text():
             return child
     raise AssertionError(f"no process {number}")
@@ -248,9 +301,11 @@ def steps_of(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_survives_a_killed_process_a_signal_to_one_and_another_number_of_devices(tmp_path):
-    workdir, train = tmp_path / "run", ("train.py", *CONFIG, f"--workdir={tmp_path / 'run'}")
-    child = start(*LAUNCH, *train, devices=2)
+def test_a_run_survives_a_killed_process_a_signal_to_one_and_another_number_of_devices(tmp_path, program):
+    workdir = tmp_path / "run"
+    words = f"--config.data.path={tmp_path / 'data'}", *(f"--config.{key}={value}" for key, value in CONFIG.items())
+    train = functools.partial(program, "train", f"--config={default.__file__}", *words)
+    child = train(launcher=LAUNCH, devices=2)
     wait_for(lambda: steps_of(workdir), child)
     os.kill(process_of(1, child.pid), signal.SIGKILL)
     killed = time.monotonic()
@@ -259,27 +314,27 @@ def test_a_run_survives_a_killed_process_a_signal_to_one_and_another_number_of_d
     assert child.returncode == 137 and "process 1 of 2 was killed by SIGKILL" in out
     before = steps_of(workdir)[-1]
 
-    child = start(*LAUNCH, *train, devices=2)
+    child = train(launcher=LAUNCH, devices=2)
     wait_for(lambda: steps_of(workdir)[-1] > before, child)
     os.kill(process_of(1, child.pid), signal.SIGTERM)
     out = child.communicate(timeout=60)[0]
     assert child.returncode == EXIT_GO_ON_LATER, out[-3000:]
     assert f"meta goes on from step {before}" in out and out.count("stopped and saved") == 2
     stopped = steps_of(workdir)[-1]
-    assert before < stopped < 300
+    assert before < stopped < 600
 
-    child = start(*train)  # one process, one device
-    out = child.communicate(timeout=120)[0]
+    child = train()  # one process, one device
+    out = child.communicate(timeout=240)[0]
     assert child.returncode == 0 and f"meta goes on from step {stopped}" in out, out[-3000:]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "meta/loss" in line] == list(range(10, 301, 10))
+    assert [line["step"] for line in lines if "meta/loss" in line] == list(range(50, 601, 50))  # by one process, once
+    assert [line["step"] for line in lines if "meta/val_accuracy" in line] == [300, 600]
 
     results = []
-    for words, devices in ((LAUNCH, 2), ((), 1)):
-        evaluate = "evaluate.py", f"--workdir={workdir}", "--num_tasks=50", "--config.evaluate.query=5"
-        child = start(*words, *evaluate, devices=devices)
-        out = child.communicate(timeout=120)[0]
-        assert child.returncode == 0 and out.count("test 5-way 1-shot: ") == 1, out[-3000:]
-        results.append(np.loadtxt(workdir / "evaluation/test-5way-1shot.csv", delimiter=",", skiprows=1)[:, 1])
+    for launcher, devices in ((LAUNCH, 2), ((), 1)):
+        child = program("evaluate", "--num_tasks=50", "--config.evaluate.query=5", launcher=launcher, devices=devices)
+        out = child.communicate(timeout=240)[0]
+        assert child.returncode == 0 and out.count("test 3-way 1-shot: ") == 1, out[-3000:]
+        results.append(np.loadtxt(workdir / "evaluation/test-3way-1shot.csv", delimiter=",", skiprows=1)[:, 1])
     # In float32 a query on the edge may fall to the other side.
-    assert np.abs(results[0] - results[1]).max() < 0.05 and (results[0] != results[1]).sum() < 5
+    assert np.abs(results[0] - results[1]).max() < 0.1 and (results[0] != results[1]).sum() < 5

@@ -28,8 +28,8 @@ def class_grid(dataset: Dataset, classes: int = 8, images: int = 10) -> Image.Im
 def episode_grid(split: Split, *, way: int, shot: int, query: int, seed: int = 0) -> Image.Image:
     """Returns a picture of one task: a row a class, the support images first, then the query images after a gap.
 
-    It is drawn by NumPy: a picture is not worth compiling the sampler of the programs. Where a split has fewer classes, or
-    a class fewer images, there are fewer in it.
+    It is drawn by NumPy: a picture is not worth compiling the sampler of the programs. Where a split has fewer classes,
+    or a class fewer images, there are fewer in it.
     """
     rng, table, rows = np.random.default_rng(seed), split.table(), []
     for c in rng.permutation(len(table.counts))[:way]:
