@@ -162,6 +162,8 @@ def _evaluate() -> ConfigDict:
         "inner_steps": placeholder(int),  # unset: inner.steps
         "inner_lr": placeholder(float),  # unset: inner.lr
         "flips": False,  # double the support set by its mirror images
+        "crops": 0,  # random parts of every support image that join it in the support set
+        "crop_area": 0.5,  # the least area of such a part, as a fraction of the image's
         "every_step": False,  # accuracy after each inner step as well
     })  # fmt: skip
 

@@ -151,5 +151,6 @@ def protocol(config: Config) -> Protocol:
     if group["inner_lr"] is not None:
         loop = loop._replace(lr=group["inner_lr"])
     return Protocol(
-        way, shot, group["query"], group["num_tasks"], group["seed"], loop, group["flips"], zero_head=way != meta["way"]
-    )
+        way, shot, group["query"], group["num_tasks"], group["seed"], loop, group["flips"],
+        zero_head=way != meta["way"], crops=group["crops"], crop_area=group["crop_area"],
+    )  # fmt: skip

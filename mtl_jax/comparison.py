@@ -10,10 +10,11 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import Interval, mean_interval, paired_difference
 
 # What a figure is not comparable without. The inner loop, the head and the checkpoint belong to the method.
-SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "batch_norm", "episodes")
+SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "crops", "crop_area", "batch_norm", "episodes")
 ADVICE = {
     "split": "give --split", "way": "give --way", "shot": "give --shot", "num_tasks": "give --num_tasks",
     "query": "give --query", "flips": "set evaluate.flips alike",
+    "crops": "set evaluate.crops alike", "crop_area": "set evaluate.crop_area alike",
     "batch_norm": "under 'batch' the queries of a task help each other; train both alike",
     "episodes": "give --episodes=FILE",
 }  # fmt: skip

@@ -40,6 +40,7 @@ from mtl_jax.frozen_episodes import Frozen
 
 _logger = logging.getLogger(__name__)
 SHORT_FLAGS = ("split", "num_tasks", "way", "shot")
+BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
 
 
 def evaluate(
@@ -84,15 +85,19 @@ def evaluate(
         **protocol_facts(settings, protocol, step), "episodes": content,
         **_interval(trajectory[:, -1]), "seconds": round(seconds, 2),
     }  # fmt: skip
+    own = None if weights else build.protocol(config.read(place.config))
     if weights:
         result["checkpoint_by"] = f"weight file {Path(weights).name}"
+    elif (protocol.inner.steps, protocol.inner.lr) != (own.inner.steps, own.inner.lr):
+        result["inner_by"] = "command line"  # of which nobody knows by what tasks it was chosen
     if episodes:
         result["seed"] = episodes.facts["seed"]
     if every:
         result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
+        result["accuracy_by_step_note"] = _step_warning(result["split"])
     if not hosts.is_first():
         return result
-    is_own = episodes is None and not weights and protocol == build.protocol(config.read(place.config))
+    is_own = episodes is None and protocol == own
     _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
     if every:
         _draw_by_step(place, result, trajectory, result["episodes"] if episodes else "")
@@ -130,9 +135,10 @@ def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, 
     return {
         "split": settings.evaluate.split, "num_tasks": protocol.num_tasks,
         "way": protocol.way, "shot": protocol.shot, "query": protocol.query,
-        "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr,
+        "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr, "inner_by": "config",
         "batch_norm": "batch" if transductive else "running", "head": "zero" if protocol.zero_head else "learned",
-        "flips": protocol.flips, "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
+        "flips": protocol.flips, "crops": protocol.crops, "crop_area": protocol.crop_area if protocol.crops else None,
+        "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
     }  # fmt: skip
 
 
@@ -143,12 +149,17 @@ def _chosen_by(settings: ConfigDict) -> str:
     return "validation" if by_tasks else "last step"
 
 
+def _step_warning(split: str) -> str:
+    """What accuracies by inner step carry, but on validation tasks: they are there to be chosen by."""
+    return "" if split == "val" else BY_STEP
+
+
 def _draw_by_step(place: workdir.Workdir, result: Mapping[str, Any], trajectory: np.ndarray, episodes: str) -> None:
     """Accuracy after every inner step as a picture, which says that a step must not be chosen by it."""
     mean, ci95 = zip(*(metrics.mean_interval(column) for column in trajectory.T), strict=True)
     figure = report_plots.accuracy_by_step(np.array(mean), np.array(ci95))
-    warning = "" if result["split"] == "val" else "; a step chosen here is chosen by these tasks"
-    figure.suptitle(f"{result['num_tasks']} {result['split']} tasks{warning}", fontsize=9)
+    parts = (f"{result['num_tasks']} {result['split']} tasks", _step_warning(result["split"]))
+    figure.suptitle("; ".join(filter(None, parts)), fontsize=9)
     sizes = {"way": result["way"], "shot": result["shot"], "episodes": episodes}
     plots.save(figure, place.evaluation(result["split"], "png", **sizes))
 
@@ -173,10 +184,11 @@ def _write(
 
 def describe(result: Mapping[str, Any]) -> str:
     """The line that is printed: no figure without its protocol."""
+    given = "" if result["inner_by"] == "config" else f" by {result['inner_by']}"
     return (
         f"{result['split']} {result['way']}-way {result['shot']}-shot: "
         f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % over {result['num_tasks']} tasks "
-        f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}, "
+        f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}{given}, "
         f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
         f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
     )

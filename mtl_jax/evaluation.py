@@ -2,17 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import base_learner, episodes, feature_transform, shares
+from mtl_jax import base_learner, episodes, feature_transform, shares, support_views
 from mtl_jax.backbone_adaptation import adapted_outcome
+from mtl_jax.errors import ConfigError
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
 from mtl_jax.shares import Devices
+from mtl_jax.support_views import PLAIN, View
 from mtl_jax.types import Array, ClassTable, Episode, Params
 
 
@@ -21,7 +23,8 @@ class Protocol(NamedTuple):
 
     way, shot, query: N, K, Q per class. num_tasks and seed make the tasks: task t has the key fold_in(key(seed), t).
     inner: the inner loop at test. flips: the support set doubled by its mirror images, the loss scaled as before.
-    zero_head: start from a zero head, as any other way than the trained one must.
+    zero_head: start from a zero head, as any other way than the trained one must. crops: so many random parts of every
+    support image, each of at least `crop_area` of it, are in the support set as well.
     """
 
     way: int
@@ -32,6 +35,8 @@ class Protocol(NamedTuple):
     inner: Inner
     flips: bool = False
     zero_head: bool = False
+    crops: int = 0
+    crop_area: float = 0.5
 
 
 class Model(NamedTuple):
@@ -53,9 +58,9 @@ Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]
 
 
 def embed_all(
-    model: Model, images: np.ndarray, *, batch: int = 256, flip: bool = False, devices: Devices = None
+    model: Model, images: np.ndarray, *, batch: int = 256, view: View = PLAIN, devices: Devices = None
 ) -> Array:
-    """The features of all images: uint8 [M, H, W, C] -> float32 [M, F], embedded `batch` at a time.
+    """The features of all images in a view: uint8 [M, H, W, C] -> float32 [M, F], embedded `batch` at a time.
 
     Only for BN by running averages, with which an image's features do not depend on its neighbours. `devices` as in
     `evaluate_tasks`.
@@ -66,9 +71,19 @@ def embed_all(
     def run(start, count):
         part = np.asarray(images[start : start + count])
         part = np.concatenate([part, np.zeros((count - len(part), *part.shape[1:]), part.dtype)])
-        return _embed(model.embed, *weights, shares.spread(part[:, :, ::-1] if flip else part, devices))
+        return _embed(model.embed, *weights, shares.spread(support_views.see(view, part, start), devices))
 
     return jnp.asarray(shares.in_chunks(run, len(images), batch, devices))
+
+
+def banks(model: Model, images: np.ndarray, protocol: Protocol, **options: Any) -> tuple[Array, Array | None]:
+    """Features [M, F] of all images and, where a protocol has further views of the support set, [V, M, F] of those.
+
+    `options` as in `embed_all`.
+    """
+    views = support_views.further(protocol.flips, protocol.crops, protocol.crop_area)
+    further = [embed_all(model, images, view=view, **options) for view in views]
+    return embed_all(model, images, **options), jnp.stack(further) if further else None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,8 +125,16 @@ def evaluate_tasks(
 
     Returns:
       float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; more axes as `outcome` has them.
+
+    Raises:
+      ConfigError: crops where features are computed per task.
     """
     head = initial_head(model.learned["head"], protocol)
+    if protocol.crops and (protocol.inner.adapt != "head" or model.embed.batch_statistics == "batch"):
+        raise ConfigError(
+            f"config.evaluate.crops is {protocol.crops}, which needs features that tasks share: meta.batch_norm "
+            "'running' or 'train' and inner.adapt 'head'; set it to 0"
+        )
     kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     if model.embed.batch_statistics == "train":
         model = model._replace(embed=model.embed._replace(batch_statistics="running"))
@@ -119,9 +142,8 @@ def evaluate_tasks(
         return adapt_backbone(model, head, images, table, protocol, **kept)
     if model.embed.batch_statistics == "batch":
         return adapt_per_task(model, head, images, table, protocol, **kept)
-    bank = embed_all(model, images, batch=embed_batch, devices=devices)
-    flipped = embed_all(model, images, batch=embed_batch, devices=devices, flip=True) if protocol.flips else None
-    return adapt_on_bank(head, bank, flipped, table, protocol, chunk=chunk, **kept)
+    bank, further = banks(model, images, protocol, batch=embed_batch, devices=devices)
+    return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **kept)
 
 
 def answers(logits: Array, labels: Array) -> Array:
@@ -166,7 +188,7 @@ def _sample(table, seed, start, protocol, count):
 
 
 def adapt_on_bank(
-    head: Params, bank: Array, flipped: Array | None, table: ClassTable, protocol: Protocol, *,
+    head: Params, bank: Array, further: Array | None, table: ClassTable, protocol: Protocol, *,
     tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, chunk: int = 1000,
     devices: Devices = None,
 ) -> np.ndarray:  # fmt: skip
@@ -175,7 +197,7 @@ def adapt_on_bank(
     Args:
       head: the initial θ.
       bank: [M, F] features of the split's images.
-      flipped: [M, F] features of their mirror images, where `protocol.flips` is set.
+      further: [V, M, F] features of their `support_views.further`, if any, which join the support set.
       table: the split's classes.
       protocol: tasks and inner loop.
       tasks, every_step, outcome, chunk, devices: see `evaluate_tasks`.
@@ -184,7 +206,7 @@ def adapt_on_bank(
       As `evaluate_tasks`.
     """
     draw, static, lr = _drawer(table, protocol, tasks), _without_numbers(protocol), jnp.float32(protocol.inner.lr)
-    shared = shares.replicate((head, bank, flipped), devices)
+    shared = shares.replicate((head, bank, further), devices)
 
     def run(start, count):
         drawn = shares.spread(draw(start, count), devices)
@@ -199,17 +221,17 @@ def _without_numbers(protocol: Protocol) -> Protocol:
 
 
 @functools.partial(jax.jit, static_argnames=("protocol", "every_step", "outcome"))
-def _adapt_chunk(head, bank, flipped, support, query, lr, protocol, every_step, outcome):
+def _adapt_chunk(head, bank, further, support, query, lr, protocol, every_step, outcome):
     def run(support, query):
         task = episodes.gather(bank, support, query)
-        features = [task.support, *([flipped[support.reshape(-1)]] if protocol.flips else [])]
+        features = [task.support, *([] if further is None else further[:, support.reshape(-1)])]
         return _adapt_task(head, jnp.concatenate(features), task, lr, protocol, every_step, outcome)
 
     return jax.vmap(run)(support, query)
 
 
 def _adapt_task(head, support, task, lr, protocol, every_step, outcome):
-    """The outcome of one task from its features; `support` may hold the mirror images' after the images' own."""
+    """The outcome of one task from its features; `support` may hold those of further views after the images' own."""
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
     support, query = feature_transform.transform(protocol.inner.features, support, task.query)
     logits = base_learner.adapted_logits(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import evaluate, train, workdir
+from mtl_jax import config, evaluate, hosts, train, workdir
 from mtl_jax.errors import ConfigError
 from mtl_jax.writers import Writer
 
@@ -49,12 +49,13 @@ def run(
         raise ConfigError(f"--num_seeds={num_seeds}, expected 1 or more")
     if workdir.Workdir(path).config.exists():
         raise ConfigError(f"{path} holds one run; --num_seeds makes a folder of runs: give it another --workdir")
+    config.validate(settings)  # before any folder is made
     results = {}
     for number in range(num_seeds):
         own = settings.copy_and_resolve_references()
         own.seed = settings.seed + number
         place = seed_path(path, number)
-        if argv:
+        if argv and hosts.is_first():
             workdir.record_command(place, argv)
         train.train(own, str(place), hooks)
         results[own.seed] = evaluate.evaluate(own, str(place))
@@ -94,8 +95,13 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]
 
 
 def main(settings: ConfigDict, path: str, num_seeds: int, argv: Sequence[str]) -> None:
-    """What `train.py --num_seeds=n` does: runs the seeds, prints the table, writes it to table.md and seeds.json."""
+    """What `train.py --num_seeds=n` does: runs the seeds, prints the table, writes it to table.md and seeds.json.
+
+    Of several processes the first prints and writes.
+    """
     text, record = table(run(settings, path, num_seeds, argv=argv))
+    if not hosts.is_first():
+        return
     workdir.write_json_atomic(Path(path) / "seeds.json", record)
     workdir.write_bytes_atomic(Path(path) / "table.md", f"{text}\n".encode())
     print(text)

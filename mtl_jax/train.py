@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from mtl_jax import build, checkpoint, cli, config, console, hosts, loop, phases, plan, signals, workdir, writers
-from mtl_jax.data import Dataset
+from mtl_jax.data import Dataset, pictures
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError
 
@@ -75,27 +76,53 @@ def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
 def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
     position = 0
     if not settings.pretrain.init:
-        position = _run_phase(phases.pretraining(settings, dataset, devices), place, position, common, hooks)
+        phase = phases.pretraining(settings, dataset, devices)
+        position = _run_phase(phase, settings, dataset, place, position, common, hooks)
         hosts.wait()  # for the last checkpoint, which the first process writes
     params, batch_stats = phases.pretrained(settings, place)
     if settings.meta.learn != "none":
         phase = phases.meta_training(settings, dataset, devices, params, batch_stats)
-        _run_phase(phase, place, position, common, hooks)
+        _run_phase(phase, settings, dataset, place, position, common, hooks)
 
 
-def _run_phase(phase: loop.Phase, place: Any, position: int, common: Any, hooks: Sequence[writers.Writer]) -> int:
+def _run_phase(
+    phase: loop.Phase, settings: Any, dataset: Dataset, place: Any, position: int, common: Any, hooks: Any
+) -> int:
     phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.closing(phase))
-        more = [*hooks, *_board(phase.name, place, stack)] if hosts.is_first() else []
+    with contextlib.closing(phase), _board(phase, settings, dataset, place) as board:
+        more = [*hooks, *board] if hosts.is_first() else []
         return loop.run_phase(phase, place, start=position, writers=more, **common)
 
 
-def _board(name: str, place: workdir.Workdir, stack: contextlib.ExitStack) -> list[writers.Writer]:
-    """The writer of a phase's TensorBoard events, where that is installed; closed with the stack."""
-    done = checkpoint.Checkpoints(place.checkpoints(name)).steps()
-    board = writers.open_tensorboard(place.tensorboard / name, purge_step=done[-1] + 1 if done else None)
-    return [stack.enter_context(contextlib.closing(board)).write] if board else []
+@contextlib.contextmanager
+def _board(phase: loop.Phase, settings: Any, dataset: Dataset, place: Any) -> Iterator[list[writers.Writer]]:
+    """The writer of a phase's TensorBoard events, where that is installed: [] or one.
+
+    A picture of a task is written at the start of meta-training; the config with the best validation score, by which
+    TensorBoard compares runs, at the end of each phase.
+    """
+    checkpoints = checkpoint.Checkpoints(place.checkpoints(phase.name))
+    done = (checkpoints.steps() or [0])[-1]
+    if done >= phase.steps or not hosts.is_first():
+        yield []
+        return
+    board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done + 1 if done else None)
+    if board is None:
+        yield []
+        return
+    with contextlib.closing(board):
+        if phase.name == "meta" and not done:
+            board.image(0, "meta/task", _picture(settings, dataset))
+        yield [board.write]
+        best = checkpoints.best()
+        scores = {f"{phase.name}/best_val_accuracy": best["score"]} if best else {}
+        board.hparams(config.to_json(settings), scores)
+
+
+def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
+    """A task of the training split as meta-training draws them: uint8 [H, W, 3], a row a class."""
+    sizes = {name: settings.meta[name] for name in ("way", "shot", "query")}
+    return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
 def _resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
@@ -175,6 +202,7 @@ def main(argv: Sequence[str]) -> int | None:
 
         seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
         return 0
+    config.validate(values.config)  # before the workdir is made
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
     train(values.config, values.workdir)

@@ -13,21 +13,11 @@ import numpy as np
 from mtl_jax.errors import MtlError
 
 Writer = Callable[[int, Mapping[str, Any]], None]
-"""The one-function hook: `write(step, {'meta/loss': 1.2, ...})`; `train(config, workdir, writers=[write])` calls it."""
+"""The one-function hook: `write(step, {'meta/loss': 1.2, ...})`; `train(config, workdir, hooks=[write])` calls it."""
 
 _logger = logging.getLogger(__name__)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MAX_LINE = 1 << 20
-
-
-def multi_writer(*writers: Writer) -> Writer:
-    """One writer that calls each of them in turn."""
-
-    def write(step: int, scalars: Mapping[str, Any]) -> None:
-        for writer in writers:
-            writer(step, scalars)
-
-    return write
 
 
 class JsonlWriter:

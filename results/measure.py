@@ -1,17 +1,19 @@
 """A row of the tables: a trained network, tested on frozen tasks."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax import ablation, build, config, frozen_episodes, kept_weights, metrics, phases, workdir
-from mtl_jax.data import Dataset
-from mtl_jax.evaluation import Protocol, Tasks, evaluate_tasks, sample_all
+from mtl_jax import ablation, build, config, evaluation, frozen_episodes, kept_weights, metrics, phases, workdir
+from mtl_jax.data import Dataset, Split
+from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.kept_weights import Kept
 
 TASKS = (600, 10_000)  # the first of the same list of tasks
 VALIDATION_TASKS = 2000
+CHUNK = 200  # tasks adapted at once
 
 
 class Measured(NamedTuple):
@@ -33,13 +35,29 @@ def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
     if ablation.ROWS[row].learn == "none":
         settings.meta.learn = "none"
     settings.evaluate.update({"way": way, "shot": shot, "num_tasks": TASKS[-1]})
-    settings.runtime.task_chunk = 200
+    settings.runtime.task_chunk = CHUNK
     images = dataset.splits["val"].images
     step, model = phases.trained(settings, place, images.shape[1:])
-    protocol = build.protocol(settings)._replace(num_tasks=VALIDATION_TASKS)
-    chosen = ablation.choose_inner(settings, model, dataset.splits["val"], protocol).inner
+    chosen = choose_inner(model, dataset, build.protocol(settings)).inner
     settings.evaluate.update({"inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
     return Kept(config.to_json(settings), step, images.shape[1:], model)
+
+
+def choose_inner(model: Model, dataset: Dataset, protocol: Protocol, factors: Sequence[float] = ()) -> Protocol:
+    """The protocol with the inner loop that 2,000 validation tasks choose; see `ablation.choose_inner`."""
+    score = on_bank(model, dataset.splits["val"], protocol)
+    tried = protocol._replace(num_tasks=VALIDATION_TASKS)
+    chosen = ablation.choose_inner(tried, functools.partial(score, every_step=True), factors)
+    return protocol._replace(inner=chosen.inner)
+
+
+def on_bank(model: Model, split: Split, protocol: Protocol) -> Callable[..., np.ndarray]:
+    """(protocol, ...) -> accuracies on a split's tasks, its images embedded once for all inner loops."""
+    head = evaluation.initial_head(model.learned["head"], protocol)
+    bank, further = evaluation.banks(model, split.images, protocol)
+    return lambda tried, **options: evaluation.adapt_on_bank(
+        head, bank, further, split.table(), tried, chunk=CHUNK, **options
+    )
 
 
 def test(kept: Kept, dataset: Dataset) -> Measured:

@@ -8,8 +8,13 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN = FOLDER / "not_run.json"
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
-PLACES = {"README.md": "short", "docs/results.md": "long"}
+EFFECTS = FOLDER / "effects"
+# The tables: their page, and the name of the markers between which they stand there.
+PLACES = {
+    "short": ("README.md", "results"),
+    "long": ("docs/results.md", "results"),
+    "effects": ("docs/results.md", "effects"),
+}
 ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
 
 
@@ -71,18 +76,33 @@ def _not_run() -> list[str]:
     return lines + [f"| {row['what']} | {row['shot']} | {row['needs']} | `{row['command']}` |" for row in rows]
 
 
-TABLES = {"short": short_table, "long": long_table}
+def effects_table() -> str:
+    """The page's: what options of evaluation change, a line a network and variant."""
+    columns = "data, network", "shot", "evaluation", "10,000 tasks", "difference to the first row", "inner loop"
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for name, record in measured_rows().items():
+        path = EFFECTS / f"{name}.json"
+        for entry in json.loads(path.read_text())["variants"] if path.exists() else ():
+            options = ", ".join(f"`{key}={value}`" for key, value in entry["options"].items())
+            inner = f"{entry['inner_steps']} steps at {entry['inner_lr']:.3g}"
+            cells = _network(record), record["shot"], f"{entry['label']} {options}".strip(), _cell(entry)
+            lines.append("| " + " | ".join(map(str, (*cells, _difference(entry), inner))) + " |")
+    return "\n".join(lines)
 
 
-def with_table(text: str, table: str) -> str:
+TABLES = {"short": short_table, "long": long_table, "effects": effects_table}
+
+
+def with_table(text: str, table: str, marker: str) -> str:
     """A page with the table put between its markers. Raises ValueError where it has none."""
-    before, rest = text.split(f"{BEGIN}\n", 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    return f"{before}{begin}{table}\n{end}{after}"
 
 
 def write_tables() -> None:
-    """Writes the tables of both pages."""
-    for page, kind in PLACES.items():
+    """Writes all tables into their pages."""
+    for kind, (page, marker) in PLACES.items():
         path = ROOT / page
-        path.write_text(with_table(path.read_text(), TABLES[kind]()))
+        path.write_text(with_table(path.read_text(), TABLES[kind](), marker))

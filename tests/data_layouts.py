@@ -14,9 +14,9 @@ IMAGES = 6  # a class
 NAMES = facts.cifar100_names()
 
 
-def pixels(seed: int = 0) -> np.ndarray:
-    """Returns uint8 [100, IMAGES, 32, 32, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (100, IMAGES, 32, 32, 3), np.uint8)
+def pixels(seed: int = 0, each: int = IMAGES) -> np.ndarray:
+    """Returns uint8 [100, each, 32, 32, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (100, each, 32, 32, 3), np.uint8)
 
 
 def png(image: np.ndarray, **options) -> bytes:
@@ -54,7 +54,7 @@ def csv_images(root: Path, images: np.ndarray, name: str) -> None:
         with open(root / f"{split}.csv", "w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["filename", "label"])
-            for i in range(IMAGES):
+            for i in range(images.shape[1]):
                 for label in labels:
                     (root / "images" / f"{label}_{i}.png").write_bytes(png(images[label, i]))
                     rows.writerow([f"{label}_{i}.png", NAMES[label]])
@@ -62,8 +62,9 @@ def csv_images(root: Path, images: np.ndarray, name: str) -> None:
 
 def interleaved(images: np.ndarray, labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images of some classes mixed [N, 32, 32, 3], and their labels [N]."""
-    order = np.random.default_rng(len(labels)).permutation(len(labels) * IMAGES)
-    return images[labels].reshape(-1, 32, 32, 3)[order], np.repeat(labels, IMAGES)[order]
+    each = images.shape[1]
+    order = np.random.default_rng(len(labels)).permutation(len(labels) * each)
+    return images[labels].reshape(-1, 32, 32, 3)[order], np.repeat(labels, each)[order]
 
 
 def label_pickles(root: Path, images: np.ndarray, name: str) -> None:
@@ -137,7 +138,7 @@ def npy(root: Path, images: np.ndarray, name: str) -> None:
 def cifar_python(root: Path, images: np.ndarray, name: str) -> None:
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
-    for batch, part in (("train", slice(0, 5)), ("test", slice(5, 6))):
+    for batch, part in (("train", slice(0, -1)), ("test", slice(-1, None))):
         mixed = images[:, part]
         order = np.random.default_rng(1).permutation(mixed.shape[0] * mixed.shape[1])
         data = mixed.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(-1, 3072)[order]

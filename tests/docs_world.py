@@ -11,6 +11,7 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import data_layouts
 import numpy as np
 from docs_blocks import ROOT
 from mtl_jax.configs import folder
@@ -49,6 +50,23 @@ def write_images(root: Path) -> None:
                     pixels.save(place / f"{name}-{each}.png")
 
 
+def write_copies(root: Path) -> None:
+    """The published sets as docs/data.md names them, small: a format each, 16 images a class, the true classes."""
+    images = data_layouts.pixels(each=16)
+    data_layouts.csv_images(root / "mini-imagenet", images, "cifar_fs")
+    data_layouts.png_pickles(root / "tiered-imagenet", images, "cifar_fs")
+    data_layouts.npz(root / "arrays", images, "cifar_fs")
+    data_layouts.cifar_python(root / "cifar", images, "cifar_fs")
+    for number, alphabet in enumerate(("Armenian", "Greek", "Latin", "Tengwar")):
+        part = "evaluation" if alphabet == "Tengwar" else "background"
+        for character in range(1, 7):
+            folder = root / "omniglot" / f"images_{part}" / alphabet / f"character{character:02d}"
+            folder.mkdir(parents=True)
+            rng = np.random.default_rng((number, character))
+            for each in range(16):
+                Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(folder / f"{each:02d}.png")
+
+
 def small_config(path: Path, seed: int = 0):
     """conv4 with 16 channels on the images, a few steps."""
     config = folder.get_config("conv4,1shot")
@@ -70,6 +88,7 @@ def make(root: Path) -> None:
     for name in ("train.py", "evaluate.py", "configs", "examples", "Makefile", "setup.cfg", "pyproject.toml"):
         (root / name).symlink_to(ROOT / name)
     write_images(root)
+    write_copies(root)
     train(small_config(root / "D"), str(root / "runs" / "mine"))
     shutil.copytree(root / "runs" / "mine", root / "runs" / "other")
 

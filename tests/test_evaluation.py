@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mtl_jax import ClassTable, evaluation, sample_episode, scale_shift
+from mtl_jax import ClassTable, augment, evaluation, sample_episode, scale_shift
 from mtl_jax.augment import normalize
 from mtl_jax.base_learner import adapt_head, logits
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks
 from mtl_jax.layers import BatchNorm
 from mtl_jax.meta import Embed, Frozen, Inner
@@ -62,8 +63,11 @@ def plainly(model, images, table, protocol, task):
     sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
     support, query = sample_episode(key, table, **sizes)
     own, labels = images[np.asarray(support).ravel()], np.arange(protocol.way).repeat(protocol.shot)
-    if protocol.flips:
-        own, labels = np.concatenate([own, own[:, :, ::-1]]), np.tile(labels, 2)
+    views = [own[:, :, ::-1]] if protocol.flips else []
+    for crop in range(protocol.crops):
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(crop), row) for row in np.asarray(support).ravel()])
+        views.append(augment.random_resized_crop(keys, own, 8, scale=(protocol.crop_area, 1.0)))
+    own, labels = np.concatenate([own, *views]), np.tile(labels, 1 + len(views))
     scale = protocol.shot if protocol.inner.loss_scale == "per_shot" else len(labels)
     options = {"steps": protocol.inner.steps, "lr": protocol.inner.lr, "weights": jnp.full(len(labels), 1 / scale)}
 
@@ -89,6 +93,22 @@ def test_a_task_is_what_its_plain_writing_gives(setup, name, flips, loss_scale):
     protocol = PROTOCOL._replace(flips=flips, inner=PROTOCOL.inner._replace(loss_scale=loss_scale))
     found = evaluate_tasks(mode(model, name), *data, protocol, outcome=raw)
     np.testing.assert_allclose(found[6], plainly(mode(model, name), *data, protocol, 6)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_random_parts_join_the_support_set(setup, flips):
+    """Each image's own parts, whatever the task, drawn by its number in the split."""
+    model, data = setup
+    protocol = PROTOCOL._replace(flips=flips, crops=2, crop_area=0.3)
+    found = evaluate_tasks(model, *data, protocol, outcome=raw, embed_batch=8)
+    np.testing.assert_allclose(found[5], plainly(model, *data, protocol, 5)[0], atol=5e-5)
+    assert np.abs(found - evaluate_tasks(model, *data, protocol._replace(crops=1), outcome=raw)).max() > 1e-3
+
+
+def test_random_parts_need_shared_features(setup):
+    model, data = setup
+    with pytest.raises(ConfigError, match=r"evaluate\.crops is 1.*batch_norm"):
+        evaluate_tasks(mode(model, "batch"), *data, PROTOCOL._replace(crops=1))
 
 
 @pytest.mark.parametrize("flips", [False, True])

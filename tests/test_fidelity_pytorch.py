@@ -164,14 +164,20 @@ def test_three_optimiser_steps(float64, config, state):
     np.testing.assert_allclose(features, class_major(expected, SHOT), rtol=1e-8, atol=1e-8)
 
 
-def test_in_float32_training_mode_agrees_to_1e_4(config, state):
+@pytest.mark.parametrize(("mode", "training"), [("running", False), ("train", True)])
+def test_in_float32_a_mapping_gives_features_and_logits_to_1e_4(config, state, mode, training):
+    """A `.pth`-style mapping in the implementation's own key names, in evaluation and in training mode."""
     single = {key: np.asarray(value, np.float32 if value.ndim else None) for key, value in state.items()}
     learned, frozen, embed, inner = parts(config, single)
     episode, (support, labels, query, _) = task(8)
-    _, logits = compiled(embed_and_adapt, embed=embed, inner=inner)(learned, frozen, episode)
-    assert logits.dtype == np.float32
-    theirs = oracle.query_logits(oracle.tensors(state), support, labels, query, 100, 0.01, True).detach().numpy()
+    run = compiled(embed_and_adapt, embed=embed._replace(batch_statistics=mode), inner=inner)
+    features, logits = run(learned, frozen, episode)
+    assert features.dtype == logits.dtype == np.float32
+    s = oracle.tensors(state)
+    theirs = oracle.query_logits(s, support, labels, query, 100, 0.01, training).detach().numpy()
     np.testing.assert_allclose(logits, class_major(theirs, QUERY), rtol=1e-4, atol=1e-4)
+    theirs = oracle.features(s, support, training).detach().numpy()
+    np.testing.assert_allclose(features, class_major(theirs, SHOT), rtol=1e-4, atol=1e-4)
 
 
 def test_evaluation_from_stored_images(config, state):

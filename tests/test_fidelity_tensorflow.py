@@ -142,9 +142,9 @@ def test_the_gradients_are_not_those_of_first_order(float64):
     assert not np.allclose(*scale, rtol=1e-3)
 
 
-def test_three_optimiser_steps(float64):
-    config = make_config()
-    learned, frozen, embed, inner = parts(config, dicts())
+def train_three_steps(config, parts, network):
+    """Three meta-batches of both: (this project's state, its learned groups as dicts, the oracle's weights)."""
+    learned, frozen, embed, inner = parts
     optimizer = build.meta_optimizer(config.meta)
     ours = meta.init_state(learned, frozen.batch_stats, optimizer)
     find = compiled(meta.gradients, embed=embed, inner=inner)
@@ -155,15 +155,28 @@ def test_three_optimiser_steps(float64):
         batch, theirs = two_tasks(seed)
         grads, (loss, result) = find(ours.learned, frozen, batch)
         ours, _ = apply(ours, grads, loss, result.batch_stats)
-        oracle.meta_loss(s, oracle.resnet12, theirs, STEPS, LR, SHOT).backward()
+        oracle.meta_loss(s, network, theirs, STEPS, LR, SHOT).backward()
         adam.update(flat, dict.fromkeys(flat, 1e-3))
-    found = ours_as_dicts(ours.learned, frozen.params)
+    convs = jax.tree.map(jnp.asarray, load_reference_weights(dicts()).params)  # without the paper's norms
+    return ours, ours_as_dicts(ours.learned, convs), s
+
+
+def check_same(found, s, *, shifts):
+    """All learned parameters agree and have moved; `shifts`: the biases too, which batch statistics cancel."""
     for kind, arrays in found.items():
         for key, array in arrays.items():
-            if "_bias" not in key:
+            if shifts or "_bias" not in key:
                 wanted = s[kind][key].detach().numpy()
                 np.testing.assert_allclose(array, wanted, rtol=1e-8, atol=1e-8, err_msg=key)
                 assert np.abs(array - dicts()[kind][key]).max() > 1e-3, key
+
+
+def test_three_optimiser_steps(float64):
+    config = make_config()
+    made = parts(config, dicts())
+    ours, found, s = train_three_steps(config, made, oracle.resnet12)
+    check_same(found, s, shifts=False)
+    _, frozen, embed, inner = made
     episode, (support, *_) = task(7)  # the shifts by their effect: none under batch statistics
     features, _ = compiled(embed_and_adapt, embed=embed, inner=inner)(ours.learned, frozen, episode)
     np.testing.assert_allclose(features, oracle.resnet12(s, support).detach().numpy(), rtol=1e-8, atol=1e-8)
@@ -221,6 +234,17 @@ def paper():
     return config, learned, meta.Frozen(params, stats), embed, inner, norms
 
 
+def test_features_and_adapted_query_logits_of_paper(float64, paper):
+    _, learned, frozen, embed, inner, norms = paper
+    assert embed.batch_statistics == "running" and inner[:4] == (STEPS, LR, False, "per_shot")
+    episode, (support, labels, query, _) = task(1)
+    features, logits = compiled(embed_and_adapt, embed=embed, inner=inner)(learned, frozen, episode)
+    s, network = oracle.tensors(dicts()), functools.partial(oracle.resnet12, norms=norms)
+    np.testing.assert_allclose(features, network(s, support).detach().numpy(), rtol=1e-8, atol=1e-8)
+    theirs = oracle.query_logits(s, network, support, labels, query, STEPS, LR, SHOT)
+    np.testing.assert_allclose(logits, theirs.detach().numpy(), rtol=1e-8, atol=1e-8)
+
+
 def test_paper_uses_running_averages_and_learns_scales_shifts_and_head_alone(float64, paper):
     config, learned, frozen, embed, inner, norms = paper
     batch, theirs = two_tasks(10)
@@ -240,3 +264,13 @@ def test_paper_uses_running_averages_and_learns_scales_shifts_and_head_alone(flo
     jax.tree.map(np.testing.assert_array_equal, result.batch_stats, frozen.batch_stats)
     assert config.hard_tasks.enabled
     assert (config.hard_tasks.round, config.hard_tasks.extra) == (10, 10)
+
+
+def test_three_optimiser_steps_of_paper(float64, paper):
+    """Running averages cancel nothing: every scale, shift and the head agree after three updates of Adam."""
+    config, learned, frozen, embed, inner, norms = paper
+    made = (learned, frozen, embed, inner)
+    ours, found, s = train_three_steps(config, made, functools.partial(oracle.resnet12, norms=norms))
+    assert {kind: len(arrays) for kind, arrays in found.items()} == {"ss_weights": 24, "fc_weights": 2}
+    check_same(found, s, shifts=True)
+    jax.tree.map(np.testing.assert_array_equal, ours.batch_stats, frozen.batch_stats)

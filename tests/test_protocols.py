@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_runs
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import config, workdir
-from mtl_jax.evaluate import describe, evaluate
+from mtl_jax import cli, config, train, workdir
+from mtl_jax.evaluate import BY_STEP, describe, evaluate
 
 
 @pytest.fixture
@@ -32,6 +33,8 @@ def test_accuracy_after_every_inner_step_as_figures_and_picture(place):
     np.testing.assert_allclose(values.mean(0), [step["accuracy"] for step in result["accuracy_by_step"]])
     assert result["accuracy"] == plain["accuracy"] == result["accuracy_by_step"][-1]["accuracy"]
     assert place.evaluation("test", "png", way=5, shot=1).read_bytes().startswith(b"\x89PNG")
+    written = json.loads(place.evaluation("test", "json", way=5, shot=1).read_text())
+    assert written["accuracy_by_step_note"] == BY_STEP and written["inner_by"] == "config"
 
 
 @pytest.mark.parametrize(("select", "said"), [("best", "validation"), ("last", "last step")])
@@ -50,3 +53,36 @@ def test_without_validation_the_checkpoint_is_the_last(place):
     settings.meta.val_every = 0
     settings.runtime.keep = 5
     assert evaluate(settings, str(place.path))["checkpoint_by"] == "last step"
+
+
+def test_training_never_reads_the_test_split(tiny_run):  # noqa: F811
+    assert tiny_runs.asked == {"train", "val"}
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections loads a config so
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config.meta.val_split=test", "val_split"),
+        ("--config.pretrain.val_split=test", "val_split"),
+        ("--config.meta.select=test", "meta.select is 'test', expected one of best, last"),
+        ("--config.pretrain.select=test", "pretrain.select is 'test', expected one of best, last"),
+    ],
+)
+def test_the_test_split_cannot_be_asked_for_in_training(word, message, tmp_path, capsys, monkeypatch):
+    given = ["train.py", "--config=configs/glyphs.py", f"--workdir={tmp_path / 'run'}", word]
+    monkeypatch.setattr("sys.argv", given)  # where ml_collections looks for overrides
+    assert cli.run(train.main, given) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_inner_step_chosen_by_test_tasks_is_labelled(place):
+    """On validation tasks it may be chosen; a number of steps given at test is said to be."""
+    settings = config.read(place.config)
+    settings.evaluate.update({"split": "val", "every_step": True})
+    assert evaluate(settings, str(place.path))["accuracy_by_step_note"] == ""
+    settings.evaluate.update({"split": "test", "every_step": False, "inner_steps": 7})
+    result = evaluate(settings, str(place.path))
+    assert result["inner_by"] == "command line" and "7 inner steps at 1.0 by command line, " in describe(result)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import config, evaluate, seeds, train
+from mtl_jax import config, evaluate, hosts, seeds, train
 from mtl_jax.errors import ConfigError
 
 
@@ -61,3 +61,15 @@ def test_what_cannot_be_is_refused(tiny_run, tmp_path):  # noqa: F811
         seeds.run(tiny_config(), tmp_path, 0)
     with pytest.raises(ConfigError, match="holds one run; --num_seeds makes a folder of runs"):
         seeds.run(tiny_config(), tiny_run, 2)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_several_processes_the_first_writes_and_prints(monkeypatch, tmp_path, capsys, is_first):
+    shared = dict.fromkeys(seeds.SHARED, 1) | {"accuracy": 0.5, "ci95": 0.01, "checkpoint_step": 2}
+    monkeypatch.setattr(train, "train", lambda settings, path, hooks: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda settings, path: shared)
+    monkeypatch.setattr(hosts, "is_first", lambda: is_first)
+    seeds.main(tiny_config(), str(tmp_path), 2, ["train.py", "--num_seeds=2"])
+    written = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert written == ({"table.md", "seeds.json", "commands.jsonl"} if is_first else set())
+    assert bool(capsys.readouterr().out) == is_first

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_runs import tiny_run  # noqa: F401, a fixture
 
 from mtl_jax import writers
 from mtl_jax.errors import MtlError
-from mtl_jax.writers import JsonlWriter, multi_writer, open_tensorboard, read_jsonl
+from mtl_jax.writers import JsonlWriter, open_tensorboard, read_jsonl
 
 
 def _write(path, records, close=True):
@@ -140,16 +141,6 @@ def test_errors_name_the_path(tmp_path):
     writer.close()
 
 
-def test_a_writer_is_any_function_of_step_and_scalars(tmp_path):
-    seen = []
-    jsonl = JsonlWriter(tmp_path / "m.jsonl")
-    write = multi_writer(jsonl.write, lambda step, scalars: seen.append((step, dict(scalars))))
-    write(3, {"loss": 0.5})
-    jsonl.close()
-    assert seen == [(3, {"loss": 0.5})]
-    assert list(read_jsonl(tmp_path / "m.jsonl")) == [{"step": 3, "loss": 0.5}]
-
-
 def _events(directory):
     from tensorboardX.proto.event_pb2 import Event
 
@@ -175,6 +166,16 @@ def test_tensorboard_has_scalars_images_hparams_and_the_restart(tmp_path):
     assert values["episode"].image.width == 5
     assert "note" not in values and "backbone.name" in str(events)
     assert any(event.session_log.status == 1 and event.step == 7 for event in events)
+
+
+def test_a_run_writes_curves_a_picture_of_a_task_and_its_hyperparameters(tiny_run):  # noqa: F811
+    pytest.importorskip("tensorboardX")
+    events = list(_events(tiny_run / "tensorboard" / "meta"))
+    values = {value.tag: value for event in events for value in event.summary.value}
+    curves = {row["step"]: row["meta/loss"] for row in read_jsonl(tiny_run / "metrics.jsonl") if "meta/loss" in row}
+    assert values["meta/loss"].simple_value == pytest.approx(curves[4], rel=1e-6)
+    assert values["meta/task"].image.height > 5 * 48  # five classes
+    assert values["meta/best_val_accuracy"].simple_value > 0.2 and "backbone.width" in str(events)
 
 
 def test_without_tensorboardx_there_is_one_log_line_and_no_writer(tmp_path, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """Runs of seconds for the tests of what works on a trained workdir. Each is trained once a test session."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from mtl_jax.configs import glyphs
 
+from mtl_jax import build
+from mtl_jax.build import dataset
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.train import train
 
@@ -26,6 +29,30 @@ def tiny_config(shot=1, seed=0, **backbone):
 
 
 _made: dict[str, Path] = {}
+asked: set[str] = set()  # the splits that the training of `tiny_run` has asked its data set for
+
+
+class Watched(dict):
+    """A data set's splits, noting which are asked for."""
+
+    def __getitem__(self, name):
+        asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        asked.add(name)
+        return super().get(name, default)
+
+    def items(self):
+        return [(name, self[name]) for name in self]
+
+    def values(self):
+        return [self[name] for name in self]
+
+
+def watched_dataset(config):
+    found = dataset(config)
+    return dataclasses.replace(found, splits=Watched(found.splits))
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +60,9 @@ def tiny_run(tmp_path_factory):
     """The workdir of a trained tiny network. Tests write nothing into it but evaluations."""
     if "tiny" not in _made:  # a fixture that modules import is one of its own in each
         path = tmp_path_factory.mktemp("runs") / "tiny"
-        train(tiny_config(), str(path))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "dataset", watched_dataset)
+            train(tiny_config(), str(path))
         _made["tiny"] = path
     return _made["tiny"]
 

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mtl_jax import episodes
 from mtl_jax.data.dataset import Dataset, Split
 
 LABEL_WIDTH = 170
@@ -28,13 +26,17 @@ def class_grid(dataset: Dataset, classes: int = 8, images: int = 10) -> Image.Im
 
 
 def episode_grid(split: Split, *, way: int, shot: int, query: int, seed: int = 0) -> Image.Image:
-    """Returns a picture of one task: a row a class, the support images first, then the query images after a gap."""
-    support, queries = episodes.sample_episode(jax.random.key(seed), split.table(), way=way, shot=shot, query=query)
-    rows = []
-    for one, other in zip(np.asarray(support), np.asarray(queries), strict=True):
+    """Returns a picture of one task: a row a class, the support images first, then the query images after a gap.
+
+    It is drawn by NumPy: a picture is not worth compiling the sampler of the programs. Where a split has fewer classes,
+    or a class fewer images, there are fewer in it.
+    """
+    rng, table, rows = np.random.default_rng(seed), split.table(), []
+    for c in rng.permutation(len(table.counts))[:way]:
+        chosen = rng.permutation(table.indices[c, : table.counts[c]])[: shot + query]
         between = np.full_like(split.images[:1], 255)
-        label = f"{split.name}: {split.class_names[split.labels[one[0]]]}"
-        rows.append((label, np.concatenate([split.images[one], between, split.images[other]])))
+        images = np.concatenate([split.images[chosen[:shot]], between, split.images[chosen[shot:]]])
+        rows.append((f"{split.name}: {split.class_names[c]}", images))
     return grid(rows)
 
 

@@ -1,0 +1,43 @@
+"""Further views of the support images of a test task: mirror images and random parts, which join the support set."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import augment, episodes
+
+
+class View(NamedTuple):
+    """How an image is seen: mirrored, or cut at random to at least the fraction `area` of it, by the key `number`."""
+
+    flip: bool = False
+    area: float = 1.0
+    number: int = 0
+
+
+PLAIN = View()
+
+
+def further(flips: bool, crops: int, area: float) -> tuple[View, ...]:
+    """The views that a protocol adds to the images themselves."""
+    parts = (View(area=area, number=number) for number in range(crops))
+    return (*([View(flip=True)] if flips else []), *parts)
+
+
+def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
+    """Images [B, H, W, C] in a view; `start` is the number of the first one in its split.
+
+    A part is drawn by the image's number: it depends neither on the task nor on how images are put into batches.
+    """
+    if view.area < 1:
+        keys = episodes.numbered_keys(jax.random.key(view.number), start + jnp.arange(len(images)))
+        images = np.asarray(_crop(keys, images, view.area))
+    return images[:, :, ::-1] if view.flip else images
+
+
+@functools.partial(jax.jit, static_argnames="area")
+def _crop(keys, images, area):
+    return augment.random_resized_crop(keys, images, images.shape[1], scale=(area, 1.0))
