@@ -55,11 +55,9 @@ class Prediction(NamedTuple):
     runner_up_probability: float
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The program's parser."""
-    root = argparse.ArgumentParser(
-        "python -m mtl_jax.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    root = cli.Parser("python -m mtl_jax.classify", description=__doc__)
     root.add_argument(
         "--workdir", type=Path, help="a run of train.py: the network (the one that comes with the package)"
     )
@@ -74,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
     sort = root.add_mutually_exclusive_group()
     sort.add_argument("--copy", type=Path, metavar="DIR", help="copy the images into class folders here")
     sort.add_argument("--link", type=Path, metavar="DIR", help="link them there instead")
-    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return root
 
 
