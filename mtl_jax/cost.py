@@ -36,6 +36,27 @@ def estimate(function: Callable[..., Any], *arguments: Any) -> Cost:
     return Cost(_flops(jaxpr), _peak(jaxpr))
 
 
+class Exchange(NamedTuple):
+    """What devices tell each other. bytes: what each of them puts in. rounds: all-reduces that wait for one another."""
+
+    bytes: int
+    rounds: int
+
+
+def exchange(function: Callable[..., Any], *arguments: Any, axis: str, devices: int) -> Exchange:
+    """What `function(*arguments)` sums or averages over a mapped axis of that many devices. Nothing is compiled.
+
+    Sums that do not wait for one another count as one round: compilers join them.
+    """
+    jaxpr = jax.make_jaxpr(function, axis_env=[(axis, devices)])(*arguments).jaxpr
+    trace, rounds, sent = _Trace(jaxpr), {}, 0
+    for step in trace.steps:
+        before = max((rounds.get(array, 0) for array in step.reads), default=0)
+        sent += sum(trace.sizes[array] for array in step.reads) * step.is_sum
+        rounds.update(dict.fromkeys(step.makes, before + step.is_sum))
+    return Exchange(sent, max(rounds.values(), default=0))
+
+
 def _inner(equation: Any) -> list[Any]:
     """The jaxprs that an equation calls."""
     found = []
@@ -86,12 +107,16 @@ def _overlaps(image: int, kernel: int, result: int, stride: int, padding: Any, s
 
 
 class _Step(NamedTuple):
-    """An equation: the arrays that it reads and makes, whether it may be fused, what it needs besides, in bytes."""
+    """An equation: the arrays that it reads and makes, whether it may be fused, what it needs besides, in bytes.
+
+    is_sum: over a mapped axis.
+    """
 
     reads: list[int]
     makes: list[int]
     fused: bool
     scratch: int
+    is_sum: bool
 
 
 class _Trace:
@@ -123,7 +148,8 @@ class _Trace:
             else:
                 scratch = max(map(_peak, inner), default=0)
                 made = [self._new(var) for var in equation.outvars]
-                self.steps.append(_Step(reads, made, equation.primitive.name in _FUSED, scratch))
+                name = equation.primitive.name
+                self.steps.append(_Step(reads, made, name in _FUSED, scratch, name == "psum"))
             known.update(zip(equation.outvars, made, strict=True))
         return [number(var) for var in jaxpr.outvars]
 

@@ -1,7 +1,7 @@
 """What a run will need, before anything is compiled: memory and operations of its steps, and how tasks are chunked."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -54,16 +54,22 @@ def make(config: Config, dataset: Dataset, devices: int) -> Plan:
     return Plan(chunk, tuple(planned))
 
 
-def _pretraining(config: Config, split: Split, devices: int) -> PhasePlan:
-    group, (_, init, take) = config["pretrain"], phases.pretrain_parts(config, split)
-    view = build.augmentation(config["data"], group["augment"])
-    size = group["batch_size"] // devices
+def pretrain_step(config: Config, split: Split, size: int, axis: str | None = None) -> tuple[Callable, tuple]:
+    """Pre-training's step on a device's `size` images, and the shapes of its arguments: to be traced, not run."""
+    parts = phases.pretrain_parts(config, split, axis)
+    view = build.augmentation(config["data"], config["pretrain"]["augment"])
 
     def step(state, images, labels, key):
-        return take(state, view(jax.random.split(key, size), images), labels, key)
+        return parts.take(state, view(jax.random.split(key, size), images), labels, key, axis_name=axis)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    found = cost.estimate(step, jax.eval_shape(init, key), _images(split, size), _integers(size), key)
+    return step, (jax.eval_shape(parts.init, key), _images(split, size), _integers(size), key)
+
+
+def _pretraining(config: Config, split: Split, devices: int) -> PhasePlan:
+    group = config["pretrain"]
+    step, arguments = pretrain_step(config, split, group["batch_size"] // devices)
+    found = cost.estimate(step, *arguments)
     needed = cost.MARGIN * found.bytes + _resident(config, split)
     if needed > _GB * config["runtime"]["memory_gb"]:
         raise ConfigError(
@@ -100,12 +106,10 @@ def _meta_training(config: Config, split: Split, each: int) -> tuple[int, PhaseP
     return chunk, PhasePlan("meta", group["steps"], unit, found.flops * each / chunk, needed)
 
 
-def _meta_cost(config: Config, split: Split, tasks: int) -> cost.Cost:
-    """The cost of a step on some tasks of a device."""
+def meta_step(config: Config, split: Split, tasks: int, axis: str | None = None) -> tuple[Callable, tuple]:
+    """Meta-training's step on some tasks of a device, and the shapes of its arguments: to be traced, not run."""
     group, shape = config["meta"], split.images.shape[1:]
     embed, optimizer, inner = build.embedding(config), build.meta_optimizer(group), build.inner(config["inner"])
-    # Where the inner loop moves the backbone tasks are a Python loop: one is traced, and each costs the same.
-    traced = tasks if inner.adapt == "head" else 1
 
     def start(key, image):
         variables = phases.pretrain.init_backbone(key, embed.module, build.image_shape(config["data"], image))
@@ -115,14 +119,24 @@ def _meta_cost(config: Config, split: Split, tasks: int) -> cost.Cost:
     rows = {name: group["way"] * group[name] for name in ("shot", "query")}
     state, params = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), _images(split, 1))
     episode = Episode(
-        _images(split, traced, rows["shot"]), _integers(traced, rows["shot"]),
-        _images(split, traced, rows["query"]), _integers(traced, rows["query"]),
+        _images(split, tasks, rows["shot"]), _integers(tasks, rows["shot"]),
+        _images(split, tasks, rows["query"]), _integers(tasks, rows["query"]),
     )  # fmt: skip
 
     def step(state, params, episode):
-        return meta.train_step(state, params, episode, embed=embed, inner=inner, optimizer=optimizer)
+        return meta.train_step(
+            state, params, episode, embed=embed, inner=inner, optimizer=optimizer, axis_name=axis
+        )  # fmt: skip
 
-    found = cost.estimate(step, state, params, episode)
+    return step, (state, params, episode)
+
+
+def _meta_cost(config: Config, split: Split, tasks: int) -> cost.Cost:
+    """The cost of a step on some tasks of a device."""
+    # Where the inner loop moves the backbone tasks are a Python loop: one is traced, and each costs the same.
+    traced = tasks if config["inner"]["adapt"] == "head" else 1
+    step, arguments = meta_step(config, split, traced)
+    found = cost.estimate(step, *arguments)
     return cost.Cost(found.flops * tasks / traced, found.bytes * tasks // traced)
 
 

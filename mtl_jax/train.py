@@ -169,11 +169,15 @@ def _check_config(settings: ConfigDict, place: workdir.Workdir) -> None:
 
 
 def _planned(settings: ConfigDict, dataset: Dataset, devices: int, place: workdir.Workdir) -> ConfigDict:
-    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now."""
-    planned = settings.copy_and_resolve_references()
+    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now.
+
+    A run that goes on with so many devices that the planned chunk does not divide a device's tasks is planned anew.
+    """
+    planned, tasks = settings.copy_and_resolve_references(), settings.meta.tasks_per_step // devices
     with planned.unlocked():
         if not settings.runtime.chunk and place.config.exists():
-            planned.runtime.chunk = config.read(place.config).runtime.chunk
+            recorded = config.read(place.config).runtime.chunk
+            planned.runtime.chunk = recorded if recorded and tasks % recorded == 0 else 0
         planned.runtime.chunk = plan.make(planned, dataset, devices).chunk
     return planned
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import adaptation, meta_step, run, table
+from benchmarks import adaptation, communication, meta_step, run, table
 from benchmarks.rows import Case, groups
 from benchmarks.worker import Measured
+from mtl_jax.cost import Exchange
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/performance.md")
@@ -138,3 +139,15 @@ def test_the_rival_computes_the_same(row, ours, tmp_path):
     assert found
     if row == "d":
         assert mine.facts["flops"] > 4 * 2 * 25 * 25 * 5 * 10  # tasks, S S N operations a step
+
+
+def test_sums_are_made_within_hosts_and_then_among_them():
+    rates = communication.Rates(flops=1e12, least=0, inside=1e9, between=1e8, near=1e-6, far=1e-5, each=8)
+    sent = Exchange(bytes=1_000_000, rounds=3)
+    assert communication.all_reduce_seconds(sent, 1, rates) == 0
+    within = 2 * 7 / 8 * 1e-3 + 3 * 2 * 3 * 1e-6
+    np.testing.assert_allclose(communication.all_reduce_seconds(sent, 8, rates), within)
+    among = 2 * 3 / 4 * 1e-2 + 3 * 2 * 2 * 1e-5
+    np.testing.assert_allclose(communication.all_reduce_seconds(sent, 32, rates), within + among)
+    phase = communication.Phase("", "", flops=1e9, parts={}, sent=sent)
+    np.testing.assert_allclose(communication.efficiency(phase, 8, rates), 1e-3 / (1e-3 + within))

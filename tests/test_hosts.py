@@ -204,6 +204,17 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, start):
 
 
 @pytest.mark.slow
+def test_the_tasks_of_a_step_of_slurm_find_each_other(tmp_path, start):
+    job = {"SLURM_JOB_ID": str(launch.free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    children = [start(SCRIPT, tmp_path, "loop", SLURM_PROCID=n, SLURM_LOCALID=n, **job) for n in "01"]
+    wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2, children[0])
+    children[0].send_signal(signal.SIGTERM)
+    outs = [child.communicate(timeout=60)[0] for child in children]
+    assert [child.returncode for child in children] == [EXIT_GO_ON_LATER] * 2, outs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [0, 1])
 def test_without_a_launcher_too_a_dead_process_ends_the_other_within_a_minute(tmp_path, start, dead):
     children = start_each(start, tmp_path, "loop")

@@ -1,11 +1,14 @@
 """The plan of a run: chunks that fit the budget, refusals with numbers, what --dry_run prints."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
 from mtl_jax.configs import default
 
-from mtl_jax import build, cost, phases, plan
+from mtl_jax import build, cost, phases, plan, train, workdir
+from mtl_jax.config import to_json
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
 
@@ -56,6 +59,20 @@ def test_a_chunk_of_ones_own_is_kept_or_refused():
         plan.make(settings(chunk=3), dataset(), 1)
     with pytest.raises(ConfigError, match="needs steps_per_dispatch 1"):
         plan.make(settings(chunk=4, steps_per_dispatch=5), dataset(), 1)
+
+
+def test_a_run_goes_on_with_the_chunk_it_was_planned_with_where_that_still_divides_the_tasks(tmp_path):
+    place, first = workdir.Workdir(tmp_path), settings()
+    first.pretrain.init = "elsewhere"
+    half = copy.deepcopy(first)
+    half.runtime.memory_gb = 0.7 * plan.make(first, dataset(), 1).phases[0].bytes / 1e9
+    chunk = train._planned(half, dataset(), 1, place).runtime.chunk
+    assert chunk in (4, 2)
+    half.runtime.chunk = chunk
+    workdir.write_json_atomic(place.config, to_json(half))
+    assert train._planned(first, dataset(), 1, place).runtime.chunk == chunk  # though now all would fit
+    assert train._planned(first, dataset(), 8 // chunk, place).runtime.chunk == chunk
+    assert train._planned(first, dataset(), 8, place).runtime.chunk == 1  # on so many devices it cannot be kept
 
 
 def test_the_pretraining_estimate_bounds_what_the_compiler_says():

@@ -36,6 +36,11 @@ class CorruptImage(DataError):
     """A file that is no image, or a damaged one: what `skip_corrupt` leaves out."""
 
 
+def reason(error: CorruptImage) -> str:
+    """Returns what is wrong with an image, without the advice, for callers that have no `skip_corrupt`."""
+    return str(error).rpartition("; ")[0] or str(error)
+
+
 def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, bytes]:
     """Returns image `index` as stored, uint8 [H, W, C], and the digest of its decoded pixels before resizing.
 
