@@ -175,9 +175,11 @@ def _runtime() -> ConfigDict:
         "memory_gb": 16.0,  # of a device, for what a step needs by the estimate from its shapes
         "steps_per_dispatch": 1,  # optimiser steps in one call of the device; 1 on CPUs
         "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto
+        "deterministic": False,  # GPU kernels that add up in a fixed order, so that the same run gives the same bytes
         "log_every": 20,  # steps
         "checkpoint_every": 500,  # steps
         "keep": 2,  # checkpoints kept, besides the best
+        "skip_nonfinite": 0,  # steps of a phase that may be left out as not finite; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
         "task_chunk": 1000,  # tasks adapted at once in evaluation
     })  # fmt: skip

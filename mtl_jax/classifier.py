@@ -204,6 +204,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                         found)  # fmt: skip
 
     def _features(self, x: Any, *, reset: bool) -> np.ndarray:
+        image_input.refuse_single(x)
         expected = None if reset else self.n_features_in_
         if not image_input.is_images(x):
             return feature_input.check_features(x, expected, type(self).__name__)

@@ -55,11 +55,9 @@ class Prediction(NamedTuple):
     runner_up_probability: float
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The program's parser."""
-    root = argparse.ArgumentParser(
-        "python -m mtl_jax.classify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    root = cli.Parser("python -m mtl_jax.classify", description=__doc__)
     root.add_argument(
         "--workdir", type=Path, help="a run of train.py: the network (the one that comes with the package)"
     )
@@ -74,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
     sort = root.add_mutually_exclusive_group()
     sort.add_argument("--copy", type=Path, metavar="DIR", help="copy the images into class folders here")
     sort.add_argument("--link", type=Path, metavar="DIR", help="link them there instead")
-    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return root
 
 
@@ -122,6 +119,8 @@ def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> lis
             pixels = decode.decode(path.read_bytes(), str(path), transform)
         except OSError as error:
             return DataError(f"{path}: cannot be read: {error.strerror}")
+        except decode.CorruptImage as error:
+            return DataError(decode.reason(error))
         except MtlError as error:
             return error
         small = transforms.store(pixels, Transform(THUMBNAIL))
@@ -151,7 +150,7 @@ def fit(flags: argparse.Namespace) -> object:
     photos = read_photos(flags.support, files, classifier.image_transform)
     for photo in photos:
         if isinstance(photo, MtlError):
-            raise photo
+            raise DataError(f"{photo}; replace it or remove it")
     return classifier.fit([photo.stored for photo in photos], classes)
 
 
@@ -225,10 +224,16 @@ def run(argv: Sequence[str]) -> int:
     for error in found:
         if isinstance(error, MtlError):
             print(f"left out: {error}", file=sys.stderr)
-    shots = np.bincount(classifier.support_labels_)
-    print(f"{len(classifier.classes_)} classes of {shots.min()} to {shots.max()} images, {len(photos)} images sorted, "
-          f"{len(found) - len(photos)} left out: {flags.output}, {sheet}")  # fmt: skip
+    print(f"{describe_support(classifier)}; {len(photos)} images sorted, {len(found) - len(photos)} left out: "
+          f"{flags.output}, {sheet}")  # fmt: skip
     return 0
+
+
+def describe_support(classifier: object) -> str:
+    """'5 classes of 3 images each', or '5 classes of 2 to 7 images'."""
+    shots, way = np.bincount(classifier.support_labels_), len(classifier.classes_)
+    each = f"{shots.min()} to {shots.max()} images" if shots.min() < shots.max() else f"{shots.min()} images each"
+    return f"{way} {'class' if way == 1 else 'classes'} of {each}".replace(" 1 images", " 1 image")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,18 +1,22 @@
 """What the programs share: reading flags and configs, and ending with one line instead of a traceback."""
 
+import argparse
+import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import compilation_cache, xla_flags
+from mtl_jax import compilation_cache, config_values, config_words, xla_flags
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.signals import EXIT_GO_ON_LATER
 
 EXIT_USER_ERROR = 2
+_EXPECTED = "expected a ConfigDict: see configs/default.py"
 
 
 def define_config(values: flags.FlagValues, required: bool) -> None:
@@ -34,14 +38,74 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
         print(_help(values, about or ""))
         raise SystemExit(0)
     argv = [_installed_config(word) for word in argv]
+    config_words.check(argv[1:], values)
+    file = _config_file(argv)
     try:
-        rest = values(argv)
+        values(argv)
     except flags.Error as error:
-        raise ConfigError(str(error).strip().replace("\n", "; ")) from error
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-        raise ConfigError(f"--config: {type(error).__name__}: {error}".replace("\n", " ")) from error
-    if len(rest) > 1:
-        raise ConfigError(f"{rest[1]!r} is no flag; write --config.a.b=value, with two dashes")
+        missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+        if missing and missing[1] == "config" and file:
+            raise ConfigError(f"--config={file}: get_config() gives None; {_EXPECTED}") from error
+        if missing:
+            example = {"config": "--config=configs/glyphs.py:1shot", "workdir": "--workdir=runs/mine"}.get(missing[1])
+            raise ConfigError(f"--{missing[1]} is missing; give {example or 'it'}") from error
+        raise _config_failed(file, error) from error
+    except Exception as error:  # a config file is a program, which may raise anything
+        raise _config_failed(file, error) from error
+    if file:
+        _check_config(file, values.config)
+        if values.config.runtime.deterministic:
+            xla_flags.make_deterministic()
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """What --config says, '' where it is not given. Raises ConfigError where there is no such file."""
+    words = [word.lstrip("-") for word in argv]
+    given = [after for word, after in zip(words, [*argv[1:], ""], strict=True) if word == "config"]
+    given += [word.partition("=")[2] for word in words if word.startswith("config=")]
+    if not given:
+        return ""
+    path = Path(given[0].partition(":")[0])
+    if not path.is_file():
+        from mtl_jax import configs
+
+        there = sorted(f"configs/{file.name}" for file in Path(configs.__path__[0]).glob("[!_]*.py"))
+        near = config_values.nearest(str(path), there)
+        raise ConfigError(f"--config={given[0]}: no such file{near}; there are {', '.join(there)}")
+    return given[0]
+
+
+def _config_failed(file: str, error: Exception) -> ConfigError:
+    """The error for a config file that could not be run: the exception, and the line of the file that raised it."""
+    path, text = file.partition(":")[0], str(error).strip()
+    lines = re.findall(rf'File "[^"]*{re.escape(Path(path).name)}", line (\d+)', text)
+    if not lines:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(path).name]
+    if "Error whilst parsing config file" in text:  # a whole traceback follows, whose last line is the exception
+        said = text.splitlines()[-1].removeprefix("mtl_jax.errors.ConfigError: ")
+    else:
+        said = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    if isinstance(error, flags.Error) and not lines:
+        return ConfigError(text.replace("\n", " "))
+    return ConfigError(f"--config={file}{f', line {lines[-1]}' if lines else ''}: {said}")
+
+
+def _check_config(file: str, config: Any) -> None:
+    """Whether what a config file gives has the keys and types of a config."""
+    if not isinstance(config, ConfigDict):
+        try:
+            what = type(config).__name__
+            config.seed  # noqa: B018, what stands for a file that could not be read raises why
+        except OSError as error:
+            what = f"an error: {error}".replace("\n", " ")
+        except AttributeError:
+            pass
+        raise ConfigError(f"--config={file}: get_config() gives {what}; {_EXPECTED}")
+    try:
+        config_values.check(config)
+    except ConfigError as error:
+        raise ConfigError(f"--config={file}: {error}") from error
 
 
 def _help(values: flags.FlagValues, about: str) -> str:
@@ -59,6 +123,36 @@ def _installed_config(word: str) -> str:
 
     installed = Path(configs.__path__[0]) / Path(path).name
     return f"{name}{sign}{installed}{colon}{argument}" if installed.exists() else word
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of programs without a config: its errors are ConfigErrors, a flag is given once and in full."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
+        super().__init__(*words, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse. Raises ConfigError where a flag is given twice or is wrong."""
+        given = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args) if word.startswith("--")]
+        if twice := [name for name in given if given.count(name) > 1]:
+            self.error(f"{twice[0]} is given twice; leave one of them out")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError, with the nearest known flag where one is not known."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = config_values.nearest(unknown[1], _options(self)) if unknown else ""
+        raise ConfigError(f"{message}{near}; {self.prog} --help lists what there is")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -92,7 +186,7 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
         return EXIT_GO_ON_LATER
     except MtlError as error:
-        if any(word in ("--debug", "--debug=true") for word in argv):
+        if any(word in ("--debug", "--debug=true", "--debug=1") for word in argv):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NotFiniteError) else EXIT_USER_ERROR

@@ -6,7 +6,6 @@ One pre-training, a meta-training a shot. Every row is tested on the same tasks,
 number of steps are chosen from the same grid on validation tasks.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -135,9 +134,7 @@ def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: P
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
-        "python -m mtl_jax.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("python -m mtl_jax.demo", description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     parser.add_argument("--seed", type=int, default=0, help="of training; the test tasks stay the same")
     arguments = parser.parse_args(argv[1:])

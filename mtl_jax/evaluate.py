@@ -31,6 +31,7 @@ from mtl_jax import (
     plots,
     report_plots,
     workdir,
+    xla_flags,
 )
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table
@@ -208,12 +209,17 @@ def main(argv: Sequence[str]) -> int | None:
     cli.parse(values, words, __doc__)
     hosts.join(values)
     settings = _settings(values, overrides)
+    for name in SHORT_FLAGS:
+        if values[name].value is not None and any(word.startswith(f"--config.evaluate.{name}=") for word in argv):
+            raise ConfigError(f"--{name} and --config.evaluate.{name} are the same; leave one of them out")
     given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
     settings.evaluate.update(given)
     episodes = frozen_episodes.read(values.episodes) if values.episodes else None
     if episodes:
         settings = with_episodes(settings, episodes, given)
     config.validate(settings)
+    if settings.runtime.deterministic:
+        xla_flags.make_deterministic()
     result = evaluate(settings, values.workdir, episodes=episodes, weights=values.weights or "")
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))

@@ -12,7 +12,6 @@ Beside it, embedding.json says what images it wants and what it was made from. W
 `FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))` takes images of any size and kind.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -169,15 +168,12 @@ def load(path: str | Path) -> Exported:
     return Exported(jax_export.deserialize(bytearray(data)), facts)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The program's parser."""
-    root = argparse.ArgumentParser(
-        "python -m mtl_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    root = cli.Parser("python -m mtl_jax.export", description=__doc__)
     root.add_argument("--workdir", type=Path, required=True, help="a run of train.py")
     root.add_argument("--output", type=Path, default=Path("embedding.stablehlo"), help="the file (%(default)s)")
     root.add_argument("--platforms", default=",".join(DEFAULT_PLATFORMS), help="where it will run (%(default)s)")
-    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return root
 
 

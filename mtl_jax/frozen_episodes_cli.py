@@ -16,12 +16,10 @@ from mtl_jax.frozen_episodes import Frozen
 SIZES = ("num_tasks", "way", "shot", "query", "seed")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The parser of both commands."""
-    root = argparse.ArgumentParser(
-        "python -m mtl_jax.frozen_episodes", description=frozen_episodes.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    root = cli.Parser(
+        "python -m mtl_jax.frozen_episodes", description=frozen_episodes.__doc__)  # fmt: skip
     commands = root.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="draw test tasks and write them into a file")
     make.add_argument("--output", type=Path, required=True, help="the file, .json or .json.gz")

@@ -1,7 +1,7 @@
 """Images as people have them (arrays, files, Pillow images, of any size) to one uint8 array [B, H, W, C]."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,24 @@ def load_images(images: Any, transform: Transform) -> np.ndarray:
     return np.stack(found)
 
 
+def refuse_single(x: Any) -> None:
+    """Raises DataError for one image where a batch is wanted, and for an iterator."""
+    one = isinstance(x, str | os.PathLike | Image.Image)
+    if one or (isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] in (3, 4)):
+        raise DataError("X is a single image; give a list of images: [image]")
+    if isinstance(x, Iterator):
+        raise DataError(f"X is an iterator ({type(x).__name__}); give a list of images")
+
+
 def _load(position: int, image: Any, transform: Transform) -> np.ndarray:
     where = _where(position, image)
+    try:
+        return _decoded(image, where, transform)
+    except decode.CorruptImage as error:
+        raise DataError(f"{decode.reason(error)}; replace it, or leave it out") from None
+
+
+def _decoded(image: Any, where: str, transform: Transform) -> np.ndarray:
     if isinstance(image, Image.Image):
         decode.refuse_unusual(image, where, transform.convert)
         pixels = decode.to_pixels(image, transform)

@@ -21,7 +21,7 @@ _LOGGED = ("loss", "accuracy", "hard_loss", "hard_accuracy")
 
 
 class NotFiniteError(MtlError):
-    """A loss or a gradient was not finite; the parameters are those of before that step."""
+    """One more loss or gradient was not finite than may be skipped; the parameters are those of before that step."""
 
 
 class Stopped(Exception):
@@ -34,7 +34,7 @@ class Phase(NamedTuple):
     name: 'pretrain' or 'meta'. steps: how many in all. state: at step 0, a tree whose field `step` counts.
     dispatch: (state, first step) -> (state, metrics of `per_dispatch` steps). items: what of a state is saved, by
     checkpoint item. restore: the state from such items. validate: (state) -> (score, scalars), or None. per_step: units
-    (tasks, images) a step, for the rate.
+    (tasks, images) a step, for the rate. skip: steps that may be left out because they are not finite.
     """
 
     name: str
@@ -50,25 +50,56 @@ class Phase(NamedTuple):
     log_every: int
     val_every: int
     checkpoint_every: int
+    skip: int = 0
     close: Callable[[], None] = lambda: None  # ends what works ahead of the steps
 
 
-class Log:
-    """Means of a step's metrics over windows of `every` steps, written as they fill up."""
+class Skipped:
+    """Counts the steps that were left out, since their loss or a gradient was not finite."""
 
-    def __init__(self, prefix: str, every: int, writers: list[Writer], window: dict[str, list[float]]) -> None:
-        self._prefix, self._every, self._writers = prefix, every, writers
+    def __init__(self, phase: str, allowed: int, count: int) -> None:
+        self._phase, self.allowed = phase, allowed
+        self.count = count  # part of a checkpoint
+
+    def add(self, step: int) -> None:
+        """Counts a step (from 1, as metrics.jsonl has it). Raises NotFiniteError where it is one too many."""
+        if self.count >= self.allowed:
+            left_out = f" ({self.count} others were skipped: config.runtime.skip_nonfinite)" if self.count else ""
+            raise NotFiniteError(
+                f"{self._phase} step {step}: the loss or a gradient is not finite{left_out}; the parameters are still "
+                f"those of before it. The same command with --replay={self._phase}:{step} shows its images and "
+                "gradients; lower the learning rate, or set config.runtime.skip_nonfinite"
+            )
+        self.count += 1
+        _logger.warning("%s step %d is not finite: skipped, as %d before it", self._phase, step, self.count - 1)
+
+
+class Log:
+    """Means of a step's metrics over windows of `every` steps, written as they fill up.
+
+    Values that are not finite are left out of the means. Where steps may be skipped, a line has how many were so far.
+    """
+
+    def __init__(
+        self, prefix: str, every: int, writers: list[Writer], window: dict[str, list[float]], skipped: Skipped
+    ) -> None:
+        self._prefix, self._every, self._writers, self._skipped = prefix, every, writers, skipped
         self.window = window  # what has been seen since the last line; part of a checkpoint
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Takes the metrics of the steps before `step`; returns the last step's."""
         for name, value in metrics.items():
-            self.window.setdefault(name, []).extend(float(v) for v in np.atleast_1d(value))
-        last = {name: values[-1] for name, values in self.window.items()}
+            self.window.setdefault(name, []).extend(float(v) for v in np.atleast_1d(value) if np.isfinite(v))
+        seen = {name: values for name, values in self.window.items() if values}
         if step % self._every == 0:
-            self.write(step, {name: float(np.mean(values)) for name, values in self.window.items()})
+            skipped = {"skipped": self._skipped.count} if self._skipped.allowed else {}
+            self.write(step, {name: float(np.mean(values)) for name, values in seen.items()} | skipped)
             self.window.clear()
-        return last
+        return {name: values[-1] for name, values in seen.items()}
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint carries, so that the lines after it are those of a run that was not stopped."""
+        return {"window": self.window, "skipped": self._skipped.count}
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes scalars under the phase's name."""
@@ -111,11 +142,12 @@ def run_phase(
     checkpoints = Checkpoints(workdir.checkpoints(phase.name), keep=keep)
     checkpoints.remove_unfinished()
     hosts.wait()
-    state, step, best, window, position = _resume(phase, checkpoints, metadata, start)
+    state, step, best, window, count, position = _resume(phase, checkpoints, metadata, start)
     hosts.check_same("newest checkpoint", step)
     if step < phase.steps and hosts.is_first():
         metrics.truncate(position)
-    log = Log(phase.name, phase.log_every, [metrics.write, *writers], window)
+    skipped = Skipped(phase.name, phase.skip, count)
+    log = Log(phase.name, phase.log_every, [metrics.write, *writers], window, skipped)
     saver = _Saver(phase, checkpoints, metadata, metrics, log, best)
     pending, started = None, time.monotonic()
     with Progress(phase.steps, step, phase.name, unit=phase.unit, per_step=phase.per_step) as bar:
@@ -123,11 +155,11 @@ def run_phase(
             state, current = phase.dispatch(state, step)
             step += phase.per_dispatch
             if pending:
-                bar.update(pending[0], _record(log, *pending))
+                bar.update(pending[0], _record(log, skipped, *pending))
             pending = (step, current)
             if not (stop or saver.is_due(step)):
                 continue
-            bar.update(step, _record(log, *pending))
+            bar.update(step, _record(log, skipped, *pending))
             pending = None
             if phase.validate and phase.val_every and (step % phase.val_every == 0 or step == phase.steps):
                 saver.validate(step, state)
@@ -139,15 +171,11 @@ def run_phase(
     return position
 
 
-def _record(log: Log, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+def _record(log: Log, skipped: Skipped, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
     finite = np.atleast_1d(values.pop("finite", np.True_))
-    if not finite.all():
-        first = step - len(finite) + int(np.argmin(finite))
-        raise NotFiniteError(
-            f"step {first}: the loss or a gradient is not finite; the parameters are still those of before it. "
-            "Lower the learning rate, or look at that step's images"
-        )
+    for position in np.flatnonzero(~finite):
+        skipped.add(step - len(finite) + 1 + int(position))
     scalars = {name: value for name, value in values.items() if name in _LOGGED}
     return log.add(step, scalars)
 
@@ -184,7 +212,7 @@ class _Saver:
     def save(self, step: int, state: Any) -> None:
         """Saves the state, and marks it where it is the best."""
         self.position = self._metrics.position()
-        own = {"best": self._best, "position": self.position, "window": self._log.window}
+        own = {"best": self._best, "position": self.position, **self._log.kept()}
         self._checkpoints.save(step, self._phase.items(state), {**self._metadata, **own})
         if self._best and self._best["step"] == step:
             self._checkpoints.mark_best(step, self._best["score"])
@@ -192,10 +220,10 @@ class _Saver:
 
 def _resume(
     phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], start: int
-) -> tuple[Any, int, dict[str, Any] | None, dict[str, list[float]], int]:
-    """State, step, best so far, the log's open window, and the metrics file's size, of the newest whole checkpoint."""
+) -> tuple[Any, int, dict[str, Any] | None, dict[str, list[float]], int, int]:
+    """Of the newest whole checkpoint: state, step, best so far, the log's window, steps skipped, the metrics' size."""
     if not checkpoints.steps():
-        return phase.state, 0, None, {}, start
+        return phase.state, 0, None, {}, 0, start
     found = checkpoints.restore(phase.items(phase.state))
     then, now = found.metadata["data"], metadata["data"]
     if then != now:
@@ -209,4 +237,5 @@ def _resume(
     if found.step < phase.steps:
         _logger.info("%s goes on from step %d", phase.name, found.step)
     state = phase.restore(found.items, found.step)
-    return state, found.step, best, found.metadata["window"], found.metadata["position"]
+    kept = found.metadata
+    return state, found.step, best, kept["window"], kept.get("skipped", 0), kept["position"]

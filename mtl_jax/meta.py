@@ -236,7 +236,9 @@ def apply_gradients(
     batch_stats: Params,
     optimizer: optax.GradientTransformation,
 ) -> tuple[MetaState, Array]:
-    """One optimiser step, unless the loss or a gradient is not finite: then the state stays as it was.
+    """One optimiser step, unless the loss or a gradient is not finite: then all but the count of steps stays as it was.
+
+    The count goes on, so that the next step draws other tasks.
 
     Returns:
       (new state, whether the step was taken []).
@@ -244,7 +246,8 @@ def apply_gradients(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.learned)
     learned = optax.apply_updates(state.learned, updates)
     new = MetaState(state.step + 1, learned, batch_stats, opt_state, state.pool)
-    return keep_if_finite(new, state, (loss, grads))
+    kept, finite = keep_if_finite(new, state, (loss, grads))
+    return kept._replace(step=new.step), finite
 
 
 def keep_if_finite(new: Any, old: Any, values: Any) -> tuple[Any, Array]:

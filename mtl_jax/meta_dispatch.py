@@ -19,6 +19,10 @@ _logger = logging.getLogger(__name__)
 _LISTED = 10  # mined classes named in a log line
 
 
+Watch = Callable[[MetaState, bool, int], None]
+"""(state, hard, batch) before an optimiser step: on hard tasks or not, and which meta-batch of the round."""
+
+
 class Dispatcher(NamedTuple):
     """What the loop calls, (state, first step) -> (state, metrics of the dispatch's steps), and what ends it."""
 
@@ -28,7 +32,7 @@ class Dispatcher(NamedTuple):
 
 def dispatcher(
     config: Mapping[str, Any], split: Split, devices: Sequence[jax.Device], theta: Params, *,
-    keys: tuple[Array, Array], **options: Any,
+    keys: tuple[Array, Array], watch: Watch | None = None, **options: Any,
 ) -> Dispatcher:  # fmt: skip
     """The loop's dispatch of meta-training.
 
@@ -38,6 +42,7 @@ def dispatcher(
       devices: those of the run.
       theta: Θ, placed on them.
       keys: of the normal tasks' stream and of the hard tasks'.
+      watch: called before every call of the device.
       **options: of `meta.train_step`: embed, inner, optimizer.
     """
     group, repeat = config["meta"], config["runtime"]["steps_per_dispatch"]
@@ -46,10 +51,11 @@ def dispatcher(
     normal, hard = source(config, split, devices, sizes, keys)
     mines, classes = config["hard_tasks"]["enabled"], len(split.class_names)
     take = _stepper(normal, devices, sizes, theta, options, counts=classes if mines else 0, repeat=repeat)
+    take = _watched(take, watch, False)
 
     if not mines:
         return Dispatcher(lambda state, at: take(state, at, 0), normal.close)
-    take_hard = _stepper(hard, devices, sizes, theta, options, hard=True)
+    take_hard = _watched(_stepper(hard, devices, sizes, theta, options, hard=True), watch, True)
     batches = config["hard_tasks"]["extra"] // group["tasks_per_step"]
 
     def with_hard_tasks(state: MetaState, at: int) -> tuple[MetaState, dict[str, Array]]:
@@ -87,6 +93,14 @@ def _stepper(
     return lambda state, at, batch: compiled(state, theta, *source.arguments(state, at, batch))
 
 
+def _watched(take: Stepper, watch: Watch | None, hard: bool) -> Stepper:
+    def watched(state, at, batch):
+        watch(state, hard, batch)
+        return take(state, at, batch)
+
+    return watched if watch else take
+
+
 def _spread(repeat: int = 1) -> Any:
     """`spread` of `parallel.compile_step`: tasks lie along an axis that comes after that of a dispatch's steps."""
     return None, {"loss": None, "accuracy": None, "finite": None, "class_accuracy": int(repeat > 1)}
@@ -97,7 +111,8 @@ def _step(source, options, mines, hard, number, axis, state, theta, *arguments):
     train_step = hard_tasks.train_step if hard else meta.train_step
     new, metrics = train_step(state, theta, tasks, **options, axis_name=axis)
     if mines:
-        new = new._replace(pool=hard_tasks.collect(state.pool, classes, metrics["class_accuracy"], axis_name=axis))
+        found = hard_tasks.collect(state.pool, classes, metrics["class_accuracy"], axis_name=axis)
+        new = new._replace(pool=jnp.where(metrics["finite"], found, state.pool))
     return new, metrics
 
 
@@ -131,7 +146,7 @@ def _chunked_stepper(source, devices, sizes, theta, options, counts, hard):
         if hard:
             new = hard_tasks.uncounted(new, state)
         if counts:
-            new = new._replace(pool=state.pool + total.pool)
+            new = new._replace(pool=state.pool + jnp.where(finite, total.pool, 0))
         return new, {"loss": mean.loss, "accuracy": mean.accuracy, "finite": finite}
 
     compiled_add = parallel.compile_step(add, devices, arguments=3 + source.count, apart=source.apart)

@@ -15,7 +15,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.loop import Phase
 from mtl_jax.meta import Embed, Frozen
-from mtl_jax.meta_dispatch import dispatcher
+from mtl_jax.meta_dispatch import Watch, dispatcher
 from mtl_jax.types import Array, Params
 from mtl_jax.workdir import Workdir
 
@@ -123,8 +123,9 @@ def _score(
 
 
 def meta_training(
-    config: Config, dataset: Dataset, devices: Sequence[jax.Device], params: Params, batch_stats: Params
-) -> Phase:
+    config: Config, dataset: Dataset, devices: Sequence[jax.Device], params: Params, batch_stats: Params,
+    watch: Watch | None = None,
+) -> Phase:  # fmt: skip
     """Meta-training of a whole config on the train split, from a pre-trained backbone."""
     group, split = config["meta"], dataset.splits["train"]
     embed, optimizer = build.embedding(config), build.meta_optimizer(group)
@@ -134,7 +135,7 @@ def meta_training(
     theta = parallel.replicate(params, devices)
     dispatch = dispatcher(
         config, split, devices, theta, keys=(stream(config, TASKS), stream(config, HARD_TASKS)),
-        embed=embed, inner=build.inner(config["inner"]), optimizer=optimizer,
+        embed=embed, inner=build.inner(config["inner"]), optimizer=optimizer, watch=watch,
     )  # fmt: skip
     return _phase(
         config, group, "meta",
@@ -188,7 +189,8 @@ def _phase(config: Config, group: Config, name: str, **fields: Any) -> Phase:
     runtime = config["runtime"]
     return Phase(
         name=name, steps=group["steps"], val_every=group["val_every"], per_dispatch=runtime["steps_per_dispatch"],
-        log_every=runtime["log_every"], checkpoint_every=runtime["checkpoint_every"], **fields,
+        log_every=runtime["log_every"], checkpoint_every=runtime["checkpoint_every"],
+        skip=runtime["skip_nonfinite"], **fields,
     )  # fmt: skip
 
 

@@ -85,6 +85,8 @@ def episode(
     query_labels: Sequence[int],
     predictions: Sequence[int],
     class_names: Sequence[str],
+    *,
+    caption: str = "support images | query images",
 ) -> Figure:
     """One task: a row a class, its support images, then its query images, with what was predicted for each.
 
@@ -97,6 +99,7 @@ def episode(
       query_labels: the true classes of `query`, 0..N-1.
       predictions: the predicted ones.
       class_names: N names.
+      caption: what the rows are, above them; how many answers are right is added.
 
     Raises:
       ValueError: sizes that do not belong together.
@@ -117,8 +120,7 @@ def episode(
             show(axis, query[i], column, c)
             mark(axis, column, c, bool(predictions[i] == c), class_names[predictions[i]])
     right = int((labels == predictions).sum())
-    said = f"support images | query images: {right} of {len(labels)} right"
-    axis.text(0, -0.12, said, fontsize=9, va="bottom")
+    axis.text(0, -0.12, f"{caption}: {right} of {len(labels)} right", fontsize=9, va="bottom")
     return axis.figure
 
 

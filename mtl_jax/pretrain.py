@@ -77,6 +77,17 @@ def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...])
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
+def training_features(
+    params: Params, batch_stats: Params, images: Array, key: Array, *, backbone: nn.Module, batch_statistics: str
+) -> tuple[Array, Params]:
+    """Features [B, F] of a training batch [B, H, W, C], by a backbone's params, and its new batch_stats."""
+    features, new = backbone.apply(
+        {"params": params, "batch_stats": batch_stats}, images,
+        train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
+    )  # fmt: skip
+    return features, new.get("batch_stats", batch_stats)
+
+
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
@@ -100,10 +111,9 @@ def classification_loss(
     if rotation:
         turns = jnp.repeat(jnp.arange(4), len(images))
         images, labels = all_rotations(images), jnp.concatenate([labels] * 4)
-    features, new = backbone.apply(
-        {"params": params["backbone"], "batch_stats": batch_stats}, images,
-        train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
-    )  # fmt: skip
+    features, batch_stats = training_features(
+        params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics
+    )
     logits = classifier.apply({"params": params["classifier"]}, features)
     mixed = labels.ndim == 2
     loss = (optax.softmax_cross_entropy if mixed else cross_entropy)(logits, labels).mean()
@@ -112,7 +122,7 @@ def classification_loss(
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
     if rotation:
         loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, features), turns).mean()
-    return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), new.get("batch_stats", batch_stats))
+    return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
 
 
 def train_step(
@@ -124,7 +134,7 @@ def train_step(
     With `axis_name`, the batch is spread over that mapped axis (and the backbone has to know its name too, for BN).
 
     Returns:
-      (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes nothing.
+      (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
     (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
@@ -132,8 +142,8 @@ def train_step(
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = PretrainState(state.step + 1, optax.apply_updates(state.params, updates), stats, opt_state)
-    new, finite = keep_if_finite(new, state, (loss, grads))
-    return new, {"loss": loss, "accuracy": correct, "finite": finite}
+    kept, finite = keep_if_finite(new, state, (loss, grads))
+    return kept._replace(step=new.step), {"loss": loss, "accuracy": correct, "finite": finite}
 
 
 def epoch_order(key: Array, epoch: int | Array, count: int) -> Array:

@@ -17,7 +17,7 @@ from mtl_jax.meta_dispatch import Dispatcher
 from mtl_jax.types import Array
 
 
-class _Epochs(NamedTuple):
+class Epochs(NamedTuple):
     """How a split is cut into batches.
 
     count: images. batch, rest: the size of a batch and of an epoch's last one, 0 where there is no such. order: of the
@@ -63,32 +63,47 @@ def dispatcher(
     Raises:
       ConfigError: an epoch's last batch cannot be spread over the devices.
     """
-    group = config["pretrain"]
     order_key, key = keys
+    found = epochs(config, split, len(devices), order_key)
+    look = viewer(config, split, found.batch)
+
+    def learn(size, number, axis, state, images, labels, key):
+        views, labels, dropout_key = look(key, state.step, number, images, labels)
+        return take(state, views, labels, dropout_key, axis_name=axis)
+
+    run = _from_devices if build.is_on_device(config, split) else _from_host
+    return run(config, split, devices, found, learn, parallel.replicate(key, devices))
+
+
+def epochs(config: Mapping[str, Any], split: Split, devices: int, key: Array) -> Epochs:
+    """How pre-training cuts a split into batches; `key` is that of the order of images."""
+    group, count = config["pretrain"], len(split.labels)
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
         number = 0 if group["shuffle"] == "once" else epoch
-        return np.asarray(pretrain.epoch_order(order_key, number, len(split.labels)))
+        return np.asarray(pretrain.epoch_order(key, number, count))
 
-    rest = _last_batch(config, len(split.labels), len(devices))
-    epochs = _Epochs(len(split.labels), group["batch_size"], rest, order)
+    return Epochs(count, group["batch_size"], _last_batch(config, count, devices), order)
+
+
+def viewer(config: Mapping[str, Any], split: Split, batch: int) -> Callable[..., tuple[Array, Array, Array]]:
+    """(key, step, device's number, images, labels) -> (views, labels, key of dropout): what a step makes of them."""
+    group = config["pretrain"]
     view = build.augmentation(config["data"], group["augment"])
 
-    def learn(size, number, axis, state, images, labels, key):
-        each = size // len(devices)
-        step_key = jax.random.fold_in(key, state.step)
+    def look(key, step, number, images, labels):
+        each = len(images)
+        step_key = jax.random.fold_in(key, step)
         image_keys = numbered_keys(step_key, number * each + jnp.arange(each))
         views = view(image_keys, images)
         if group["mixup"]:
             # The view's own keys are 0, 1 and 2 of an image's.
             keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, 3)
             views, labels = augment.mixup(keys, views, labels, alpha=group["mixup"], classes=len(split.class_names))
-        dropout_key = jax.random.fold_in(step_key, epochs.batch + number)
-        return take(state, views, labels, dropout_key, axis_name=axis)
+        return views, labels, jax.random.fold_in(step_key, batch + number)
 
-    run = _from_devices if build.is_on_device(config, split) else _from_host
-    return run(config, split, devices, epochs, learn, parallel.replicate(key, devices))
+    return look
 
 
 def _compile(step, devices, epochs, **options) -> dict[int, parallel.Step]:

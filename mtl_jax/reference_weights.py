@@ -7,7 +7,6 @@ FILE is a .pth of the PyTorch code; a .npy of the TensorFlow code, several with 
 .safetensors written here; or a workdir of train.py.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,9 +149,7 @@ def describe(weights: ReferenceWeights) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
-        "python -m mtl_jax.reference_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("python -m mtl_jax.reference_weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (("info", "what a file holds"), ("convert", "write it in another format")):
         command = commands.add_parser(name, help=about)

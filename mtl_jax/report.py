@@ -8,7 +8,6 @@ config and commands, in WORKDIR/report/index.html. Of several: paired difference
 losses, scatter pictures, in comparison/index.html. Pages need no network.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +19,15 @@ from mtl_jax.errors import ConfigError, MtlError
 CHANGES = ("split", "num_tasks", "way", "shot", "query", "seed")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The program's parser."""
-    root = argparse.ArgumentParser(
-        "python -m mtl_jax.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    root = cli.Parser("python -m mtl_jax.report", description=__doc__)
     root.add_argument("workdirs", nargs="+", help="one run, or several to compare")
     root.add_argument("--output", type=Path, help="folder of the page and its pictures")
     root.add_argument("--episodes", type=Path, help="test on the tasks of python -m mtl_jax.frozen_episodes make")
     root.add_argument("--split", help="train, val or test")
     for name in CHANGES[1:]:
         root.add_argument(f"--{name}", type=int, help=f"instead of evaluate.{name} of the run's config")
-    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return root
 
 
@@ -104,7 +100,8 @@ def run(argv: Sequence[str]) -> int:
     if several:
         print(compare(paths, output, changes, flags.episodes))
     else:
-        workdir.record_command(paths[0], ["mtl_jax/report.py", *argv[1:]])
+        if workdir.Workdir(paths[0]).config.exists():  # or a mistaken name would make a workdir
+            workdir.record_command(paths[0], ["mtl_jax/report.py", *argv[1:]])
         print(report(paths[0], output, changes, flags.episodes))
     print(f"page: {output / 'index.html'}")
     return 0

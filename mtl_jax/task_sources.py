@@ -50,8 +50,21 @@ class Source(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
-def _positions(sizes: Sizes, hard: bool, state: Any, key: Array, table: ClassTable, batch: Any, numbers: Array) -> Any:
-    """(support [T, N, K], query [T, N, Q]) of the tasks with these numbers; of `state` it reads step and pool."""
+def positions(sizes: Sizes, hard: bool, state: Any, key: Array, table: ClassTable, batch: Any, numbers: Array) -> Any:
+    """The positions of the images of the tasks with these numbers in the meta-batch of a step.
+
+    Args:
+      sizes: of a task.
+      hard: whether classes are drawn from the pool.
+      state: of it `step` is read and, for hard tasks, `pool`.
+      key: of the stream.
+      table: the split's classes.
+      batch: which meta-batch of the round, for hard tasks.
+      numbers: int [T].
+
+    Returns:
+      (support [T, N, K], query [T, N, Q]).
+    """
     if not hard:
         return episodes.sample_tasks(episodes.task_keys(key, state.step, numbers), table, **sizes.of_task())
     keys = episodes.task_keys(jax.random.fold_in(key, state.step), batch, numbers)
@@ -77,7 +90,7 @@ def on_device(
     def take(number, state, part, images, table, labels, key, batch):
         mine = parallel.task_numbers(number, len(devices), len(devices) * sizes.tasks)
         numbers = jax.lax.dynamic_slice_in_dim(mine, part * sizes.chunk, sizes.chunk)
-        support, query = _positions(sizes, hard, state, key, table, batch, numbers)
+        support, query = positions(sizes, hard, state, key, table, batch, numbers)
         return episodes.gather(images, support, query), labels[support[:, :, 0]]
 
     return Source(take, lambda state, at, batch: (images, table, labels, key, np.int32(batch)), count=5)
@@ -102,7 +115,7 @@ def on_host(
     table = ClassTable(*map(jnp.asarray, split.table()))
     own, tasks = parallel.own_numbers(devices), len(devices) * sizes.tasks
     numbers = jnp.concatenate([parallel.task_numbers(number, len(devices), tasks) for number in own])
-    draw = jax.jit(lambda state, batch: _positions(sizes, hard, state, key, table, batch, numbers))
+    draw = jax.jit(lambda state, batch: positions(sizes, hard, state, key, table, batch, numbers))
 
     def find(states: Sequence[Any], batch: int = 0) -> tuple[np.ndarray, ...]:
         # [own devices, steps, tasks, N K] and [..., N Q]

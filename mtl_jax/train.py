@@ -2,6 +2,7 @@
 
 python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1
 python train.py --config=configs/glyphs.py:1shot --workdir=runs/seeds --num_seeds=3
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1 --replay=120
 """
 
 import contextlib
@@ -16,9 +17,23 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, checkpoint, cli, config, console, hosts, loop, phases, plan, signals, workdir, writers
+from mtl_jax import (
+    build,
+    checkpoint,
+    cli,
+    config,
+    config_rules,
+    console,
+    hosts,
+    loop,
+    phases,
+    plan,
+    signals,
+    training_data,
+    workdir,
+    writers,
+)
 from mtl_jax.data import Dataset, pictures
-from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError
 
 
@@ -33,15 +48,11 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
     Raises:
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
     """
-    settings, devices = _resolve(settings)
+    settings, devices = resolve(settings)
     place = workdir.Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
-        _check_config(settings, place)
-        with hosts.first_goes_first():
-            dataset = build.dataset(settings.data)
-        _check_tasks(settings, dataset)
-        settings = _planned(settings, dataset, len(devices), place)
+        settings, dataset = prepare(settings, len(devices), place)
         _check_processes(settings, dataset)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
@@ -125,14 +136,27 @@ def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
     return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
-def _resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
+def prepare(settings: ConfigDict, devices: int, place: workdir.Workdir) -> tuple[ConfigDict, Dataset]:
+    """The config as a workdir's run has it, planned for so many devices, and its data. `settings` is from `resolve`.
+
+    Raises:
+      MtlError: the workdir has a run of another config, or the data cannot give the tasks asked for.
+    """
+    _check_config(settings, place)
+    with hosts.first_goes_first():
+        dataset = training_data.load(settings)
+    return _planned(settings, dataset, devices, place), dataset
+
+
+def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
     """A checked copy whose `runtime.dtype` is what it stands for here, so that config.json tells; the run's devices."""
     config.validate(settings)
     resolved = settings.copy_and_resolve_references()
     with resolved.unlocked():
         resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
     devices = hosts.devices(settings.runtime.devices)
-    config.validate_devices(settings, len(devices))
+    config_rules.check_devices(settings, len(devices), jax.local_device_count())
+    config_rules.check_init(settings)
     return resolved, devices
 
 
@@ -164,25 +188,9 @@ def dry_run(settings: ConfigDict) -> str:
     Raises:
       MtlError: what `train` would raise before its first step.
     """
-    settings, devices = _resolve(settings)
-    dataset = build.dataset(settings.data)
-    _check_tasks(settings, dataset)
+    settings, devices = resolve(settings)
+    dataset = training_data.load(settings)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))
-
-
-def _check_tasks(settings: ConfigDict, dataset: Dataset) -> None:
-    """Whether the splits can give the tasks asked for, before anything is compiled."""
-    channels = dataset.splits["train"].images.shape[-1]
-    for name in ("mean", "std"):
-        if len(settings.data[name]) not in (1, channels):
-            raise ConfigError(
-                f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
-                f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
-            )
-    for name in ("train", "val"):
-        if name in dataset.splits and (name == "train" or settings.meta.val_tasks):
-            split, meta = dataset.splits[name], settings.meta
-            check_table(split.table(), split.class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -192,9 +200,21 @@ def main(argv: Sequence[str]) -> int | None:
     hosts.define_flags(values)
     flags.DEFINE_bool("dry_run", False, "print what the run would do and need, and end", flag_values=values)
     flags.DEFINE_integer("num_seeds", None, "train and test so many seeds, in WORKDIR/seed-0, ...", flag_values=values)
+    flags.DEFINE_string(
+        "replay", None, "STEP or pretrain:STEP: run that step of the workdir's run again, draw its images and "
+        "predictions, find what is not finite, and end; nothing of the run is changed", flag_values=values,
+    )  # fmt: skip
     cli.parse(values, argv, __doc__)
+    modes = [name for name in ("dry_run", "num_seeds", "replay") if values[name].value not in (None, False)]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one of them out")
     if values.dry_run:
         print(dry_run(values.config))
+        return 0
+    if values.replay is not None:
+        from mtl_jax import replay  # it is made of this module
+
+        print(replay.describe(replay.replay(values.config, values.workdir, replay.wanted(values.replay))))
         return 0
     hosts.join(values)
     if values.num_seeds is not None:

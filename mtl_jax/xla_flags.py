@@ -1,4 +1,4 @@
-"""XLA options that the programs set for speed on CPUs; the library never sets them on import."""
+"""XLA options that the programs set, for speed on CPUs and for fixed sums on GPUs; the library sets none on import."""
 
 import os
 from importlib import metadata
@@ -10,6 +10,7 @@ SWITCH = "MTL_JAX_XLA_FLAGS"
 # XLA's own gradient of a convolution by its kernel runs at a fraction of the machine's rate; this library's does not.
 _FUSION = "--xla_cpu_experimental_ynn_fusion_type"
 _VALUE = "LIBRARY_FUSION_TYPE_DOT"
+_DETERMINISTIC = "--xla_gpu_deterministic_ops"
 
 
 def configure(environment: dict[str, str] | None = None) -> bool:
@@ -26,4 +27,20 @@ def configure(environment: dict[str, str] | None = None) -> bool:
     if environment.get(SWITCH) == "0" or not tested or _FUSION in flags:
         return False
     environment["XLA_FLAGS"] = f"{flags} {_FUSION}={_VALUE}".strip()
+    return True
+
+
+def make_deterministic(environment: dict[str, str] | None = None) -> bool:
+    """Has GPU kernels add up in a fixed order (`runtime.deterministic`); call it before JAX makes its first array.
+
+    CPUs do so anyway. What the user has set in XLA_FLAGS is not overridden, and untried versions are left alone.
+
+    Returns:
+      Whether the option was added.
+    """
+    environment = os.environ if environment is None else environment
+    flags = environment.get("XLA_FLAGS", "")
+    if metadata.version("jaxlib") not in TESTED_JAXLIBS or _DETERMINISTIC in flags:
+        return False
+    environment["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}=true".strip()
     return True

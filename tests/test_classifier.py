@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,6 +322,18 @@ def test_what_images_can_be_wrong_with(tmp_path):
         classifier.fit(np.zeros((2, 4, 4, 3)), ["a", "b"])
     with pytest.raises(DataError, match="no embed"):
         FewShotClassifier().fit(np.zeros((2, 4, 4, 3), np.uint8), ["a", "b"])
+    with pytest.raises(DataError, match=r"an HTML page .*; replace it, or leave it out$"):
+        classifier.fit([tmp_path / "a.png"], ["a"])
+
+
+@pytest.mark.parametrize(
+    "one", ["a.png", Path("a.png"), Image.new("L", (8, 8)), np.zeros((8, 8, 3), np.uint8)], ids=lambda one: type(one)
+)
+def test_a_single_image_is_asked_for_as_a_list(one):
+    with pytest.raises(DataError, match=r"X is a single image; give a list of images: \[image\]"):
+        FewShotClassifier(Energies()).fit(one, ["a"])
+    with pytest.raises(DataError, match="X is an iterator"):
+        FewShotClassifier(Energies()).fit(iter([one]), ["a"])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _table(folders):
 def test_the_story(tiny_run, folders, capsys):  # noqa: F811
     assert _run(tiny_run, folders, f"--copy={folders / 'sorted'}") == 0
     printed = capsys.readouterr()
-    assert "3 classes of 3 to 3 images, 30 images sorted, 1 left out" in printed.out
+    assert "3 classes of 3 images each; 30 images sorted, 1 left out" in printed.out
     assert "left out: " in printed.err and "broken.png: not an image" in printed.err
     rows = _table(folders)
     assert tuple(rows[0]) == classify.COLUMNS and len(rows) == 30

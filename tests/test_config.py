@@ -5,7 +5,7 @@ import sys
 import pytest
 from tiny_runs import tiny_config
 
-from mtl_jax import config, workdir
+from mtl_jax import config, config_values, workdir
 from mtl_jax.errors import ConfigError
 
 
@@ -32,3 +32,11 @@ def test_a_mistake_in_one_is_named(saved, word, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", word])
     with pytest.raises(ConfigError, match=r"evaluate\W*\.?\w*"):
         config.override(saved, [word])
+
+
+def test_every_number_has_a_range_and_every_range_and_choice_a_key():
+    numbers = {key for key, kind in config_values.kinds().items() if kind.type in (int, float, tuple)}
+    bounded = config_values.RANGES.keys() | config_values.CHOICES.keys()
+    assert numbers - bounded == {"data.mean"}
+    assert bounded <= config_values.kinds().keys()
+    assert not config_values.RANGES.keys() & config_values.CHOICES.keys()

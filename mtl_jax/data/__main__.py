@@ -12,21 +12,23 @@ import dataclasses
 import logging
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from mtl_jax import cli
 from mtl_jax.data import cache, check, pictures, tfds_source
 from mtl_jax.data.load import Options, load, locate
-from mtl_jax.errors import DataError
+from mtl_jax.errors import MtlError
 
 EXIT_USER_ERROR = 2
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """Returns the parser of both commands."""
-    root = argparse.ArgumentParser("python -m mtl_jax.data", description=__doc__, formatter_class=_Formatter)
+    root = cli.Parser("python -m mtl_jax.data", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="decode a data set into the cache")
     look = commands.add_parser("check", help="look a data set over")
@@ -59,12 +61,11 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    pass
-
-
 def _fractions(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected three numbers: 0.6,0.2,0.2") from error
 
 
 def options(flags: argparse.Namespace) -> Options:
@@ -142,10 +143,13 @@ COMMANDS = {"prepare": prepare, "check": look_over, "tfds": prepare_tfds}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's error is one line and status 2."""
     logging.basicConfig(format="%(message)s")
-    flags = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        flags = parser().parse_args(words)
         return COMMANDS[flags.command](flags)
-    except (DataError, OSError) as error:
+    except (MtlError, OSError) as error:
+        if "--debug" in words:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
 

@@ -1,22 +1,20 @@
 """Tar and zip archives as trees of files. Nothing is unpacked: members are read in place."""
 
 import io
-import lzma
 import os
 import stat
 import tarfile
 import threading
 import weakref
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mtl_jax.data.damage import DAMAGE
 from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.trees import Tree, check_name, folder_tree, ignored, stamp
 from mtl_jax.errors import DataError
 
-DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
 MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
 
@@ -42,7 +40,7 @@ def open_tree(path: str) -> Tree:
 def _is_tar(place: Path) -> bool:
     try:
         return tarfile.is_tarfile(place)
-    except (*DAMAGE, ValueError) as error:
+    except DAMAGE as error:
         raise DataError(f"{place}: damaged archive ({error}); fetch it again") from None
 
 
@@ -82,6 +80,8 @@ def tar_tree(path: Path) -> Tree:
                 if compressed:
                     blobs[file] = tar.extractfile(member).read()
             _check_end(tar)
+    except DataError:
+        raise
     except DAMAGE as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
     read = blobs.__getitem__ if compressed else _range_reader(path, members)
@@ -131,7 +131,7 @@ def zip_tree(path: Path) -> Tree:
     """Returns the files of a zip, read in place."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
     members, size = {}, path.stat().st_size
     for info in archive.infolist():
@@ -150,7 +150,7 @@ def zip_tree(path: Path) -> Tree:
         try:
             with lock:
                 return archive.read(members[file])
-        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, zlib.error, ValueError) as error:
+        except DAMAGE as error:
             raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
 
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])

@@ -6,9 +6,7 @@ inflated into the scratch folder. Only a pickle has to be loaded whole.
 
 import re
 import shutil
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import arrays, safe_pickle
+from mtl_jax.data.damage import DAMAGE
 from mtl_jax.data.decode import found as what_is
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.data.trees import Tree
@@ -26,10 +25,6 @@ SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
 WHOLE = re.compile(r"(?:.*[-_])?(?P<split>train|val|test)\.(?:pkl|pickle|npz)")
 PARTS = re.compile(r"(?P<split>train|val|test)[-_](?P<part>images|labels)(?:_png)?\.(?:pkl|pickle|npz|npy)")
-
-# What NumPy and zipfile raise of damaged files: a header that ends too soon a TokenError, a false offset an OSError.
-DAMAGE = (ValueError, KeyError, EOFError, OverflowError, OSError, SyntaxError, NotImplementedError, RuntimeError)
-DAMAGE += (zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 
 
 def find(tree: Tree) -> Mapping[str, Mapping[str, str]]:

@@ -29,6 +29,7 @@ MEMORY = 512 << 20  # bytes of decoded classes that wait to be written
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # images done, images in all
+Inspect = Callable[[Contents], None]  # raises where what was found does not do
 
 
 def build(
@@ -39,8 +40,11 @@ def build(
     skip_corrupt: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
+    inspect: Inspect | None = None,
 ) -> None:
     """Writes the cache's folder for a source; `workers` threads decode (0: as many as there are processors).
+
+    `inspect` sees what is there before an image is decoded.
 
     Raises:
         DataError: an image, a class or a split is not what it should be, or the disk has no room.
@@ -51,6 +55,8 @@ def build(
         with Writer(folder) as writer:
             contents = source.read(writer.scratch)
             check_contents(contents, source.place)
+            if inspect:
+                inspect(contents)
             shape, transform = stored_shape(contents, transform)
             totals = {split: sum(map(len, classes.values())) for split, classes in contents.items()}
             copies = 2 if source.resumable else 1

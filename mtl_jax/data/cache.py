@@ -8,13 +8,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import features
 
+from mtl_jax.data.damage import DAMAGE
 from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.data.source import Stamp
 from mtl_jax.errors import DataError
@@ -58,7 +58,7 @@ def open_folder(folder: Path, name: str) -> Dataset:
         )
     except DataError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"{folder / INDEX}: damaged cache ({type(error).__name__}: {error}); remove the folder {folder} to prepare "
             "it again"
@@ -70,7 +70,7 @@ def _read_index(folder: Path) -> dict:
     try:
         index = json.loads(place.read_text(encoding="utf-8"))
         version = index["version"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except DAMAGE as error:
         raise DataError(f"{place}: damaged cache ({error}); remove the folder {folder} to prepare it again") from None
     if version != VERSION:
         raise DataError(
@@ -99,7 +99,7 @@ def _open_array(place: Path, shape: list[int]) -> np.ndarray:
         array = np.load(place, mmap_mode="r", allow_pickle=False)
         if list(array.shape) != shape:
             raise ValueError(f"shape {list(array.shape)} where the index has {shape}")
-    except (OSError, ValueError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except DAMAGE as error:
         raise DataError(
             f"{place}: damaged cache ({error}); remove the folder {place.parent} to prepare it again"
         ) from None

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +14,7 @@ from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 MAX_PIXELS = 64_000_000
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Others are left out on purpose: Pillow hands EPS to an external program. A build of Pillow may lack some of these.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
 ORIENTATION = 0x0112
@@ -32,6 +34,11 @@ UNUSUAL = {
 
 class CorruptImage(DataError):
     """A file that is no image, or a damaged one: what `skip_corrupt` leaves out."""
+
+
+def reason(error: CorruptImage) -> str:
+    """Returns what is wrong with an image, without the advice, for callers that have no `skip_corrupt`."""
+    return str(error).rpartition("; ")[0] or str(error)
 
 
 def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, bytes]:
@@ -85,12 +92,29 @@ def open_image(raw: bytes, where: str) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         what = found(raw) if isinstance(error, UnidentifiedImageError) else str(error)
         raise CorruptImage(f"{where}: not an image but {what}; replace it, or {SKIP}") from None
+    if image.format == "PNG" and (what := damaged_chunk(raw)):
+        raise CorruptImage(f"{where}: damaged image ({what}); replace it, or {SKIP}")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise CorruptImage(
             f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; remove it, or {SKIP}"
         )
     return image
+
+
+def damaged_chunk(raw: bytes) -> str:
+    """Returns what is wrong with the chunks of a PNG, '' if nothing. Pillow does not look at the pixels' check sums."""
+    at = len(PNG_SIGNATURE)
+    while at + 12 <= len(raw):
+        kind, end = raw[at + 4 : at + 8], at + 8 + int.from_bytes(raw[at : at + 4], "big")
+        if end + 4 > len(raw):
+            break
+        if zlib.crc32(memoryview(raw)[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big"):
+            return f"the check sum of a chunk {kind!r} is wrong"
+        if kind == b"IEND":
+            return ""
+        at = end + 4
+    return "the file is cut"
 
 
 @functools.cache

@@ -57,6 +57,7 @@ def load(
     cache_dir: str = "",
     workers: int = 0,
     progress: build.Progress | None = None,
+    inspect: build.Inspect | None = None,
 ) -> Dataset:
     """Returns a data set as memory maps of the cache, where it is prepared at the first call.
 
@@ -75,6 +76,8 @@ def load(
         cache_dir: where the cache is; '' is $MTL_JAX_CACHE or else ~/.cache/mtl_jax.
         workers: threads that decode; 0 is one a processor.
         progress: called with the number of images done and of all.
+        inspect: called with the images by split and class, before one is decoded; may raise. Not where the cache has
+            the data set already.
 
     Raises:
         DataError: in one line, what was found, where, and what to do.
@@ -104,6 +107,7 @@ def load(
                 skip_corrupt=skip_corrupt,
                 workers=workers,
                 progress=progress,
+                inspect=inspect,
             )
     return cache.open_folder(folder, name)
 

@@ -6,6 +6,7 @@ python -m tests.chaos.disk FOLDER COUNT SEED, which `fill` starts in a namespace
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,19 @@ def fill(folder: Path, count: int, seed: int) -> dict[str, tuple[int, int]]:
     """Fills the disk `count` times; survived: status 2, a line with what to do, whole checkpoints, the right end."""
     can_mount = shutil.which("unshare") and not subprocess.run([*_NAMESPACE, "true"], check=False).returncode
     command = [sys.executable, "-m", "tests.chaos.disk", str(folder), str(count), str(seed)]
-    done = subprocess.run(
-        [*(_NAMESPACE if can_mount else ()), *command], capture_output=True, text=True, cwd=ROOT, timeout=4 * LIMIT
-    )
-    print(done.stdout, end="")
-    if done.returncode:
-        raise AssertionError(f"the harness failed:\n{done.stderr}")
-    kind, survived = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    with subprocess.Popen(
+        [*(_NAMESPACE if can_mount else ()), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    ) as process:  # fmt: skip
+        try:
+            said, wrong = process.communicate(timeout=(count + 2) * LIMIT)
+        except subprocess.TimeoutExpired as error:
+            process.terminate()  # by which it ends its own run
+            raise AssertionError(f"no end of the full disks in {(count + 2) * LIMIT} s") from error
+    print(said, end="", flush=True)
+    if process.returncode:
+        raise AssertionError(f"the harness failed:\n{wrong}")
+    kind, survived = said.splitlines()[-1].rsplit(" ", 1)
     return {kind: (count, int(survived))}
 
 
@@ -68,4 +75,8 @@ def _fills_up(setting: Setting, workdir: Path, target: Position, rng: random.Ran
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    finally:
+        Run.end_all()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mtl_jax.checkpoint import Checkpoints
 ROOT = Path(__file__).parents[2]
 STEPS, VALIDATE = 40, 20  # of each phase
 PHASES = ("pretrain", "meta")
-LIMIT = 300  # seconds that anything here may take
+LIMIT = 600  # seconds that anything here may take, on a machine that may be busy
 WORDS = {
     "data.name": "folder", "backbone.width": 0.05, "inner.steps": 2,
     "pretrain.steps": STEPS, "pretrain.batch_size": 8, "pretrain.val_every": VALIDATE, "pretrain.val_tasks": 200,
@@ -69,6 +69,16 @@ def make_data(folder: Path) -> None:
 class Run:
     """A process of train.py, started; its last words are in `workdir`.stderr."""
 
+    _all: ClassVar[list["Run"]] = []
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kills what still runs of those that this process has started, those held still as well."""
+        for run in cls._all:
+            if run._process.poll() is None:
+                run.send(signal.SIGKILL)
+                run._process.wait()
+
     def __init__(self, setting: Setting, workdir: Path) -> None:
         self.workdir, self._said = workdir, workdir.with_name(workdir.name + ".stderr")
         with open(self._said, "wb") as file:
@@ -76,6 +86,7 @@ class Run:
                 setting.command(workdir), env=setting.environment(), stderr=file, stdout=subprocess.DEVNULL, cwd=ROOT
             )
         self.pid = self._process.pid
+        self._all.append(self)
 
     def until(self, condition: Callable[[], bool]) -> bool:
         """Waits for a condition of the workdir; False where the run has ended without it."""
@@ -86,7 +97,7 @@ class Run:
             if time.monotonic() - started > LIMIT:
                 self.send(signal.SIGKILL)
                 raise AssertionError(f"{self.workdir}: nothing happened in {LIMIT} s\n{self.said()}")
-            time.sleep(0.0005)
+            time.sleep(0.002)
         return True
 
     def send(self, number: signal.Signals) -> None:
@@ -95,7 +106,11 @@ class Run:
 
     def wait(self) -> int:
         """The exit status."""
-        return self._process.wait(LIMIT)
+        try:
+            return self._process.wait(LIMIT)
+        except subprocess.TimeoutExpired as error:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"{self.workdir}: did not end in {LIMIT} s\n{self.said()}") from error
 
     def said(self) -> str:
         """What it wrote to stderr."""
@@ -144,13 +159,13 @@ def newest(workdir: Path) -> tuple[Position, bool]:
     return at, whole
 
 
-def end(workdir: Path) -> dict[str, Any]:
+def end(workdir: Path, steps: int = STEPS) -> dict[str, Any]:
     """What must be the same at the end: bytes of metrics.jsonl, digests of all arrays, what best.json points at."""
     found: dict[str, Any] = {"metrics.jsonl": (workdir / "metrics.jsonl").read_bytes()}
     for phase in PHASES:
         checkpoints = Checkpoints(workdir / phase)
         best = checkpoints.best()
-        for step in {STEPS, best["step"]}:
+        for step in {steps, best["step"]}:
             checkpoints.read(step)  # verifies it
             saved = manifest.read(workdir / phase / str(step))
             own = {name: value for name, value in saved.metadata.items() if name != "config"}

@@ -200,6 +200,15 @@ def read_data(folder: Path) -> Any:
     }
 
 
+def _read_known(folder: Path) -> Any:
+    """That all images read are among those of the sample: names, which no check sum covers, may be others."""
+    known = {image.tobytes() for image in PIXELS}
+    found = [image for images in read_data(folder).values() for image in images]
+    if strange := [image.shape for image in found if image.tobytes() not in known]:
+        raise AssertionError(f"pixels that were not in the archive: {strange}")
+    return "known pixels alone"
+
+
 def _read_cache(folder: Path) -> Any:
     dataset = cache.open_folder(folder, "folder")
     return {name: (s.class_names, s.images, s.labels, s.digests) for name, s in dataset.splits.items()}
@@ -248,8 +257,9 @@ SAMPLES = {
     "tar": Sample(_tar("w", "data.tar"), read_data, "*"),
     "tar.gz": Sample(_tar("w:gz", "data.tar.gz"), read_data, "*", sealed=True),
     "zip": Sample(_zip, read_data, "*"),
+    "zip, its images": Sample(_zip, _read_known, "*", sealed=True),
     "CSV": Sample(_csv, read_data, "test.csv"),
-    **{kind: Sample(_folders(kind), read_data, "*/*/*") for kind in KINDS},
+    **{kind: Sample(_folders(kind), read_data, "*/*/*", sealed=kind == "PNG") for kind in KINDS},
     "lists of classes": Sample(_lists, lambda folder: splitting.read_lists(str(folder / "lists.json")), "*"),
     "cache": Sample(_cache, _read_cache, "*"),
     "config.json": Sample(_config, _read_config, "*"),

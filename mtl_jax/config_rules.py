@@ -1,0 +1,125 @@
+"""Which values of a config contradict each other, each in itself allowed; nothing here needs the data."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mtl_jax.errors import ConfigError
+
+_INTERVALS = (
+    "pretrain.steps", "pretrain.val_every", "meta.steps", "meta.val_every", "runtime.log_every",
+    "runtime.checkpoint_every",
+)  # fmt: skip
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
+    for rule in (_steps, _intervals, _schedules, _inner, _crops, _splits, _hard_tasks):
+        rule(config)
+
+
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _steps(config: ConfigDict) -> None:
+    if not config.pretrain.init and not config.pretrain.steps:
+        raise ConfigError("config.pretrain.steps is 0, expected 1 or more: only config.pretrain.init does without")
+    if config.meta.learn != "none" and not config.meta.steps:
+        raise ConfigError("config.meta.steps is 0, expected 1 or more; or set config.meta.learn to 'none'")
+
+
+def _intervals(config: ConfigDict) -> None:
+    every = config.runtime.steps_per_dispatch
+    for key in _INTERVALS:
+        if lookup(config, key) % every:
+            raise ConfigError(
+                f"config.{key} is {lookup(config, key)}, expected a multiple of "
+                f"config.runtime.steps_per_dispatch, {every}"
+            )
+
+
+def _schedules(config: ConfigDict) -> None:
+    for phase in ("pretrain", "meta"):
+        group = config[phase]
+        if group.decay in ("steps", "restarts") and not group.decay_every:
+            raise ConfigError(
+                f"config.{phase}.decay is {group.decay!r}, but config.{phase}.decay_every is 0; "
+                "set it to the updates between two decays"
+            )
+
+
+def _inner(config: ConfigDict) -> None:
+    inner = config.inner
+    if inner.features != "plain" and inner.adapt != "head":
+        raise ConfigError(
+            f"config.inner.features is {inner.features!r}, which config.inner.adapt {inner.adapt!r} "
+            "cannot have: set one of them to 'plain' or 'head'"
+        )
+
+
+def _crops(config: ConfigDict) -> None:
+    data, augment = config.data, config.pretrain.augment
+    for name, side in (("data.image_size", data.image_size), ("pretrain.augment.resized_crop", augment.resized_crop)):
+        if side and data.crop > side:
+            raise ConfigError(
+                f"config.data.crop is {data.crop}, expected at most config.{name}, {side}: "
+                "a crop cannot be larger than the image"
+            )
+    scale = augment.resized_crop_scale
+    if len(scale) != 2 or scale[0] > scale[1]:
+        raise ConfigError(
+            f"config.pretrain.augment.resized_crop_scale is {tuple(scale)}, expected the least and the greatest area"
+        )
+
+
+def _splits(config: ConfigDict) -> None:
+    fractions, lists = config.data.fractions, config.data.lists
+    if fractions and lists:
+        raise ConfigError("config.data.fractions and config.data.lists are both set; each says which class is where")
+    if fractions and (len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6):
+        raise ConfigError(
+            f"config.data.fractions is {tuple(fractions)}, expected three numbers for train, val, test that add up to 1"
+        )
+
+
+def _hard_tasks(config: ConfigDict) -> None:
+    hard, each = config.hard_tasks, config.meta.tasks_per_step
+    if not hard.enabled:
+        return
+    for key, unit, name in (
+        ("round", config.runtime.steps_per_dispatch, "runtime.steps_per_dispatch"),
+        ("extra", each, "meta.tasks_per_step"),
+    ):
+        if hard[key] % unit:
+            raise ConfigError(f"config.hard_tasks.{key} is {hard[key]}, expected a multiple of config.{name}, {unit}")
+    if config.meta.learn == "none":
+        raise ConfigError("config.hard_tasks.enabled is true, but config.meta.learn is 'none': nothing is trained")
+
+
+def check_init(config: ConfigDict) -> None:
+    """Whether what training is to start from is there. Raises ConfigError."""
+    init = config.pretrain.init
+    if init and not Path(init).expanduser().exists():
+        raise ConfigError(f"config.pretrain.init is {init!r}: no such file or folder; give a workdir or a weight file")
+
+
+def check_devices(config: ConfigDict, devices: int, there: int) -> None:
+    """Whether batches can be spread over the devices of a run, `there` of which are in this process.
+
+    Raises:
+      ConfigError: names the key.
+    """
+    if config.runtime.devices > there:
+        raise ConfigError(f"config.runtime.devices is {config.runtime.devices}, but there are {there}; 0 takes all")
+    for key in ("meta.tasks_per_step", "pretrain.batch_size"):
+        if lookup(config, key) % devices:
+            raise ConfigError(
+                f"config.{key} is {lookup(config, key)}, expected a multiple of the number of devices, {devices}; "
+                "change it or set config.runtime.devices"
+            )

@@ -1,0 +1,43 @@
+"""Options of XLA are added to what the user has set, and only for versions on which they have been tried."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mtl_jax import xla_flags
+
+
+@pytest.mark.parametrize("add", [xla_flags.configure, xla_flags.make_deterministic])
+def test_what_the_user_has_set_stays_and_is_added_to_once(add, monkeypatch):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: xla_flags.TESTED_JAXLIBS[0])
+    environment = {"XLA_FLAGS": "--xla_dump_to=/tmp/x"}
+    assert add(environment)
+    assert environment["XLA_FLAGS"].startswith("--xla_dump_to=/tmp/x --xla_")
+    before = dict(environment)
+    assert not add(environment)
+    assert environment == before
+
+
+@pytest.mark.parametrize("add", [xla_flags.configure, xla_flags.make_deterministic])
+def test_an_untried_version_is_left_alone(add, monkeypatch):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: "99.0")
+    environment = {}
+    assert not add(environment)
+    assert not environment
+
+
+def test_this_jaxlib_knows_them():
+    environment = dict(os.environ)
+    environment.pop("XLA_FLAGS", None)
+    xla_flags.configure(environment)
+    xla_flags.make_deterministic(environment)
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
