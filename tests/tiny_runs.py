@@ -50,8 +50,8 @@ class Watched(dict):
         return [self[name] for name in self]
 
 
-def watched_dataset(config):
-    found = dataset(config)
+def watched_dataset(config, **options):
+    found = dataset(config, **options)
     return dataclasses.replace(found, splits=Watched(found.splits))
 
 
