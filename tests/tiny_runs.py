@@ -12,6 +12,7 @@ from mtl_jax.configs import glyphs
 from mtl_jax import build
 from mtl_jax.build import dataset
 from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.data import Split
 from mtl_jax.train import train
 
 
@@ -29,30 +30,21 @@ def tiny_config(shot=1, seed=0, **backbone):
 
 
 _made: dict[str, Path] = {}
-asked: set[str] = set()  # the splits that the training of `tiny_run` has asked its data set for
+asked: set[str] = set()  # the splits whose images the training of `tiny_run` has asked for
 
 
-class Watched(dict):
-    """A data set's splits, noting which are asked for."""
+class WatchedSplit(Split):
+    """A split that notes when its images are asked for; sizes and names may be looked at."""
 
-    def __getitem__(self, name):
-        asked.add(name)
-        return super().__getitem__(name)
-
-    def get(self, name, default=None):
-        asked.add(name)
-        return super().get(name, default)
-
-    def items(self):
-        return [(name, self[name]) for name in self]
-
-    def values(self):
-        return [self[name] for name in self]
+    def __getattribute__(self, name):
+        if name == "images":
+            asked.add(self.name)
+        return super().__getattribute__(name)
 
 
-def watched_dataset(config, **options):
-    found = dataset(config, **options)
-    return dataclasses.replace(found, splits=Watched(found.splits))
+def watched_dataset(*given, **options):
+    found = dataset(*given, **options)
+    return dataclasses.replace(found, splits={name: WatchedSplit(**vars(s)) for name, s in found.splits.items()})
 
 
 @pytest.fixture(scope="session")
