@@ -32,7 +32,7 @@ lint: $(VENV)/installed-test
 # Under 20 minutes on two cores that have nothing else to do; writes benchmarks/results.json.
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
-	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md
+	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md README.md
 
 # Every kept network again on the same tasks; DATA holds a folder a data set: fc100, omniglot. docs/results.md.
 DATA ?= data

@@ -39,7 +39,7 @@ def groups(quick: bool) -> dict[str, Group]:
         for shot in (1, 5):
             name = f"{tasks:,} test tasks, 5-way {shot}-shot, 100 inner steps, resnet12: 1,200 images in, accuracy out"
             rival = f"PyTorch, features recomputed a task ({{rival_amount}} tasks timed, scaled to {tasks:,})"
-            tests.append(Case(name, f"{tasks}-{shot}", str(shot), rival, tasks))
+            tests.append(Case(name, f"{tasks}-{shot}", str(shot), rival, tasks, repeats=2))
     most = TASKS[quick][1]
     bank = Case(f"{most:,} test tasks, 5-way 5-shot, once the features are there", f"{most}-5-adapt", None, "", most)
     d = "adapt and predict from features: 64 tasks, 5-way 5-shot, F = 640, 100 steps"

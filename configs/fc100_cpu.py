@@ -18,6 +18,8 @@ def get_config(arg: str = "conv4,1shot") -> ConfigDict:
         config.backbone.width = 0.25
     config.pretrain.steps = 5000
     config.pretrain.val_every = 500
+    # As on Omniglot: of 3e-3, 1e-3 and 3e-4 validation is best at the least, 33.5, 34.1 and 34.2 % (1-shot).
+    config.meta.lr = 3e-4
     config.meta.steps = 200
     config.meta.val_every = 50
     config.hard_tasks.extra = 8

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,14 +75,18 @@ class Checkpoints:
             raise ValueError(f"an item's name must be an identifier: {wrong[0]!r}")
         arrays = {item: named_arrays.flatten(tree) for item, tree in items.items()}
         seal(metadata)  # what is no JSON is the caller's mistake, not the disk's: let it raise here
-        folder = self.directory / f"{step}.tmp"
+        folder, hook = self.directory / f"{step}.tmp", sys.unraisablehook
+        sys.unraisablehook = _without_orphans(hook)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.remove_unfinished()
             checkpoint_folder.write(folder, step, arrays, metadata)
             self._publish(folder, step)
         except Exception as error:  # TensorStore and Orbax have many
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would log each of the writes given up
             raise CheckpointError(self._save_failed(step, error)) from error
+        else:
+            sys.unraisablehook = hook  # after a failure the writes given up may still end
         finally:
             self.remove_unfinished()
         self._prune(step)
@@ -202,6 +207,16 @@ class Checkpoints:
             f"{self.directory / str(step)}: checkpoint not saved: {cause}. Earlier checkpoints are whole ({earlier}): "
             f"{advice} and start the same command again to go on from there"
         )
+
+
+def _without_orphans(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """`hook`, but for what TensorStore's threads say when a write ends whose save has failed: a traceback for each."""
+
+    def quiet(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    return quiet
 
 
 def _is_full(error: BaseException) -> bool:

@@ -84,9 +84,11 @@ class BatchNorm(nn.Module):
             # it saves three quarters of all that follows.
             sign = jnp.where(factor < 0, -1, 1).astype(x.dtype)
             x, mean, factor = max_pool(x * sign), mean * sign, jnp.abs(factor)
+        # In float32 at least: the gradients of factor and bias are sums over all pixels, too long for bfloat16.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if batch_statistics == "running":  # one multiply-add per element, which XLA fuses into the convolution's output
-            return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
-        return (x - mean.astype(x.dtype)) * factor.astype(x.dtype) + bias.astype(x.dtype)
+            return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+        return ((wide - mean) * factor + bias).astype(x.dtype)
 
 
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
@@ -129,7 +131,7 @@ def _uniform_by_fan_in(fan_in: int) -> Callable:
 def conv(options: Options, x: Array, features: int, size: int, *, name: str, stride: int = 1, bias: bool) -> Array:
     """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2)."""
     pytorch = options.kernel_init is PYTORCH_INIT
-    return nn.Conv(
+    result = nn.Conv(
         features,
         (size, size),
         (stride, stride),
@@ -138,8 +140,15 @@ def conv(options: Options, x: Array, features: int, size: int, *, name: str, str
         dtype=options.dtype,
         kernel_init=options.kernel_init,
         bias_init=_uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros,
+        promote_dtype=_promote_all_but_bias,
         name=name,
     )(x)
+    return result.astype(options.dtype or result.dtype)
+
+
+def _promote_all_but_bias(images: Array, kernel: Array, bias: Array | None, *, dtype: Any) -> tuple[Any, ...]:
+    """The bias is added in float32: its gradient is a sum over all pixels of all images, too long for bfloat16."""
+    return *nn.dtypes.promote_dtype(images, kernel, dtype=dtype), bias
 
 
 def max_pool(x: Array, same: bool = False) -> Array:

@@ -222,10 +222,13 @@ def gradients(
     """
     value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
     (loss, result), grads = value_and_grad(learned, frozen, episodes, embed=embed, inner=inner)
-    means = (grads, loss, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), result.batch_stats))
+    # Averages that no task moves are not averaged again, or they would move by rounding.
+    moved = result.batch_stats if embed.batch_statistics == "train" else {}
+    means = (grads, loss, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), moved))
     if axis_name:
         means = jax.lax.pmean(means, axis_name)
     grads, loss, accuracy, stats = means
+    stats = stats if moved else frozen.batch_stats
     return grads, (loss, TaskResult(accuracy, result.class_accuracy, stats))
 
 

@@ -142,7 +142,8 @@ def _chunked_stepper(source, devices, sizes, theta, options, counts, hard):
 
     def apply(number, axis, state, total):
         mean = jax.tree.map(lambda a: a / parts, total._replace(pool=()))
-        new, finite = meta.apply_gradients(state, mean.grads, mean.loss, mean.batch_stats, optimizer)
+        batch_stats = mean.batch_stats if options["embed"].batch_statistics == "train" else state.batch_stats
+        new, finite = meta.apply_gradients(state, mean.grads, mean.loss, batch_stats, optimizer)
         if hard:
             new = hard_tasks.uncounted(new, state)
         if counts:

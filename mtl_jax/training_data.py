@@ -1,6 +1,7 @@
 """The data that a config trains on, and whether it can give the tasks that training and validation draw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,6 +12,8 @@ from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.types import ClassTable
 
+_TRAINED_ON = ("train", "val")  # the test split is left alone
+
 
 def load(settings: ConfigDict) -> Dataset:
     """The data set of a config, prepared where it has not been before.
@@ -20,23 +23,24 @@ def load(settings: ConfigDict) -> Dataset:
       ConfigError: its images have another number of channels than mean and std.
     """
 
-    def look(split_names, tables):
-        if "train" not in split_names:
-            raise DataError(f"the data set has {', '.join(split_names)} alone, no train split: it is for evaluate.py")
-        for name, (table, class_names) in zip(split_names, tables, strict=True):
-            _check_tasks(settings, name, table, class_names)
-
     def inspect(contents):
-        counts = [np.array([len(images) for images in classes.values()]) for classes in contents.values()]
-        tables = [
-            (ClassTable(None, each), tuple(classes)) for each, classes in zip(counts, contents.values(), strict=True)
-        ]
-        look(tuple(contents), tables)
+        _check_train(contents)
+        for name in (name for name in _TRAINED_ON if name in contents):
+            counts = np.array([len(images) for images in contents[name].values()])
+            _check_tasks(settings, name, ClassTable(None, counts), tuple(contents[name]))
 
     dataset = build.dataset(settings.data, inspect=inspect)
-    look(tuple(dataset.splits), [(split.table(), split.class_names) for split in dataset.splits.values()])
+    _check_train(dataset.splits)
+    for name in (name for name in _TRAINED_ON if name in dataset.splits):
+        split = dataset.splits[name]
+        _check_tasks(settings, name, split.table(), split.class_names)
     _check_channels(settings, dataset)
     return dataset
+
+
+def _check_train(splits: Mapping[str, Any]) -> None:
+    if "train" not in splits:
+        raise DataError(f"the data set has {', '.join(splits)} alone, no train split: it is for evaluate.py")
 
 
 def _check_tasks(settings: ConfigDict, name: str, table: ClassTable, class_names: Sequence[str]) -> None:
@@ -44,8 +48,9 @@ def _check_tasks(settings: ConfigDict, name: str, table: ClassTable, class_names
     meta = settings.meta
     if name == "train":
         check_table(table, class_names, way=meta.way, shot=meta.shot, query=meta.query, split=name)
-    for phase in ("pretrain", "meta") if name == "val" else ():
-        if settings[phase].val_tasks:
+    runs = {"pretrain": not settings.pretrain.init, "meta": meta.learn != "none"}
+    for phase in runs if name == "val" else ():
+        if runs[phase] and settings[phase].val_tasks and settings[phase].val_every:
             protocol = build.validation(settings, settings[phase])
             sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
             check_table(table, class_names, **sizes, split=name)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build, config, kept_weights, metrics, workdir
+from mtl_jax import build, config, config_rules, kept_weights, metrics, workdir
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.kept_weights import Kept
@@ -77,5 +77,5 @@ def _test(kept: Kept, dataset: Dataset, options: Mapping[str, Any]) -> tuple[np.
 def _with(content: Mapping[str, Any], options: Mapping[str, Any]) -> ConfigDict:
     settings = config.complete(content)
     for key, value in options.items():
-        config.lookup(settings, key.rsplit(".", 1)[0])[key.rsplit(".", 1)[1]] = value
+        config_rules.lookup(settings, key.rsplit(".", 1)[0])[key.rsplit(".", 1)[1]] = value
     return settings

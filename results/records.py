@@ -8,12 +8,13 @@ from typing import Any
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN = FOLDER / "not_run.json"
-EFFECTS = FOLDER / "effects"
+EFFECTS, ABLATION = FOLDER / "effects", FOLDER / "ablation"
 # The tables: their page, and the name of the markers between which they stand there.
 PLACES = {
     "short": ("README.md", "results"),
     "long": ("docs/results.md", "results"),
     "effects": ("docs/results.md", "effects"),
+    "ablation": ("docs/results.md", "ablation"),
 }
 ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
 
@@ -90,7 +91,22 @@ def effects_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"short": short_table, "long": long_table, "effects": effects_table}
+def ablation_table() -> str:
+    """The page's: the paper's rows, a table a run of `python -m mtl_jax.ablation`."""
+    lines = []
+    for path in sorted(ABLATION.glob("*.json")):
+        run = json.loads(path.read_text())
+        lines += [f"`{run['command']}`, {run['minutes']:g} minutes:", ""]
+        lines += ["| row | tasks | accuracy | difference to the first row | inner loop |", "| --- " * 5 + "|"]
+        for row in run["rows"]:
+            difference = f"{_difference(row)} over {row['common_tasks']}"
+            inner = f"{row['inner_steps']} steps at {row['inner_lr']:.3g}"
+            lines.append(f"| {row['label']} | {row['num_tasks']} | {_cell(row)} | {difference} | {inner} |")
+        lines.append("")
+    return "\n".join(lines).rstrip("\n")
+
+
+TABLES = {"short": short_table, "long": long_table, "effects": effects_table, "ablation": ablation_table}
 
 
 def with_table(text: str, table: str, marker: str) -> str:

@@ -14,7 +14,7 @@ CHEAP = [
     name for name in SAMPLES if name not in ("checkpoint", "exported embedding", "reference weights", "classifier")
 ]
 few = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None,
+    max_examples=8, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 

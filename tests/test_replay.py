@@ -40,6 +40,7 @@ def _files(workdir):
     return {name: path.read_bytes() for name, path in found.items() if name.parts[0] != "replay"}
 
 
+@pytest.mark.slow
 def test_the_step_that_stopped_a_run_is_not_finite_again_and_the_run_is_left_as_it_is(tmp_path):
     config, workdir = _config(tmp_path, **{"meta.lr": 1e30}), tmp_path / "run"
     with pytest.raises(loop.NotFiniteError) as caught:

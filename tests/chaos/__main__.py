@@ -4,6 +4,8 @@ python -m tests.chaos [--short] [--seed=0]
 """
 
 import argparse
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends as well
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         try:
             counts = chaos(Path(folder), options.short, options.seed)
