@@ -110,7 +110,8 @@ def execute(command: str, *, in_full: bool = False) -> None:
     assert words[0].removesuffix("3") == "python", f"{command}: mark the block with what it needs"
     program, arguments = (_module(words[2]), words[3:]) if words[1] == "-m" else (Path(words[1]), words[2:])
     if program.name == "train.py" and not in_full:
-        arguments += ["--dry_run", "--workdir=dry"]
+        others = [word for word in arguments if not word.startswith("--workdir=") and word != "--dry_run"]
+        arguments = [*others, "--dry_run", "--workdir=dry"]  # a flag that is given twice is refused
     _run_python(program, arguments, command)
 
 
