@@ -81,7 +81,7 @@ def _pretrain() -> ConfigDict:
         "decay": "cosine",  # constant, cosine, steps, restarts (cosine again and again)
         "decay_every": 0,  # steps, restarts: updates between them
         "decay_factor": 0.5,  # of the rate at each
-        "decay_floor": 0.0,  # the least rate, as a fraction of the first
+        "decay_floor": 0.0,  # the least rate, as a fraction of the first; restarts: of each period's first
         "decay_delay": 0,  # steps: updates before the first period begins
         "augment": {
             "shift": 0,  # pixels

@@ -16,7 +16,7 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    for rule in (_steps, _intervals, _schedules, _inner, _crops, _splits, _hard_tasks):
+    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _hard_tasks):
         rule(config)
 
 
@@ -63,7 +63,7 @@ def _inner(config: ConfigDict) -> None:
         )
 
 
-def _crops(config: ConfigDict) -> None:
+def _image_sizes(config: ConfigDict) -> None:
     data, augment = config.data, config.pretrain.augment
     for name, side in (("data.image_size", data.image_size), ("pretrain.augment.resized_crop", augment.resized_crop)):
         if side and data.crop > side:
@@ -75,6 +75,15 @@ def _crops(config: ConfigDict) -> None:
     if len(scale) != 2 or scale[0] > scale[1]:
         raise ConfigError(
             f"config.pretrain.augment.resized_crop_scale is {tuple(scale)}, expected the least and the greatest area"
+        )
+
+
+def _support_views(config: ConfigDict) -> None:
+    crops, adapt, mode = config.evaluate.crops, config.inner.adapt, config.meta.batch_norm
+    if crops and (adapt != "head" or mode == "batch"):
+        raise ConfigError(
+            f"config.evaluate.crops is {crops}, which needs features that tasks share, but config.inner.adapt is "
+            f"{adapt!r} and config.meta.batch_norm {mode!r}; set evaluate.crops to 0"
         )
 
 
@@ -123,3 +132,9 @@ def check_devices(config: ConfigDict, devices: int, there: int) -> None:
                 f"config.{key} is {lookup(config, key)}, expected a multiple of the number of devices, {devices}; "
                 "change it or set config.runtime.devices"
             )
+    each = config.pretrain.batch_size // devices
+    if config.pretrain.mixup and devices > 1 and each % 2:
+        raise ConfigError(
+            f"config.pretrain.batch_size is {config.pretrain.batch_size}, {each} images a device: config.pretrain.mixup "
+            "mixes neighbours and needs an even number"
+        )

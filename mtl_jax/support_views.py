@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import augment, episodes
+from mtl_jax.errors import ConfigError
 
 
 class View(NamedTuple):
@@ -30,9 +31,16 @@ def further(flips: bool, crops: int, area: float) -> tuple[View, ...]:
 def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
     """Images [B, H, W, C] in a view; `start` is the number of the first one in its split.
 
+    Raises ConfigError for parts of images that are no squares.
+
     A part is drawn by the image's number: it depends neither on the task nor on how images are put into batches.
     """
     if view.area < 1:
+        if images.shape[1] != images.shape[2]:
+            raise ConfigError(
+                f"config.evaluate.crops: images are {images.shape[1]} x {images.shape[2]} pixels, and only parts of "
+                "squares are taken: set data.image_size when training, or evaluate.crops to 0"
+            )
         keys = episodes.numbered_keys(jax.random.key(view.number), start + jnp.arange(len(images)))
         images = np.asarray(_crop(keys, images, view.area))
     return images[:, :, ::-1] if view.flip else images
