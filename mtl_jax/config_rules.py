@@ -135,6 +135,6 @@ def check_devices(config: ConfigDict, devices: int, there: int) -> None:
     each = config.pretrain.batch_size // devices
     if config.pretrain.mixup and devices > 1 and each % 2:
         raise ConfigError(
-            f"config.pretrain.batch_size is {config.pretrain.batch_size}, {each} images a device: config.pretrain.mixup "
+            f"config.pretrain.batch_size is {config.pretrain.batch_size}, {each} images a device: pretrain.mixup "
             "mixes neighbours and needs an even number"
         )
