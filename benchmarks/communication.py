@@ -84,7 +84,8 @@ def meta_phase(name: str, config: ConfigDict, shape: Sequence[int], tasks: int) 
     step, arguments = plan.meta_step(config, _split(shape), tasks)
     state = arguments[0]
     phi = {name: tree for name, tree in state.learned.items() if name != "head"}
-    parts = {"Φ": _bytes(phi), "BN": _bytes(state.batch_stats), "head": _bytes(state.learned["head"])}
+    moves = config.meta.batch_norm == "train"  # frozen averages stay where they are
+    parts = {"Φ": _bytes(phi), "BN": _bytes(state.batch_stats) if moves else 0, "head": _bytes(state.learned["head"])}
     flops = cost.estimate(step, *arguments).flops
     return Phase(name, f"meta, tasks: {tasks}", flops, parts, _exchange(plan.meta_step, config, shape, tasks))
 

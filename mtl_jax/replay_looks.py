@@ -38,6 +38,7 @@ class Look(NamedTuple):
 
 
 def meta_training(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> Look:
+    """How a step of meta-training is looked at, task by task; `devices` is not needed, as tasks have their numbers."""
     split, group = dataset.splits["train"], settings.meta
     params, _ = phases.pretrained(settings, place)
     options = {"embed": build.embedding(settings), "inner": build.inner(settings.inner)}
@@ -64,6 +65,7 @@ def meta_training(settings: ConfigDict, place: Workdir, dataset: Dataset, device
 
 
 def pretraining(settings: ConfigDict, place: Workdir, dataset: Dataset, devices: int) -> Look:
+    """How a step of pre-training is looked at: the whole batch, spread over as many virtual devices as the run had."""
     split = dataset.splits["train"]
     parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
     options = {name: value for name, value in parts.take.keywords.items() if name != "optimizer"}

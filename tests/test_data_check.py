@@ -20,7 +20,9 @@ def root(tmp_path):
 @pytest.fixture
 def check(root, capsys):
     def run(*flags: str, name: str = "fc100", path: str = str(root)) -> tuple[int, str]:
-        common = ["--cache-dir", str(root.parent / "cache"), "--shot", "1", "--query", "5"]
+        common = ["--cache-dir", str(root.parent / "cache"), "--shot", "1"]
+        if "--query" not in flags:
+            common += ["--query", "5"]
         status = program.main(["check", name, path, *common, *flags])
         return status, capsys.readouterr().out
 
