@@ -206,7 +206,7 @@ def main(argv: Sequence[str]) -> int | None:
     )  # fmt: skip
     cli.parse(values, argv, __doc__)
     modes = [name for name in ("dry_run", "num_seeds", "replay") if values[name].value not in (None, False)]
-    if len(modes) > 1:
+    if len(modes) > 1 and "replay" in modes:  # a dry run of several seeds is that of one
         raise ConfigError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one of them out")
     if values.dry_run:
         print(dry_run(values.config))

@@ -141,7 +141,7 @@ TRAIN = {
     "--seed=3": r"--seed is no flag",
     "--num_seeds=two": r"--num_seeds is 'two', expected a whole number",
     "--num_seeds=0": r"--num_seeds=0, expected 1 or more",
-    "--dry_run --num_seeds=2": r"--dry_run and --num_seeds exclude each other",
+    "--dry_run --replay=2": r"--dry_run and --replay exclude each other",
     "--replay=last": r"--replay=last: expected a step",
     "--replay=3": r"no run there to replay",
     # Config files
