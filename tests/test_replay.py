@@ -146,7 +146,7 @@ def test_steps_on_a_poisoned_image_are_skipped_in_both_phases_and_their_tasks_ar
     for step in range(24):
         sets = sample_tasks(task_keys(key, step, np.arange(2)), table, way=2, shot=1, query=2)
         tainted.append(any((np.asarray(part) == image).any() for part in sets))
-    assert 2 < sum(tainted) < 20
+    assert 1 < sum(tainted) < 20
     steps = np.diff([0, *_counts(tmp_path / "run", "meta")])
     assert list(steps[::2]) == list(np.array(tainted, int)[::2])  # after the others there are hard tasks as well
     assert (steps[1::2] >= np.array(tainted)[1::2]).all() and steps.max() == 1
