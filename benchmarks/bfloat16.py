@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax import build, kept_weights, metrics
+from mtl_jax import build, metrics
 from mtl_jax.data import Dataset
 from mtl_jax.kept_weights import Kept
 from results import measure
-from results.records import FOLDER, measured_rows
+from results.records import measured_rows
 
 
 def in_bfloat16(kept: Kept) -> Kept:
@@ -54,11 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     titles = ("network", "tasks", "float32", "bfloat16", "bfloat16 - float32, points, paired")
     print(f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}", sep="\n")
     for name, record in measured_rows().items():
-        path = flags.data / record["data"]
-        if flags.only in name and path.exists():
-            kept = kept_weights.read(FOLDER / record["weights"])
-            dataset = build.dataset({**kept.settings["data"], "path": str(path)})
-            print(*lines(name.removesuffix("-seed0"), kept, dataset), sep="\n", flush=True)
+        if flags.only in name and (flags.data / record["data"]).exists():
+            print(*lines(name.removesuffix("-seed0"), *measure.reopen(record, flags.data)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

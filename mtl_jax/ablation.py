@@ -160,21 +160,28 @@ def _accuracies(settings: ConfigDict, model: Model, split: Any, protocol: Protoc
 def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:
     """The table as Markdown, and as records; differences are to the first row, over the tasks that both have."""
     first = next(iter(scores.values())).accuracies
-    lines = ["| row | tasks | inner steps, rate | accuracy | difference to the first row |", "| --- |" + " --- |" * 4]
     records = []
     for name, (accuracies, lr, steps) in scores.items():
         mean, ci95 = metrics.mean_interval(accuracies)
         common = min(len(first), len(accuracies))
         difference = metrics.paired_difference(accuracies[:common], first[:common])
-        cells = (ROWS[name].label, str(len(accuracies)), f"{steps}, {lr:.3g}", f"{100 * mean:.2f} ± {100 * ci95:.2f} %",
-                 f"{100 * difference.mean:+.2f} ± {100 * difference.ci95:.2f} over {common}")  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
         records.append({
             "row": name, "label": ROWS[name].label, "num_tasks": len(accuracies), "inner_steps": steps, "inner_lr": lr,
             "accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95,
             "common_tasks": common,
         })  # fmt: skip
-    return "\n".join(lines), records
+    return markdown(records), records
+
+
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of records as `table` makes them."""
+    lines = ["| row | tasks | inner steps, rate | accuracy | difference to the first row |", "| --- |" + " --- |" * 4]
+    for row in records:
+        accuracy, difference = (f"{100 * row[name]:{sign}.2f} ± {100 * row[ci95]:.2f}" for name, ci95, sign in
+                                (("accuracy", "ci95", ""), ("difference", "difference_ci95", "+")))  # fmt: skip
+        cells = row["label"], str(row["num_tasks"]), f"{row['inner_steps']}, {row['inner_lr']:.3g}"
+        lines.append("| " + " | ".join([*cells, f"{accuracy} %", f"{difference} over {row['common_tasks']}"]) + " |")
+    return "\n".join(lines)
 
 
 def _rates(words: Sequence[str]) -> dict[str, float]:

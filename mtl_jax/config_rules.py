@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mtl_jax import support_views
 from mtl_jax.errors import ConfigError
 
 _INTERVALS = (
@@ -79,12 +80,7 @@ def _image_sizes(config: ConfigDict) -> None:
 
 
 def _support_views(config: ConfigDict) -> None:
-    crops, adapt, mode = config.evaluate.crops, config.inner.adapt, config.meta.batch_norm
-    if crops and (adapt != "head" or mode == "batch"):
-        raise ConfigError(
-            f"config.evaluate.crops is {crops}, which needs features that tasks share, but config.inner.adapt is "
-            f"{adapt!r} and config.meta.batch_norm {mode!r}; set evaluate.crops to 0"
-        )
+    support_views.check_crops(config.evaluate.crops, config.inner.adapt, config.meta.batch_norm)
 
 
 def _splits(config: ConfigDict) -> None:

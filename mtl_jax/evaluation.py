@@ -10,7 +10,6 @@ import numpy as np
 
 from mtl_jax import base_learner, episodes, feature_transform, shares, support_views
 from mtl_jax.backbone_adaptation import adapted_outcome
-from mtl_jax.errors import ConfigError
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
 from mtl_jax.metrics import accuracy
 from mtl_jax.shares import Devices
@@ -130,11 +129,7 @@ def evaluate_tasks(
       ConfigError: crops where features are computed per task.
     """
     head = initial_head(model.learned["head"], protocol)
-    if protocol.crops and (protocol.inner.adapt != "head" or model.embed.batch_statistics == "batch"):
-        raise ConfigError(
-            f"config.evaluate.crops is {protocol.crops}, which needs features that tasks share: meta.batch_norm "
-            "'running' or 'train' and inner.adapt 'head'; set it to 0"
-        )
+    support_views.check_crops(protocol.crops, protocol.inner.adapt, model.embed.batch_statistics)
     kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     if model.embed.batch_statistics == "train":
         model = model._replace(embed=model.embed._replace(batch_statistics="running"))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, cost, meta, phases
+from mtl_jax import build, cost, meta, phases, pretrain_dispatch
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Episode
@@ -57,10 +57,10 @@ def make(config: Config, dataset: Dataset, devices: int) -> Plan:
 def pretrain_step(config: Config, split: Split, size: int, axis: str | None = None) -> tuple[Callable, tuple]:
     """Pre-training's step on a device's `size` images, and the shapes of its arguments: to be traced, not run."""
     parts = phases.pretrain_parts(config, split, axis)
-    view = build.augmentation(config["data"], config["pretrain"]["augment"])
+    look = pretrain_dispatch.viewer(config, split, size)
 
     def step(state, images, labels, key):
-        return parts.take(state, view(jax.random.split(key, size), images), labels, key, axis_name=axis)
+        return parts.take(state, *look(key, state.step, 0, images, labels), axis_name=axis)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     return step, (jax.eval_shape(parts.init, key), _images(split, size), _integers(size), key)

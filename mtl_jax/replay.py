@@ -82,16 +82,16 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
     place, (name, number) = Workdir(path), step
     if not place.config.exists():
         raise ConfigError(f"{path}: no run there to replay a step of; give the --workdir of one")
-    settings, dataset = prepare(settings, len(devices), place)
     _check_step(settings, name, number)
+    settings, dataset = prepare(settings, len(devices), place)
     single = settings.copy_and_resolve_references()
     single.runtime.steps_per_dispatch = 1
     before: list[tuple[Any, bool, int]] = []
 
     def watch(state, hard, batch):
-        if not hard:
-            before.clear()  # of an earlier step
-        before.append((_copy(state), hard, batch))
+        # The step itself, and then the hard tasks that follow it; those before it are not worth a copy each.
+        if before or (not hard and int(parallel.local(state.step)) == number - 1):
+            before.append((_copy(state), hard, batch))
 
     alone = _phase(single, name, dataset, devices, place, watch)
     several = settings.runtime.steps_per_dispatch > 1

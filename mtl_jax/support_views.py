@@ -28,6 +28,15 @@ def further(flips: bool, crops: int, area: float) -> tuple[View, ...]:
     return (*([View(flip=True)] if flips else []), *parts)
 
 
+def check_crops(crops: int, adapt: str, batch_statistics: str) -> None:
+    """Raises ConfigError where random parts are wanted of images whose features tasks cannot share."""
+    if crops and (adapt != "head" or batch_statistics == "batch"):
+        raise ConfigError(
+            f"config.evaluate.crops is {crops}, which needs features that tasks share, but config.inner.adapt is "
+            f"{adapt!r} and config.meta.batch_norm {batch_statistics!r}; set evaluate.crops to 0"
+        )
+
+
 def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
     """Images [B, H, W, C] in a view; `start` is the number of the first one in its split.
 

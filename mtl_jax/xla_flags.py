@@ -1,6 +1,7 @@
 """XLA options that the programs set, for speed on CPUs and for fixed sums on GPUs; the library sets none on import."""
 
 import os
+from collections.abc import MutableMapping
 from importlib import metadata
 
 # An unknown option aborts the process, so only versions on which these have been tried get them.
@@ -22,12 +23,7 @@ def configure(environment: dict[str, str] | None = None) -> bool:
       Whether the options were added.
     """
     environment = os.environ if environment is None else environment
-    flags = environment.get("XLA_FLAGS", "")
-    tested = metadata.version("jaxlib") in TESTED_JAXLIBS
-    if environment.get(SWITCH) == "0" or not tested or _FUSION in flags:
-        return False
-    environment["XLA_FLAGS"] = f"{flags} {_FUSION}={_VALUE}".strip()
-    return True
+    return environment.get(SWITCH) != "0" and _add(environment, _FUSION, _VALUE)
 
 
 def make_deterministic(environment: dict[str, str] | None = None) -> bool:
@@ -38,9 +34,12 @@ def make_deterministic(environment: dict[str, str] | None = None) -> bool:
     Returns:
       Whether the option was added.
     """
-    environment = os.environ if environment is None else environment
+    return _add(os.environ if environment is None else environment, _DETERMINISTIC, "true")
+
+
+def _add(environment: MutableMapping[str, str], option: str, value: str) -> bool:
     flags = environment.get("XLA_FLAGS", "")
-    if metadata.version("jaxlib") not in TESTED_JAXLIBS or _DETERMINISTIC in flags:
+    if metadata.version("jaxlib") not in TESTED_JAXLIBS or option in flags:
         return False
-    environment["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}=true".strip()
+    environment["XLA_FLAGS"] = f"{flags} {option}={value}".strip()
     return True

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import build, kept_weights, metrics
+from mtl_jax import kept_weights, metrics
 from mtl_jax.data import Dataset
 from results import measure
 from results.records import FOLDER, measured_rows
@@ -21,7 +21,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(flags: argparse.Namespace) -> int:
     """Prints a line a row; 1 where a row is not what its file says, or none could be tested."""
-    datasets: dict[str, Dataset] = {}
     wrong = tested = 0
     for name, record in measured_rows().items():
         if flags.only not in name:
@@ -30,10 +29,8 @@ def main(flags: argparse.Namespace) -> int:
         if not path.exists():
             print(f"{name}: skipped, no {path}")
             continue
-        kept = kept_weights.read(FOLDER / record["weights"])
-        if record["data"] not in datasets:
-            datasets[record["data"]] = build.dataset({**kept.settings["data"], "path": str(path)})
-        problems, line = compare(kept, record, datasets[record["data"]])
+        kept, dataset = measure.reopen(record, Path(flags.data))
+        problems, line = compare(kept, record, dataset)
         print(f"{name}: {line}; {'; '.join(problems) or 'as recorded'}", flush=True)
         tested, wrong = tested + 1, wrong + bool(problems)
     print(f"{tested} rows tested, {wrong} not as recorded")

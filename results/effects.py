@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build, config, config_rules, kept_weights, metrics, workdir
+from mtl_jax import build, config, config_rules, metrics, workdir
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.kept_weights import Kept
 from results import measure
-from results.records import EFFECTS, FOLDER, measured_rows
+from results.records import EFFECTS, measured_rows
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "as in the presets": {},
@@ -41,9 +41,7 @@ def main(flags: argparse.Namespace) -> int:
     if unknown := set(flags.rows) - set(known):
         raise ConfigError(f"row {min(unknown)!r} was not measured, expected one of {', '.join(known)}")
     for name in flags.rows:
-        kept = kept_weights.read(FOLDER / known[name]["weights"])
-        path = Path(flags.data) / known[name]["data"]
-        entries = measure_all(kept, build.dataset({**kept.settings["data"], "path": str(path)}))
+        entries = measure_all(*measure.reopen(known[name], Path(flags.data)))
         EFFECTS.mkdir(exist_ok=True)
         workdir.write_json_atomic(EFFECTS / f"{name}.json", {"row": name, "variants": entries})
     return 0

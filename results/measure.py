@@ -1,7 +1,9 @@
 """A row of the tables: a trained network, tested on frozen tasks."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from mtl_jax import ablation, build, config, evaluation, frozen_episodes, kept_w
 from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.kept_weights import Kept
+from results.records import FOLDER
 
 TASKS = (600, 10_000)  # the first of the same list of tasks
 VALIDATION_TASKS = 2000
@@ -41,6 +44,17 @@ def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
     chosen = choose_inner(model, dataset, build.protocol(settings)).inner
     settings.evaluate.update({"inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
     return Kept(config.to_json(settings), step, images.shape[1:], model)
+
+
+def reopen(record: Mapping[str, Any], data: Path) -> tuple[Kept, Dataset]:
+    """The kept network of a measured row, and its data set from `data`, a folder with a folder a data set."""
+    kept = kept_weights.read(FOLDER / record["weights"])
+    return kept, _dataset(json.dumps({**kept.settings["data"], "path": str(data / record["data"])}))
+
+
+@functools.lru_cache
+def _dataset(settings: str) -> Dataset:
+    return build.dataset(json.loads(settings))
 
 
 def choose_inner(model: Model, dataset: Dataset, protocol: Protocol, factors: Sequence[float] = ()) -> Protocol:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtl_jax import ablation
+
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN = FOLDER / "not_run.json"
@@ -96,12 +98,7 @@ def ablation_table() -> str:
     lines = []
     for path in sorted(ABLATION.glob("*.json")):
         run = json.loads(path.read_text())
-        lines += [f"`{run['command']}`, {run['minutes']:g} minutes:", ""]
-        lines += ["| row | tasks | accuracy | difference to the first row | inner loop |", "| --- " * 5 + "|"]
-        for row in run["rows"]:
-            difference = f"{_difference(row)} over {row['common_tasks']}"
-            inner = f"{row['inner_steps']} steps at {row['inner_lr']:.3g}"
-            lines.append(f"| {row['label']} | {row['num_tasks']} | {_cell(row)} | {difference} | {inner} |")
+        lines += [f"`{run['command']}`, {run['minutes']:g} minutes:", "", ablation.markdown(run["rows"])]
         lines.append("")
     return "\n".join(lines).rstrip("\n")
 
