@@ -48,6 +48,19 @@ def timed(function: Callable[[], Any], amount: float = 1.0) -> Measured:
     return Measured(time.perf_counter() - start, amount)
 
 
+class Shared:
+    """A measurement that several cases are made of: `shared(case)` measures anew when a case asks a second time."""
+
+    def __init__(self, measure: Callable[[], Any]) -> None:
+        self._measure, self._asked, self._found = measure, set(), None
+
+    def __call__(self, case: str) -> Any:
+        if case in self._asked or not self._asked:
+            self._asked, self._found = set(), self._measure()
+        self._asked.add(case)
+        return self._found
+
+
 class WorkerError(RuntimeError):
     """A worker died; the message has the end of its log."""
 

@@ -102,7 +102,7 @@ def run(
     Returns:
       Scores by row.
     """
-    init = config.pretrain.init or _pretrain(config, path / "pretraining")
+    init = config.pretrain.init or pretrain(config, path / "pretraining")
     dataset, scores = build.dataset(config.data), {}
     for name in names:
         settings = apply_row(config, name)
@@ -115,7 +115,8 @@ def run(
     return scores
 
 
-def _pretrain(config: ConfigDict, path: Path) -> str:
+def pretrain(config: ConfigDict, path: Path) -> str:
+    """Pre-trains a config's backbone in a workdir of its own, unless it has been, and returns that workdir."""
     config = config.copy_and_resolve_references()
     config.meta.learn, config.hard_tasks.enabled = "none", False
     print(f"pre-training in {path}", flush=True)

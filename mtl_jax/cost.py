@@ -73,9 +73,7 @@ def _flops(jaxpr: core.Jaxpr) -> float:
     for equation in jaxpr.eqns:
         name, inner = equation.primitive.name, _inner(equation)
         if name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * depth
+            total += _product_flops(equation)
         elif name == "conv_general_dilated":
             total += _convolution_flops(equation)
         elif name == "cond":
@@ -83,6 +81,16 @@ def _flops(jaxpr: core.Jaxpr) -> float:
         else:
             total += equation.params.get("length", 1) * sum(map(_flops, inner))
     return total
+
+
+def _product_flops(equation: Any) -> float:
+    """Two operations for each multiplication; a product with a single row or column is a sum, which counts nothing."""
+    (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+    left, right = (operand.aval for operand in equation.invars)
+    depth, shared = (math.prod(left.shape[axis] for axis in axes) for axes in (contracted, batch))
+    if min(left.size, right.size) <= depth * shared:
+        return 0.0
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
 
 
 def _convolution_flops(equation: Any) -> float:

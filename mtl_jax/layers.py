@@ -1,6 +1,8 @@
 """What the backbones are made of: options, convolution, normalisation, pooling."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ ACTIVATIONS = {
     "none": lambda x: x,
 }
 XAVIER_INIT = nn.initializers.xavier_uniform()
+EXACT = jax.lax.Precision.HIGHEST  # accelerators round a product's factors otherwise
 PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -69,7 +72,7 @@ class BatchNorm(nn.Module):
         if batch_statistics == "running":
             mean, var = running_mean.value, running_var.value
         else:
-            mean, var = _moments(x, self.axis_name)
+            mean, var = _moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.axis_name)
         if batch_statistics == "train" and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             count = x.size // features * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             seen = var * (count / (count - 1)) if self.unbiased and count > 1 else var
@@ -87,17 +90,58 @@ class BatchNorm(nn.Module):
         # In float32 at least: the gradients of factor and bias are sums over all pixels, too long for bfloat16.
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if batch_statistics == "running":  # one multiply-add per element, which XLA fuses into the convolution's output
-            return (wide * factor + (bias - mean * factor)).astype(x.dtype)
-        return ((wide - mean) * factor + bias).astype(x.dtype)
+            return (wide * as_map(factor, x.shape) + as_map(bias - mean * factor, x.shape)).astype(x.dtype)
+        # The same value and gradient as (x - mean) factor + bias, whose gradient by mean would be one more sum over all
+        # pixels: factor times that of bias.
+        still = jax.lax.stop_gradient(mean)
+        centred = wide - as_map(still, x.shape)
+        return (centred * as_map(factor, x.shape) + as_map(bias - (mean - still) * factor, x.shape)).astype(x.dtype)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def as_map(values: Array, shape: tuple[int, ...]) -> Array:
+    """Values by channel [C] as maps [B, H, W, C]; its gradient is a product with ones, see `_channel_sum`."""
+    return jnp.broadcast_to(values, shape)
+
+
+@as_map.defjvp
+def _as_map_jvp(shape, primals, tangents):
+    ones = jnp.ones((math.prod(shape[:-1]), 1), tangents[0].dtype)
+    return as_map(*primals, shape), jnp.matmul(ones, tangents[0][None], precision=EXACT).reshape(shape)
+
+
+def _channel_sum(x: Array) -> Array:
+    """The sum of maps [B, H, W, C] over all axes but the last: [C].
+
+    XLA's own takes four to eight times as long on a CPU: it splits a sum of more than 32, so that what is summed has to
+    be written to memory first, and it adds up lines of C numbers. So images are added up in blocks, and what is left by
+    a product with ones.
+    """
+    block = max(size for size in range(1, 33) if len(x) % size == 0)
+    blocks = x.reshape(-1, block, *x.shape[1:]).sum(1).reshape(-1, x.shape[-1])
+    return jnp.matmul(jnp.ones(len(blocks), x.dtype), blocks, precision=EXACT)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance per channel, in float32 at least and in two passes (one pass loses precision badly)."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    over_devices = (lambda m: jax.lax.pmean(m, axis_name)) if axis_name else (lambda m: m)
-    mean = over_devices(x.mean(axes))
-    return mean, over_devices(jnp.square(x - mean).mean(axes))
+    """Mean and biased variance per channel, in two passes (one pass loses precision badly); over devices, too."""
+    count = x.size // x.shape[-1]
+    mean = _over_devices(_channel_sum(x) / count, axis_name)
+    return mean, _over_devices(_channel_sum(jnp.square(x - mean)) / count, axis_name)
+
+
+@_moments.defjvp
+def _moments_jvp(axis_name, primals, tangents):
+    """The variance's derivative by the mean is 0, which saves a sum over all pixels on the way back."""
+    (x,), (tangent,) = primals, tangents
+    mean, var = _moments(x, axis_name)
+    count = x.size // x.shape[-1]
+    slopes = _channel_sum(tangent), 2 * _channel_sum((x - as_map(mean, x.shape)) * tangent)
+    return (mean, var), tuple(_over_devices(slope / count, axis_name) for slope in slopes)
+
+
+def _over_devices(value: Array, axis_name: str | None) -> Array:
+    return jax.lax.pmean(value, axis_name) if axis_name else value
 
 
 def _move(old: Array, new: Array, momentum: float) -> Array:
@@ -123,32 +167,44 @@ def norm(options: Options, x: Array, batch_statistics: str, *, name: str, pool: 
     return max_pool(x) if pool else x
 
 
-def _uniform_by_fan_in(fan_in: int) -> Callable:
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+class Conv(nn.Module):
+    """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2).
+
+    The bias is added in float32 at least: its gradient is a sum over all pixels of all images, too long for bfloat16.
+    """
+
+    features: int
+    size: int
+    stride: int
+    use_bias: bool
+    kernel_init: Callable
+    bias_init: Callable
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = self.size, self.size, x.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape)
+        images, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        numbers, around = ("NHWC", "HWIO", "NHWC"), [(self.size // 2,) * 2] * 2
+        y = jax.lax.conv_general_dilated(images, kernel, (self.stride,) * 2, around, dimension_numbers=numbers)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return (y + as_map(bias, y.shape)).astype(y.dtype)
 
 
 def conv(options: Options, x: Array, features: int, size: int, *, name: str, stride: int = 1, bias: bool) -> Array:
-    """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2)."""
+    """A convolution with the options' initialisation, type and rule on biases."""
     pytorch = options.kernel_init is PYTORCH_INIT
-    result = nn.Conv(
-        features,
-        (size, size),
-        (stride, stride),
-        padding=size // 2,
-        use_bias=bias if options.conv_bias is None else options.conv_bias,
-        dtype=options.dtype,
-        kernel_init=options.kernel_init,
-        bias_init=_uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros,
-        promote_dtype=_promote_all_but_bias,
-        name=name,
-    )(x)
-    return result.astype(options.dtype or result.dtype)
+    bias_init = _uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros
+    use_bias = bias if options.conv_bias is None else options.conv_bias
+    return Conv(features, size, stride, use_bias, options.kernel_init, bias_init, options.dtype, name=name)(x)
 
 
-def _promote_all_but_bias(images: Array, kernel: Array, bias: Array | None, *, dtype: Any) -> tuple[Any, ...]:
-    """The bias is added in float32: its gradient is a sum over all pixels of all images, too long for bfloat16."""
-    return *nn.dtypes.promote_dtype(images, kernel, dtype=dtype), bias
+def _uniform_by_fan_in(fan_in: int) -> Callable:
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def max_pool(x: Array, same: bool = False) -> Array:
