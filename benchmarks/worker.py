@@ -137,9 +137,10 @@ def main(argv: list[str]) -> None:
     side, row, folder, quick = argv
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints go to the log
-    from mtl_jax import xla_flags
+    from mtl_jax import host_memory, xla_flags
 
     xla_flags.configure()
+    host_memory.keep()  # the rival's memory, too
     module, function = side.split(":")
     prepare = getattr(importlib.import_module(f"benchmarks.{module}"), function)
     work = prepare(row, Path(folder), quick == "1")

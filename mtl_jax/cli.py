@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import compilation_cache, config_values, config_words, xla_flags
+from mtl_jax import compilation_cache, config_values, config_words, host_memory, xla_flags
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.signals import EXIT_GO_ON_LATER
 
@@ -162,6 +162,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     """
     argv = sys.argv if argv is None else argv
     xla_flags.configure()
+    host_memory.keep()
     compilation_cache.configure()
     from mtl_jax import hosts
 
