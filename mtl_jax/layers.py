@@ -100,7 +100,7 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def as_map(values: Array, shape: tuple[int, ...]) -> Array:
-    """Values by channel [C] as maps [B, H, W, C]; its gradient is a product with ones, see `_channel_sum`."""
+    """Values by channel [C] as maps [B, H, W, C]; its gradient is a product with ones, see `channel_sum`."""
     return jnp.broadcast_to(values, shape)
 
 
@@ -110,7 +110,7 @@ def _as_map_jvp(shape, primals, tangents):
     return as_map(*primals, shape), jnp.matmul(ones, tangents[0][None], precision=EXACT).reshape(shape)
 
 
-def _channel_sum(x: Array) -> Array:
+def channel_sum(x: Array) -> Array:
     """The sum of maps [B, H, W, C] over all axes but the last: [C].
 
     XLA's own takes four to eight times as long on a CPU: it splits a sum of more than 32, so that what is summed has to
@@ -126,8 +126,8 @@ def _channel_sum(x: Array) -> Array:
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
     """Mean and biased variance per channel, in two passes (one pass loses precision badly); over devices, too."""
     count = x.size // x.shape[-1]
-    mean = _over_devices(_channel_sum(x) / count, axis_name)
-    return mean, _over_devices(_channel_sum(jnp.square(x - mean)) / count, axis_name)
+    mean = _over_devices(channel_sum(x) / count, axis_name)
+    return mean, _over_devices(channel_sum(jnp.square(x - mean)) / count, axis_name)
 
 
 @_moments.defjvp
@@ -136,7 +136,7 @@ def _moments_jvp(axis_name, primals, tangents):
     (x,), (tangent,) = primals, tangents
     mean, var = _moments(x, axis_name)
     count = x.size // x.shape[-1]
-    slopes = _channel_sum(tangent), 2 * _channel_sum((x - as_map(mean, x.shape)) * tangent)
+    slopes = channel_sum(tangent), 2 * channel_sum((x - as_map(mean, x.shape)) * tangent)
     return (mean, var), tuple(_over_devices(slope / count, axis_name) for slope in slopes)
 
 

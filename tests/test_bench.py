@@ -151,3 +151,10 @@ def test_sums_are_made_within_hosts_and_then_among_them():
     np.testing.assert_allclose(communication.all_reduce_seconds(sent, 32, rates), within + among)
     phase = communication.Phase("", "", flops=1e9, parts={}, sent=sent)
     np.testing.assert_allclose(communication.efficiency(phase, 8, rates), 1e-3 / (1e-3 + within))
+
+
+def test_pieces_are_the_same_however_they_are_written(capsys):
+    from benchmarks import pieces
+
+    pieces.main(((6, 5, 3),))
+    assert capsys.readouterr().out.count("| 6 x 5 x 5 x 3 |") == 5

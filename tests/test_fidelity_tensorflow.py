@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import oracle_tensorflow as oracle  # noqa: E402
 from oracle_pytorch import Adam  # noqa: E402
 
-from mtl_jax import build, evaluation, load_reference_weights, meta  # noqa: E402
+from mtl_jax import build, evaluation, load_reference_weights, meta, pretrain  # noqa: E402
 from mtl_jax.reference_tensorflow import to_dicts  # noqa: E402
 from mtl_jax.types import ClassTable, Episode  # noqa: E402
 
@@ -209,6 +209,41 @@ def test_evaluation_doubles_the_support_set_and_keeps_every_step():
     for steps in (1, 10, 100):
         theirs = oracle.query_logits(s, oracle.resnet12, support, labels, query, steps, LR, 1)
         np.testing.assert_allclose(ours[steps], theirs.detach().numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_three_pretraining_steps_of_tensorflow(float64):
+    """A linear classifier, mean cross-entropy, batch statistics, Adam with its eps before the bias correction."""
+    config, classes = make_config(dropout=0.0), 7
+    group, found = config.pretrain, load_reference_weights(dicts())
+    classifier = pretrain.Classifier(classes, group.hidden, uniform=group.classifier_init == "uniform")
+    head = classifier.init(jax.random.key(0), jnp.zeros((1, found.head["kernel"].shape[0])))["params"]
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), {"backbone": found.params, "classifier": head})
+    optimizer = build.optimizer(group, group.lr)
+    backbone = build.backbone(config.backbone)
+    stats = pretrain.init_backbone(jax.random.key(0), backbone, (SIDE, SIDE, 3))["batch_stats"]
+    state = pretrain.PretrainState(jnp.int32(0), params, stats, optimizer.init(params))
+    options = {"backbone": backbone, "classifier": classifier, "optimizer": optimizer}
+    step = jax.jit(functools.partial(pretrain.train_step, batch_statistics=group.batch_norm, **options))
+    s, adam = oracle.tensors(dicts()), Adam()
+    for key, value in s["ss_weights"].items():  # Θ alone; batch statistics cancel the biases
+        s["ss_weights"][key] = torch.zeros_like(value) if "_bias" in key else torch.ones_like(value)
+    kernels = {key: value for key, value in s["weights"].items() if "_conv" in key}
+    output = {name: torch.tensor(np.asarray(params["classifier"]["output"][name])) for name in ("kernel", "bias")}
+    trained = {name: value.requires_grad_() for name, value in (kernels | output).items()}
+    rng = np.random.default_rng(13)
+    for _ in range(3):
+        images, labels = rng.normal(size=(8, SIDE, SIDE, 3)), rng.integers(0, classes, 8)
+        state, metrics = step(state, jnp.asarray(images), jnp.asarray(labels), jax.random.key(0))
+        logits = oracle.resnet12(s, torch.from_numpy(images)) @ output["kernel"] + output["bias"]
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+        loss.backward()
+        adam.update(trained, dict.fromkeys(trained, 1e-3))
+        np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-8)
+    ours = to_dicts(found._replace(params=jax.tree.map(np.asarray, state.params["backbone"])))["weights"]
+    ours |= state.params["classifier"]["output"]
+    for key, value in trained.items():
+        np.testing.assert_allclose(ours[key], value.detach().numpy(), rtol=1e-8, atol=1e-8, err_msg=key)
+    assert len(kernels) == 16
 
 
 NORMS = ("mean", "var", "scale", "offset")
