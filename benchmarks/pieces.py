@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import layers, xla_flags
+from mtl_jax import host_memory, layers, xla_flags
 from mtl_jax.types import Array
 
 MAPS = ((64, 32, 64), (64, 42, 128), (80, 20, 320))  # images, pixels of a side, channels
@@ -90,4 +90,5 @@ def main(maps: tuple[tuple[int, int, int], ...] = MAPS) -> int:
 
 if __name__ == "__main__":
     xla_flags.configure()
+    host_memory.keep()
     sys.exit(main())

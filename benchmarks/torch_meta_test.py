@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import torch_networks
-from benchmarks.meta_test_sizes import INNER_STEPS, LR, RIVAL_SECONDS, TASKS, WAY
+from benchmarks.meta_test_sizes import CHECKED, INNER_STEPS, LR, RIVAL_SECONDS, TASKS, WAY
 from benchmarks.torch_meta_step import FORMATS, adapt
 from benchmarks.torch_settings import Setting, fastest, use, wait
 from benchmarks.worker import Measured, Shared, Work
-
-CHECKED = 4
 
 
 def prepare(row: str, folder: Path, quick: bool) -> Work:

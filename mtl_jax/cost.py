@@ -84,7 +84,11 @@ def _flops(jaxpr: core.Jaxpr) -> float:
 
 
 def _product_flops(equation: Any) -> float:
-    """Two operations for each multiplication; a product with a single row or column is a sum, which counts nothing."""
+    """Two operations for each multiplication.
+
+    A product of a matrix and a vector counts nothing: `layers.channel_sum` adds up maps by one, and it takes as long as
+    its matrix takes to be read.
+    """
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     left, right = (operand.aval for operand in equation.invars)
     depth, shared = (math.prod(left.shape[axis] for axis in axes) for axes in (contracted, batch))

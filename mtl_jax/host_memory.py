@@ -14,13 +14,14 @@ def keep(environment: Mapping[str, str] | None = None) -> bool:
     """Has glibc's `malloc` keep what is freed, for the whole process; call it before JAX makes its first array.
 
     A step on a CPU takes arrays of many megabytes and frees them. By default each is mapped anew, and its pages are
-    filled with zeros as they are touched, in every step. The process then stays as large as it ever was.
+    filled with zeros as they are touched, in every step. The process then stays about as large as it ever was. Another
+    `malloc` than glibc's is not touched.
 
     Nothing happens without glibc, with the environment variable MTL_JAX_MALLOC=0, or where the user has set any of
     glibc's own (MALLOC_..., GLIBC_TUNABLES).
 
     Returns:
-      Whether it was set.
+      Whether glibc was asked to.
     """
     environment = os.environ if environment is None else environment
     chosen = [name for name in environment if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]

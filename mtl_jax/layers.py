@@ -18,7 +18,6 @@ ACTIVATIONS = {
     "none": lambda x: x,
 }
 XAVIER_INIT = nn.initializers.xavier_uniform()
-EXACT = jax.lax.Precision.HIGHEST  # accelerators round a product's factors otherwise
 PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -100,26 +99,40 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def as_map(values: Array, shape: tuple[int, ...]) -> Array:
-    """Values by channel [C] as maps [B, H, W, C]; its gradient is a product with ones, see `channel_sum`."""
+    """Values by channel [C] as maps [B, H, W, C]; on a CPU the gradient is made as the second half of `channel_sum`.
+
+    Not its first half: where a map is pooled, what is added up in blocks would be computed a second time.
+    """
     return jnp.broadcast_to(values, shape)
 
 
 @as_map.defjvp
-def _as_map_jvp(shape, primals, tangents):
-    ones = jnp.ones((math.prod(shape[:-1]), 1), tangents[0].dtype)
-    return as_map(*primals, shape), jnp.matmul(ones, tangents[0][None], precision=EXACT).reshape(shape)
+def _as_map_jvp(shape: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Written so that its transpose is a product with ones for each image, and a sum over images."""
+    if not _on_cpu():
+        return as_map(*primals, shape), jnp.broadcast_to(*tangents, shape)
+    ones = jnp.ones((shape[0], math.prod(shape[1:-1]), 1), tangents[0].dtype)
+    maps = ones @ jnp.broadcast_to(*tangents, (shape[0], 1, shape[-1]))
+    return as_map(*primals, shape), maps.reshape(shape)
 
 
 def channel_sum(x: Array) -> Array:
     """The sum of maps [B, H, W, C] over all axes but the last: [C].
 
-    XLA's own takes four to eight times as long on a CPU: it splits a sum of more than 32, so that what is summed has to
-    be written to memory first, and it adds up lines of C numbers. So images are added up in blocks, and what is left by
-    a product with ones.
+    On a CPU XLA splits a sum of more than 32 numbers, so that what is added up has to be written to memory first, and
+    adds lines of C numbers. There images are added up in blocks (of 1 where no number up to 32 divides B), and what is
+    left by products with ones, one a block: a single one would add up hundreds of thousands of numbers in turn, too
+    many for float32.
     """
+    if not _on_cpu():
+        return x.sum(tuple(range(x.ndim - 1)))
     block = max(size for size in range(1, 33) if len(x) % size == 0)
-    blocks = x.reshape(-1, block, *x.shape[1:]).sum(1).reshape(-1, x.shape[-1])
-    return jnp.matmul(jnp.ones(len(blocks), x.dtype), blocks, precision=EXACT)
+    blocks = x.reshape(-1, block, *x.shape[1:]).sum(1).reshape(len(x) // block, -1, x.shape[-1])
+    return (jnp.ones((len(blocks), 1, blocks.shape[1]), x.dtype) @ blocks).sum((0, 1))
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -131,7 +144,9 @@ def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
 
 
 @_moments.defjvp
-def _moments_jvp(axis_name, primals, tangents):
+def _moments_jvp(
+    axis_name: str | None, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The variance's derivative by the mean is 0, which saves a sum over all pixels on the way back."""
     (x,), (tangent,) = primals, tangents
     mean, var = _moments(x, axis_name)
@@ -170,7 +185,9 @@ def norm(options: Options, x: Array, batch_statistics: str, *, name: str, pool: 
 class Conv(nn.Module):
     """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2).
 
-    The bias is added in float32 at least: its gradient is a sum over all pixels of all images, too long for bfloat16.
+    Its parameters are those of Linen's own: `kernel` [size, size, in, features] and, with `use_bias`, `bias`, which is
+    added in float32: its gradient is a sum over all pixels of all images, too long for bfloat16. dtype: of the rest of
+    the computation; None: of images and kernel.
     """
 
     features: int
@@ -184,13 +201,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = self.size, self.size, x.shape[-1], self.features
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         images, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         numbers, around = ("NHWC", "HWIO", "NHWC"), [(self.size // 2,) * 2] * 2
         y = jax.lax.conv_general_dilated(images, kernel, (self.stride,) * 2, around, dimension_numbers=numbers)
         if not self.use_bias:
             return y
-        bias = self.param("bias", self.bias_init, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return (y + as_map(bias, y.shape)).astype(y.dtype)
 
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import __main__ as program
 from benchmarks import adaptation, communication, meta_step, run, table
 from benchmarks.rows import Case, groups
-from benchmarks.worker import Measured
+from benchmarks.worker import Measured, Shared
 from mtl_jax.cost import Exchange
 
 ROOT = Path(__file__).parent.parent
@@ -158,3 +158,9 @@ def test_pieces_are_the_same_however_they_are_written(capsys):
 
     pieces.main(((6, 5, 3),))
     assert capsys.readouterr().out.count("| 6 x 5 x 5 x 3 |") == 5
+
+
+def test_what_cases_share_is_measured_again_when_a_case_asks_again():
+    counts = iter(range(10))
+    shared = Shared(lambda: next(counts))
+    assert [shared(case) for case in ("a", "b", "b", "a", "c", "a")] == [0, 0, 1, 1, 1, 2]

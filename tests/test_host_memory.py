@@ -1,5 +1,6 @@
 """Freed memory is kept by the programs, unless the user has said how memory is to be had."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from mtl_jax import host_memory
 GLIBC = platform.libc_ver()[0] == "glibc"
 # Takes and frees 40 MB again and again, and prints how many pages the last ten rounds had the system map.
 PROGRAM = """
-import resource, sys
+import resource
 import numpy as np
 from mtl_jax import host_memory
 print(host_memory.keep())
-for _ in range(20):
-    if _ == 10:
+for number in range(20):
+    if number == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.ones(5_000_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -25,7 +26,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(**environment):
     """What the program prints: whether memory is kept, and its page faults."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_", host_memory.SWITCH))}
+    options = {"env": {**kept, **environment}, "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], **options)
     kept, count = done.stdout.split()
     return kept == "True", int(count)
 

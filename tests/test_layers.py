@@ -1,0 +1,87 @@
+"""Sums over pixels and their gradients are those of plain code, however many images there are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mtl_jax import layers
+
+SHAPES = [(1, 5, 6, 3), (37, 3, 2, 4), (64, 4, 4, 2)]  # one image, a prime number of them, two blocks
+
+
+def plain_moments(x):
+    axes = tuple(range(x.ndim - 1))
+    return x.mean(axes), x.var(axes)
+
+
+def maps(shape, seed=0):
+    return jnp.asarray(3 + np.random.default_rng(seed).normal(size=shape))
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "other"])
+def on_cpu(request, monkeypatch):
+    """Both ways of writing: what a CPU gets, and what other devices get."""
+    monkeypatch.setattr(layers, "_on_cpu", lambda: request.param)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_moments_and_their_gradients_of_first_and_second_order(float64, on_cpu, shape):
+    x, weights = maps(shape), maps((2, shape[-1]), 1)
+
+    def score(moments, x):
+        mean, var = moments(x)
+        return (weights[0] * mean**2 + weights[1] * jnp.sqrt(var)).sum()
+
+    def twice(moments, x):  # the gradient's own dependence on the maps
+        return (jax.grad(functools.partial(score, moments))(x) ** 2 * maps(shape, 2)).sum()
+
+    ours = functools.partial(layers._moments, axis_name=None)
+    for found, wanted in zip(ours(x), plain_moments(x), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    for order in (score, twice):
+        found, wanted = (jax.grad(functools.partial(order, moments))(x) for moments in (ours, plain_moments))
+        np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    tangent = maps(shape, 3)
+    found, wanted = (jax.jvp(moments, (x,), (tangent,))[1] for moments in (ours, plain_moments))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_as_maps_have_the_gradient_of_a_broadcast(float64, on_cpu, shape):
+    values, x = maps(shape[-1:]), maps((2, *shape), 1)
+
+    def score(spread, values):
+        return jax.vmap(lambda x: (jnp.sin(spread(values, x.shape)) * x).sum())(x).sum()
+
+    for orders in (jax.grad, lambda f: jax.grad(lambda v: (jax.grad(f)(v) ** 2).sum())):
+        found, wanted = (orders(functools.partial(score, s))(values) for s in (layers.as_map, jnp.broadcast_to))
+        np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("of", ["sum", "gradient"])
+def test_long_sums_in_float32_are_exact_to_2e_6(of):
+    """451,584 pixels a channel, far from 0: as many as a batch of 64 images of 84 pixels has."""
+    x = np.random.default_rng(0).normal(10, 1, size=(64, 84, 84, 3)).astype(np.float32)
+    if of == "sum":
+        found = jax.jit(layers.channel_sum)(x)
+    else:
+        found = jax.jit(jax.grad(lambda v: (layers.as_map(v, x.shape) * x).sum()))(jnp.zeros(3))
+    np.testing.assert_allclose(found, x.sum((0, 1, 2), dtype=np.float64), rtol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [(None, True), (None, False), (jnp.bfloat16, True), (jnp.bfloat16, False)])
+def test_a_convolution_is_linens(dtype, bias):
+    init = nn.initializers.xavier_uniform()
+    ours = layers.Conv(5, 3, 2, bias, init, nn.initializers.ones, dtype)
+    linens = nn.Conv(5, (3, 3), (2, 2), 1, use_bias=bias, kernel_init=init, bias_init=nn.initializers.ones)
+    x = maps((2, 7, 7, 3)).astype(jnp.float32)
+    variables = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, linens.init(jax.random.key(0), x))
+    found = ours.apply(variables, x)
+    assert found.dtype == (dtype or jnp.float32)
+    limit = 5e-2 if dtype else 1e-5
+    np.testing.assert_allclose(found.astype(float), linens.apply(variables, x), rtol=limit, atol=limit)
