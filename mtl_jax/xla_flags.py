@@ -1,6 +1,7 @@
 """XLA options that the programs set, for speed on CPUs and for fixed sums on GPUs; the library sets none on import."""
 
 import os
+import sys
 from collections.abc import MutableMapping
 from importlib import metadata
 
@@ -29,12 +30,21 @@ def configure(environment: dict[str, str] | None = None) -> bool:
 def make_deterministic(environment: dict[str, str] | None = None) -> bool:
     """Has GPU kernels add up in a fixed order (`runtime.deterministic`); call it before JAX makes its first array.
 
-    CPUs do so anyway. What the user has set in XLA_FLAGS is not overridden, and untried versions are left alone.
+    CPUs do so anyway. What the user has set in XLA_FLAGS is not overridden, and untried versions are left alone, with a
+    line on standard error that says so.
 
     Returns:
       Whether the option was added.
     """
-    return _add(os.environ if environment is None else environment, _DETERMINISTIC, "true")
+    environment = os.environ if environment is None else environment
+    added = _add(environment, _DETERMINISTIC, "true")
+    if _DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
+        print(
+            f"warning: runtime.deterministic was tried with jaxlib {', '.join(TESTED_JAXLIBS)} alone, so it does "
+            f"nothing with {metadata.version('jaxlib')}; set XLA_FLAGS={_DETERMINISTIC}=true yourself",
+            file=sys.stderr,
+        )
+    return added
 
 
 def _add(environment: MutableMapping[str, str], option: str, value: str) -> bool:

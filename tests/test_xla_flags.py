@@ -28,6 +28,14 @@ def test_an_untried_version_is_left_alone(add, monkeypatch):
     assert not environment
 
 
+def test_who_asks_for_determinism_in_vain_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: "99.0")
+    assert not xla_flags.make_deterministic({})
+    assert "does nothing with 99.0; set XLA_FLAGS=--xla_gpu_deterministic_ops=true yourself" in capsys.readouterr().err
+    xla_flags.make_deterministic({"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"})
+    assert not capsys.readouterr().err
+
+
 def test_this_jaxlib_knows_them():
     environment = dict(os.environ)
     environment.pop("XLA_FLAGS", None)
