@@ -15,7 +15,7 @@ from mtl_jax.episodes import gather
 
 SIDE, TASKS = 28, 4
 LOG_EVERY = 10
-WARM, STEPS = 10, {False: 40, True: 20}  # before and while the clock runs
+WARM, STEPS = 10, {False: 30, True: 20}  # before and while the clock runs
 
 
 def config(quick: bool, pretrained: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from mtl_jax.configs import miniimagenet
 
 from benchmarks.worker import Measured, Work, timed
@@ -51,6 +52,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     np.savez(folder / "inputs.npz", **_inputs(params, stats, learned, episodes))
     optimizer = build.meta_optimizer(settings.meta)
     options = {"embed": embed, "inner": inner}
+    optimizer = remembering(optimizer)
     step = jax.jit(functools.partial(meta.train_step, **options, optimizer=optimizer), donate_argnums=0)
     episodes = jax.device_put(episodes)
     first = meta.init_state(learned, stats, optimizer)
@@ -60,12 +62,26 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         return timed(lambda: state.append(jax.block_until_ready(step(state.pop(), params, episodes))[0]))
 
     def numbers() -> dict[str, np.ndarray]:
-        gradients = jax.jit(functools.partial(meta.gradients, **options))
-        grads, (loss, _) = gradients(learned, meta.Frozen(params, stats), episodes)
-        return {"loss": np.asarray(loss), **flatten(grads)}
+        """Of the first step, which is the warm-up as well."""
+        new, metrics = step(state.pop(), params, episodes)
+        state.append(new)
+        return {"loss": np.asarray(metrics["loss"]), **flatten(new.opt_state[1])}
 
     flops = cost.estimate(functools.partial(meta.gradients, **options), learned, meta.Frozen(params, stats), episodes)
-    return Work({"": run}, numbers, facts={"flops": flops.flops})
+    return Work({"": run}, numbers, warm=lambda: None, facts={"flops": flops.flops})
+
+
+def remembering(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same optimiser, with (its state, the last gradients) as its state."""
+
+    def init(params):
+        return optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+
+    def update(gradients, state, params=None):
+        updates, inner = optimizer.update(gradients, state[0], params)
+        return updates, (inner, gradients)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _inputs(params, stats, learned, episodes: Episode) -> dict[str, np.ndarray]:

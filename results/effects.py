@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from mtl_jax import build, config, config_rules, metrics, workdir
+from mtl_jax import build, config, workdir
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.kept_weights import Kept
@@ -53,27 +52,17 @@ def measure_all(kept: Kept, dataset: Dataset) -> list[dict[str, Any]]:
     for label, options in VARIANTS.items():
         accuracies, inner = _test(kept, dataset, options)
         first = accuracies if first is None else first
-        mean, ci95 = metrics.mean_interval(accuracies)
-        difference = metrics.paired_difference(accuracies, first)
         entries.append({
             "label": label, "options": dict(options), "inner_lr": float(f"{inner.lr:.6g}"), "inner_steps": inner.steps,
-            "num_tasks": len(accuracies), "accuracy": mean, "ci95": ci95,
-            "difference": difference.mean, "difference_ci95": difference.ci95,
+            "num_tasks": len(accuracies), **measure.compared(accuracies, first),
         })  # fmt: skip
-        print(f"{label}: {100 * mean:.2f} ± {100 * ci95:.2f} %", flush=True)
+        print(f"{label}: {100 * accuracies.mean():.2f} %", flush=True)
     return entries
 
 
 def _test(kept: Kept, dataset: Dataset, options: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
     """Accuracies on the test tasks by the inner loop that is best on validation tasks, and that inner loop."""
-    settings = _with(kept.settings, options)
+    settings = measure.changed(config.complete(kept.settings), options)
     base = build.protocol(settings)._replace(inner=build.inner(settings.inner)._replace(steps=STEPS))
     protocol = measure.choose_inner(kept.model, dataset, base, FACTORS)
     return measure.on_bank(kept.model, dataset.splits["test"], protocol)(protocol), protocol.inner
-
-
-def _with(content: Mapping[str, Any], options: Mapping[str, Any]) -> ConfigDict:
-    settings = config.complete(content)
-    for key, value in options.items():
-        config_rules.lookup(settings, key.rsplit(".", 1)[0])[key.rsplit(".", 1)[1]] = value
-    return settings

@@ -7,8 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from mtl_jax import ablation, build, config, evaluation, frozen_episodes, kept_weights, metrics, phases, workdir
+from mtl_jax import (
+    ablation,
+    build,
+    config,
+    config_rules,
+    evaluation,
+    frozen_episodes,
+    kept_weights,
+    metrics,
+    phases,
+    workdir,
+)
 from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.kept_weights import Kept
@@ -94,6 +106,22 @@ def figures(measured: Measured, first: Measured | None) -> list[dict[str, Any]]:
             entry |= {"difference": difference.mean, "difference_ci95": difference.ci95}
         found.append(entry)
     return found
+
+
+def compared(accuracies: np.ndarray, first: np.ndarray) -> dict[str, float]:
+    """Accuracy and interval of a row, and the paired difference to the first."""
+    mean, ci95 = metrics.mean_interval(accuracies)
+    difference = metrics.paired_difference(accuracies, first)
+    return {"accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95}
+
+
+def changed(settings: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with other values by dotted key."""
+    settings = settings.copy_and_resolve_references()
+    for key, value in options.items():
+        group, name = key.rsplit(".", 1)
+        config_rules.lookup(settings, group)[name] = value
+    return settings
 
 
 def facts(kept: Kept, measured: Measured) -> Mapping[str, Any]:

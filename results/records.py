@@ -11,12 +11,14 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN = FOLDER / "not_run.json"
 EFFECTS, ABLATION = FOLDER / "effects", FOLDER / "ablation"
+OPTIONS = FOLDER / "options" / "glyphs-1shot.json"
 # The tables: their page, and the name of the markers between which they stand there.
 PLACES = {
     "short": ("README.md", "results"),
     "long": ("docs/results.md", "results"),
     "effects": ("docs/results.md", "effects"),
     "ablation": ("docs/results.md", "ablation"),
+    "options": ("docs/fidelity.md", "options"),
 }
 ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
 
@@ -103,7 +105,28 @@ def ablation_table() -> str:
     return "\n".join(lines).rstrip("\n")
 
 
-TABLES = {"short": short_table, "long": long_table, "effects": effects_table, "ablation": ablation_table}
+def options_table() -> str:
+    """What single options change on glyphs: a line a variant."""
+    command = "`python -m results options --workdir=runs/options`"
+    if not OPTIONS.exists():
+        return f"Not run: {command}"
+    run, lines = json.loads(OPTIONS.read_text()), [f"{command}:", ""]
+    columns = "changed", f"{run['num_tasks']:,} tasks", "difference to the first row", "inner loop at test"
+    lines += ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for entry in run["variants"]:
+        options = ", ".join(f"`{key}={value}`" for key, value in entry["options"].items()) or "nothing"
+        cells = options, _cell(entry), _difference(entry), f"{entry['inner_steps']} steps at {entry['inner_lr']:.3g}"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "short": short_table,
+    "long": long_table,
+    "effects": effects_table,
+    "ablation": ablation_table,
+    "options": options_table,
+}
 
 
 def with_table(text: str, table: str, marker: str) -> str:
