@@ -27,7 +27,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "head_he": {"inner.head_init": "he"},
     "norm_affine": {"meta.norm_affine": True},
     "norm_train": {"meta.batch_norm": "train"},
-    "norm_batch": {"meta.batch_norm": "batch"},
     "adam_eps": {"meta.adam_eps": "before"},
     "lr": {"meta.lr": 1e-3},
     "hard_tasks": {"hard_tasks.enabled": True},
