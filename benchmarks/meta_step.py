@@ -50,9 +50,8 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     features = jax.eval_shape(lambda *a: embed(*a)[0], params, stats, episodes.query[0]).shape[-1]
     learned = build.learned(jax.random.key(1), settings, params, features)
     np.savez(folder / "inputs.npz", **_inputs(params, stats, learned, episodes))
-    optimizer = build.meta_optimizer(settings.meta)
+    optimizer = remembering(build.meta_optimizer(settings.meta))
     options = {"embed": embed, "inner": inner}
-    optimizer = remembering(optimizer)
     step = jax.jit(functools.partial(meta.train_step, **options, optimizer=optimizer), donate_argnums=0)
     episodes = jax.device_put(episodes)
     first = meta.init_state(learned, stats, optimizer)

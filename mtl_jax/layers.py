@@ -71,7 +71,7 @@ class BatchNorm(nn.Module):
         if batch_statistics == "running":
             mean, var = running_mean.value, running_var.value
         else:
-            mean, var = _moments(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.axis_name)
+            mean, var = _moments(_float32_at_least(x), self.axis_name)
         if batch_statistics == "train" and not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             count = x.size // features * (jax.lax.axis_size(self.axis_name) if self.axis_name else 1)
             seen = var * (count / (count - 1)) if self.unbiased and count > 1 else var
@@ -87,7 +87,7 @@ class BatchNorm(nn.Module):
             sign = jnp.where(factor < 0, -1, 1).astype(x.dtype)
             x, mean, factor = max_pool(x * sign), mean * sign, jnp.abs(factor)
         # In float32 at least: the gradients of factor and bias are sums over all pixels, too long for bfloat16.
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = _float32_at_least(x)
         if batch_statistics == "running":  # one multiply-add per element, which XLA fuses into the convolution's output
             return (wide * as_map(factor, x.shape) + as_map(bias - mean * factor, x.shape)).astype(x.dtype)
         # The same value and gradient as (x - mean) factor + bias, whose gradient by mean would be one more sum over all
@@ -258,4 +258,8 @@ def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 def average_map(x: Array) -> Array:
     """Average over the map, in float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
+    return _float32_at_least(x).mean((1, 2))
+
+
+def _float32_at_least(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

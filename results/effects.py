@@ -52,11 +52,12 @@ def measure_all(kept: Kept, dataset: Dataset) -> list[dict[str, Any]]:
     for label, options in VARIANTS.items():
         accuracies, inner = _test(kept, dataset, options)
         first = accuracies if first is None else first
+        entry = measure.compared(accuracies, first)
         entries.append({
             "label": label, "options": dict(options), "inner_lr": float(f"{inner.lr:.6g}"), "inner_steps": inner.steps,
-            "num_tasks": len(accuracies), **measure.compared(accuracies, first),
+            "num_tasks": len(accuracies), **entry,
         })  # fmt: skip
-        print(f"{label}: {100 * accuracies.mean():.2f} %", flush=True)
+        print(f"{label}: {100 * entry['accuracy']:.2f} ± {100 * entry['ci95']:.2f} %", flush=True)
     return entries
 
 

@@ -99,20 +99,19 @@ def figures(measured: Measured, first: Measured | None) -> list[dict[str, Any]]:
     """Accuracy, interval and hash over 600 and over 10,000 tasks, and the paired difference to the `first` row."""
     found = []
     for count, digest in zip(TASKS, measured.hashes, strict=True):
-        mean, ci95 = metrics.mean_interval(measured.accuracies[:count])
-        entry: dict[str, Any] = {"num_tasks": count, "episodes": digest, "accuracy": mean, "ci95": ci95}
-        if first is not None:
-            difference = metrics.paired_difference(measured.accuracies[:count], first.accuracies[:count])
-            entry |= {"difference": difference.mean, "difference_ci95": difference.ci95}
-        found.append(entry)
+        rows = measured.accuracies[:count], None if first is None else first.accuracies[:count]
+        found.append({"num_tasks": count, "episodes": digest, **compared(*rows)})
     return found
 
 
-def compared(accuracies: np.ndarray, first: np.ndarray) -> dict[str, float]:
-    """Accuracy and interval of a row, and the paired difference to the first."""
+def compared(accuracies: np.ndarray, first: np.ndarray | None) -> dict[str, float]:
+    """Accuracy and interval of a row, and the paired difference to the first, if there is one."""
     mean, ci95 = metrics.mean_interval(accuracies)
-    difference = metrics.paired_difference(accuracies, first)
-    return {"accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95}
+    entry = {"accuracy": mean, "ci95": ci95}
+    if first is not None:
+        difference = metrics.paired_difference(accuracies, first)
+        entry |= {"difference": difference.mean, "difference_ci95": difference.ci95}
+    return entry
 
 
 def changed(settings: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
