@@ -1,4 +1,5 @@
 """python -m benchmarks [--rows=a,d] [--quick] [--output=FILE]     measure, print the table, write FILE
+python -m benchmarks --rows=a,b,c --dtype=bfloat16 --times=8         the same on an accelerator, in its own precision
 python -m benchmarks table FILE [PAGE ...]                       print FILE's table, or put it into pages
 
 Rows: a meta-training step of the PyTorch preset, b of the TensorFlow preset, c pre-training step, d adaptation from
@@ -8,10 +9,11 @@ minutes on two cores; nothing else should run meanwhile. The rivals need PyTorch
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
-from benchmarks import run, table
+from benchmarks import accelerator, run, table
 from benchmarks.rows import groups
 
 OUTPUT = Path(__file__).parent / "results.json"
@@ -38,12 +40,16 @@ def _measure(argv: list[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help=f"default: {OUTPUT.name} beside the code; none with --quick, --rows"
     )
+    dtypes = "float32", "bfloat16"
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks in a, b and c")
+    parser.add_argument("--times", type=int, default=1, help="times as many tasks in a and b, and images in c")
     flags = parser.parse_args(argv)
+    os.environ.update({accelerator.DTYPE: flags.dtype, accelerator.TIMES: str(flags.times)})
     rows = flags.rows.split(",")
     if unknown := [row for row in rows if row not in letters]:
         parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(letters)}")
     results = run.run(rows, quick=flags.quick, say=run.say_to_stderr)
-    whole = not flags.quick and rows == list(letters)
+    whole = not flags.quick and rows == list(letters) and (flags.dtype, flags.times) == ("float32", 1)
     if output := flags.output or (OUTPUT if whole else None):
         run.write(results, output)
     print(table.markdown(results))

@@ -3,14 +3,17 @@
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, timed
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "pillow")
-SIDE = 3072  # rows and columns: large enough for the machine's full rate, far beyond its caches
+# Rows and columns: large enough for the full rate, far beyond caches; on an accelerator whose product takes no time.
+SIDE, ACCELERATORS_SIDE = 3072, 8192
 
 
 def facts() -> dict[str, Any]:
@@ -29,6 +32,9 @@ def facts() -> dict[str, Any]:
         "xla_flags": environment.get("XLA_FLAGS", ""),
         "commit": _commit(),
         "load": os.getloadavg()[0],
+        "accelerator": accelerator.name(),
+        "dtype": accelerator.dtype(),
+        "times": accelerator.times(),
     }
 
 
@@ -54,19 +60,18 @@ def _commit() -> str:
         return ""
 
 
-def _side(quick: bool) -> int:
-    return 256 if quick else SIDE
+def _side(quick: bool, on_cpu: bool) -> int:
+    return 256 if quick else SIDE if on_cpu else ACCELERATORS_SIDE
 
 
 def jax_matmul(row: str, folder: Path, quick: bool) -> Work:
-    """A square product of float32 matrices, by JAX."""
+    """A square product of matrices, by JAX."""
     import jax
 
-    n = _side(quick)
-    a = jax.random.normal(jax.random.key(0), (n, n))
+    n = _side(quick, jax.default_backend() == "cpu")
+    a = jax.random.normal(jax.random.key(0), (n, n), accelerator.dtype())
     product = jax.jit(lambda a: a @ a)
-    flops = 2.0 * n**3
-    return Work({"": lambda: _several(lambda: product(a).block_until_ready())}, facts={"flops": flops})
+    return Work({"": lambda: _several(lambda: product(a), jax.block_until_ready)}, facts={"flops": 2.0 * n**3})
 
 
 def torch_matmul(row: str, folder: Path, quick: bool) -> Work:
@@ -76,15 +81,10 @@ def torch_matmul(row: str, folder: Path, quick: bool) -> Work:
     from benchmarks.torch_settings import DEVICE, use, wait
 
     use(threads=0)
-    n = _side(quick)
-    a = torch.randn(n, n, device=DEVICE)
-
-    def product() -> None:
-        a @ a
-        wait()
-
-    return Work({"": lambda: _several(product)}, facts={"flops": 2.0 * n**3})
+    n = _side(quick, DEVICE == "cpu")
+    a = torch.randn(n, n, device=DEVICE, dtype=getattr(torch, accelerator.dtype()))
+    return Work({"": lambda: _several(lambda: a @ a, lambda _: wait())}, facts={"flops": 2.0 * n**3})
 
 
-def _several(product: Any, times: int = 8) -> Measured:
-    return timed(lambda: [product() for _ in range(times)], times)
+def _several(product: Callable[[], Any], wait_for: Callable[[Any], Any], times: int = 8) -> Measured:
+    return timed(lambda: wait_for([product() for _ in range(times)]), times)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from mtl_jax.configs import miniimagenet
 
-from benchmarks.worker import Measured, Work, timed
+from benchmarks import accelerator
+from benchmarks.worker import Measured, Work, queued
 from mtl_jax import build, cost, pretrain
 from mtl_jax.episodes import numbered_keys
 from mtl_jax.named_arrays import flatten
@@ -27,6 +28,7 @@ def config(quick: bool):
         found.pretrain.batch_size = 8
         found.data.update({"image_size": 40, "crop": 32})
         found.pretrain.augment.resized_crop = 36
+    found.pretrain.batch_size *= accelerator.times()
     return found
 
 
@@ -43,11 +45,12 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     )
     view = build.augmentation(settings.data, group.augment)
     options = {"classifier": classifier, "label_smoothing": group.label_smoothing}
+    computing = build.backbone(settings.backbone, accelerator.dtype())
 
     def step(state, images, labels, key):
         key = jax.random.fold_in(key, state.step)
         images = view(numbered_keys(key, jnp.arange(len(images))), images)
-        return pretrain.train_step(state, images, labels, key, optimizer=optimizer, backbone=module, **options)
+        return pretrain.train_step(state, images, labels, key, optimizer=optimizer, backbone=computing, **options)
 
     weights = flatten({"params": first.params["backbone"], "batch_stats": first.batch_stats})
     head = {f"classifier/{name}": np.asarray(value) for name, value in first.params["classifier"]["output"].items()}
@@ -56,7 +59,11 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     state = [jax.tree.map(lambda a: jnp.array(np.asarray(a)), first)]
 
     def run() -> Measured:
-        return timed(lambda: state.append(jax.block_until_ready(compiled(state.pop(), *placed))[0]))
+        return queued(
+            lambda: state.append(compiled(state.pop(), *placed)[0]),
+            lambda: jax.block_until_ready(state),
+            on_cpu=jax.default_backend() == "cpu",
+        )
 
     flops = cost.estimate(step, first, *placed).flops
     return Work({"": run}, lambda: _numbers(settings, first, images, labels, options), facts={"flops": flops})

@@ -43,8 +43,12 @@ def _machine(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     rate = results["matmul_flops_per_second"] / 1e9
     note = "Tiny sizes, which say nothing about speed. " if results["quick"] else ""
+    accelerator = f"{m['accelerator']}; " if m.get("accelerator") else ""
+    dtype, times = m.get("dtype", "float32"), m.get("times", 1)
+    note += "Networks and the limit in bfloat16. " if dtype == "bfloat16" else ""
+    note += f"Rows a, b and c with {times} times the tasks or images. " if times > 1 else ""
     return (
-        f"{note}{m['processor']}, {m['cores']} cores, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}; "
+        f"{note}{accelerator}{m['processor']}, {m['cores']} cores, {m['memory_bytes'] / 1e9:.0f} GB, {m['system']}; "
         f"Python {m['python']}, {versions}; commit {m['commit']}. "
         f"The limit: matrix products at {rate:.0f} GFLOP/s. The whole run took {results['total_seconds'] / 60:.1f} min."
     )

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks import torch_networks
 from benchmarks.torch_networks import State
-from benchmarks.torch_settings import Setting, fastest_work, use, wait
+from benchmarks.torch_settings import DEVICE, Setting, autocast, fastest_work, use
 from benchmarks.worker import Work
 
 FORMATS = (Setting(channels_last=False), Setting(channels_last=True))
@@ -101,12 +101,12 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     steps = 5 if quick else {"a": 100, "b": 20}[row]
     made: dict[Setting, tuple[Any, ...]] = {}
 
-    def backward(s: State, tasks: list[Task]) -> float:
-        total = 0.0
+    def backward(s: State, tasks: list[Task]) -> torch.Tensor:
+        total = torch.zeros((), device=DEVICE)
         for task in tasks:
             loss = LOSSES[row](s, task, steps) / len(tasks)
             loss.backward()
-            total += loss.item()
+            total += loss.detach()
         return total
 
     def step(setting: Setting) -> None:
@@ -115,9 +115,9 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
             made[setting] = (s, tasks, optimizer(row, learned(row, s)))
         s, tasks, chain = made[setting]
         chain.zero_grad()
-        backward(s, tasks)
+        with autocast():
+            backward(s, tasks)
         chain.step()
-        wait()
 
     def numbers() -> dict[str, np.ndarray]:
         use(0)
@@ -125,9 +125,9 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         wanted = learned(row, s)
         loss = backward(s, tasks)
         grads = {name: gradient_array(value) for name, value in wanted.items()}
-        return {"loss": np.float32(loss), **grads}
+        return {"loss": loss.cpu().numpy(), **grads}
 
-    return fastest_work(FORMATS, step, made, numbers)
+    return fastest_work(FORMATS, step, made, numbers, calls=1 if DEVICE == "cpu" else 3)
 
 
 def gradient_array(value: torch.Tensor) -> np.ndarray:

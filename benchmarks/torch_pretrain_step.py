@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from benchmarks import torch_networks
 from benchmarks.torch_meta_step import FORMATS, MEAN, STD, gradient_array
 from benchmarks.torch_networks import State
-from benchmarks.torch_settings import Setting, fastest_work, placed, use, wait
+from benchmarks.torch_settings import Setting, autocast, fastest_work, placed, use
 from benchmarks.worker import Work
 
 CHECKED = 8
@@ -71,9 +71,10 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
             made[setting] = (s, chain, raw.to(device), labels.to(device))
         s, chain, images, classes = made[setting]
         chain.zero_grad()
-        loss(s, augmented(images, size, crop, setting), classes, DROPOUT).backward()
+        with autocast():
+            value = loss(s, augmented(images, size, crop, setting), classes, DROPOUT)
+        value.backward()
         chain.step()
-        wait()
 
     def numbers() -> dict[str, np.ndarray]:
         use(0)

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.worker import Measured, Work, timed
+from benchmarks import accelerator
+from benchmarks.worker import Measured, Work, queued
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cuda.matmul.allow_tf32 = True  # as JAX has it by default; convolutions are allowed it anyway
 
 
 class Setting(NamedTuple):
@@ -38,6 +40,11 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def autocast() -> torch.autocast:
+    """PyTorch's own mixed precision, where the run is to compute in bfloat16."""
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=accelerator.dtype() == "bfloat16")
+
+
 def fastest(settings: Iterable[Setting], run: Callable[[Setting], Any], calls: int = 1) -> Setting:
     """The setting under which the last of `calls` calls of `run` is the fastest, put into force."""
     seconds = {}
@@ -45,8 +52,10 @@ def fastest(settings: Iterable[Setting], run: Callable[[Setting], Any], calls: i
         use(setting.threads)
         for _ in range(calls - 1):
             run(setting)
+        wait()
         start = time.perf_counter()
         run(setting)
+        wait()
         seconds[setting] = time.perf_counter() - start
     best = min(seconds, key=seconds.get)
     use(best.threads)
@@ -72,7 +81,7 @@ def fastest_work(
 
     def run() -> Measured:
         (setting,) = made
-        return timed(lambda: step(setting))
+        return queued(lambda: step(setting), wait, on_cpu=DEVICE == "cpu")
 
     return Work({"": run}, numbers, warm, facts)
 

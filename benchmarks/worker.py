@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import accelerator
+
 ROOT = Path(__file__).parent.parent
+QUEUED = 20
 
 
 class Measured(NamedTuple):
@@ -46,6 +49,18 @@ def timed(function: Callable[[], Any], amount: float = 1.0) -> Measured:
     start = time.perf_counter()
     function()
     return Measured(time.perf_counter() - start, amount)
+
+
+def queued(step: Callable[[], Any], wait: Callable[[], Any], on_cpu: bool) -> Measured:
+    """One repeat: a step on a CPU, QUEUED on an accelerator, which takes them from the host without waiting."""
+    count = 1 if on_cpu else QUEUED
+
+    def run() -> None:
+        for _ in range(count):
+            step()
+        wait()
+
+    return timed(run, count)
 
 
 class Shared:
@@ -78,7 +93,8 @@ class Worker:
     def __init__(self, side: str, row: str, folder: Path, quick: bool) -> None:
         self._log = folder / f"{side.replace(':', '-')}.log"
         command = [sys.executable, "-m", "benchmarks.worker", side, row, str(folder), str(int(quick))]
-        environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # both sides are on one accelerator
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment
@@ -119,7 +135,8 @@ def serve(work: Work, folder: Path, name: str, answer: Callable[[Any], None]) ->
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "numbers":
-            np.savez(folder / f"{name}-numbers.npz", **work.numbers())
+            with accelerator.exact():
+                np.savez(folder / f"{name}-numbers.npz", **work.numbers())
             answer({})
         elif request["do"] == "warm":
             start = time.perf_counter()
@@ -129,7 +146,7 @@ def serve(work: Work, folder: Path, name: str, answer: Callable[[Any], None]) ->
         elif request["do"] == "run":
             answer(work.cases[request["case"]]()._asdict())
         elif request["do"] == "facts":
-            answer({**work.facts, "peak_bytes": peak_memory()})
+            answer({**work.facts, "peak_bytes": accelerator.peak_memory() or peak_memory()})
 
 
 def main(argv: list[str]) -> None:

@@ -29,6 +29,9 @@ def main(flags: argparse.Namespace) -> int:
         if not path.exists():
             print(f"{name}: skipped, no {path}")
             continue
+        if not (FOLDER / record["weights"]).exists():
+            print(f"{name}: skipped, its network of {record['weights_bytes'] / 1e6:.0f} MB is not kept")
+            continue
         kept, dataset = measure.reopen(record, Path(flags.data))
         problems, line = compare(kept, record, dataset)
         print(f"{name}: {line}; {'; '.join(problems) or 'as recorded'}", flush=True)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mtl_jax import ablation, build, config, workdir
 from mtl_jax.errors import ConfigError
 from results import measure
@@ -24,7 +26,9 @@ REDUCED = {"omniglot": "28 x 28 pixels, 1 bit", "fc100": "no; 32 x 32 pixels as 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of the command."""
-    parser.add_argument("--run", action="append", required=True, metavar="ROW=WORKDIR", help="the first is compared to")
+    parser.add_argument(
+        "--run", action="append", required=True, metavar="ROW[+VARIANT]=WORKDIR", help="the first is compared to"
+    )
     parser.add_argument("--way", type=int, default=5)
     parser.add_argument("--shot", type=int, required=True)
     parser.add_argument("--commit", required=True, help="that the runs were trained with")
@@ -35,27 +39,33 @@ def main(flags: argparse.Namespace) -> int:
     """Tests the runs in order and writes a JSON file and a weight file for each."""
     runs, first, dataset = [word.split("=", 1) for word in flags.run], None, None
     for row, path in runs:
+        row, _, variant = row.partition("+")
         if row not in ablation.ROWS:
             raise ConfigError(f"--run={row}={path}: expected ROW=WORKDIR with a row of {', '.join(ablation.ROWS)}")
         dataset = dataset or build.dataset(config.read(workdir.Workdir(path).config).data)
         started = time.monotonic()
         kept = measure.load(row, path, dataset, way=flags.way, shot=flags.shot)
         measured = measure.test(kept, dataset)
-        _write(row, Path(path), kept, measured, first, flags, time.monotonic() - started)
+        _write(row, variant, Path(path), kept, measured, first, flags, time.monotonic() - started)
         first = measured if first is None else first
     return 0
 
 
-def _write(row: str, path: Path, kept: Any, measured: Any, first: Any, flags: argparse.Namespace, spent: float) -> None:
+def _write(
+    row: str, variant: str, path: Path, kept: Any, measured: Any, first: Any, flags: argparse.Namespace, spent: float
+) -> None:
     facts = measure.facts(kept, measured)
     network = facts["backbone"] + (f"-w{facts['width']:g}" if facts["width"] != 1 else "")
-    name = f"{facts['data']}-{network}-{flags.way}way-{flags.shot}shot-{row}-seed{facts['seed']}"
+    name = f"{facts['data']}-{network}-{flags.way}way-{flags.shot}shot-{row}"
+    name += (f"-{variant.replace(' ', '_')}" if variant else "") + f"-seed{facts['seed']}"
     weights = measure.weights_path(name)
+    digest = measure.keep(kept, FOLDER / weights)
+    label = ablation.ROWS[row].label + (f"; {variant}" if variant else "")
     record = {
-        "row": row, "label": ablation.ROWS[row].label, **facts, "figures": measure.figures(measured, first),
+        "row": row, "variant": variant, "label": label, **facts, "figures": measure.figures(measured, first),
         "commands": _commands(path), "commit": {"training": flags.commit}, "minutes_training": _minutes(path, row),
         "seconds_testing": round(spent, 1), "device": _device(), "weights": weights,
-        "weights_sha256": measure.keep(kept, FOLDER / weights),
+        "weights_sha256": digest, "weights_bytes": (FOLDER / weights).stat().st_size,
         "source": SOURCES.get(facts["data"], ""), "reduced": REDUCED.get(facts["data"], ""), "note": flags.note,
     }  # fmt: skip
     workdir.write_json_atomic(FOLDER / f"{name}.json", record)
@@ -87,4 +97,6 @@ def _minutes(path: Path, row: str) -> float:
 
 
 def _device() -> str:
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
     return f"CPU, {os.cpu_count()} cores ({platform.machine()}), shared with other work"

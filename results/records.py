@@ -31,7 +31,8 @@ def measured_rows() -> dict[str, dict[str, Any]]:
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
     row = ORDER.index(record["row"]) if record["row"] in ORDER else len(ORDER)
-    return record["data"], record["backbone"], record["width"], record["seed"], record["way"], record["shot"], row
+    network = record["data"], record["backbone"], record["width"]
+    return *network, record["seed"], record["way"], record["shot"], record.get("variant", ""), row
 
 
 def short_table() -> str:
@@ -64,7 +65,8 @@ def long_table() -> str:
         few, many = record["figures"]
         inner = f"{record['inner_steps']} steps at {record['inner_lr']:.3g}"
         cells = _network(record), record["shot"], record["label"], _cell(few), _cell(many), _difference(many), inner
-        cells += (f"{record['minutes_training']:g} min", f"[json](../results/{name}.json)")
+        device = "" if record["device"].startswith("CPU") else f", {record['device']}"
+        cells += (f"{record['minutes_training']:g} min{device}", f"[json](../results/{name}.json)")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", "Not run:", "", *_not_run()])
 

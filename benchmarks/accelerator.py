@@ -1,0 +1,64 @@
+"""What differs where an accelerator does the work: precision, sizes, and whose memory counts.
+
+Both choices reach the workers in environment variables, which `python -m benchmarks --dtype=... --times=...` sets.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+DTYPE, TIMES = "MTL_JAX_BENCH_DTYPE", "MTL_JAX_BENCH_TIMES"
+
+
+def dtype() -> str:
+    """Of the networks' computation in rows a, b and c and of the limit's matrix product: float32 or bfloat16."""
+    return os.environ.get(DTYPE, "float32")
+
+
+def times() -> int:
+    """How often rows a and b have their tasks, and row c its images."""
+    return int(os.environ.get(TIMES, "1"))
+
+
+def name() -> str:
+    """Of the first GPU, by its driver's tool; empty without one."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return lines[0].strip() if lines else ""
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Products of float32 in float32 on accelerators too, whose own float32 has the range alone of a float32."""
+    with contextlib.ExitStack() as stack:
+        if "torch" in sys.modules:
+            stack.enter_context(_exact_torch(sys.modules["torch"]))
+        if "jax" in sys.modules and sys.modules["jax"].default_backend() != "cpu":
+            stack.enter_context(sys.modules["jax"].default_matmul_precision("highest"))
+        yield
+
+
+@contextlib.contextmanager
+def _exact_torch(torch: Any) -> Iterator[None]:
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def peak_memory() -> int | None:
+    """The most memory of the accelerator that this process has taken, in bytes; None on a CPU."""
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].local_devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else None
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
