@@ -32,6 +32,10 @@ FC100 = Facts(36_000, small=True, hard_tasks=(20, 10))
 CIFAR_FS = Facts(38_400, small=True)
 TIEREDIMAGENET = Facts(448_695)
 
+# The project's own rate of pre-training by SGD. resnet12 has no batch norm on its shortcuts: at 0.05 its loss on FC100
+# is not finite after 8 to 38 steps, in float32 and in bfloat16.
+RATE, RATES = 0.05, {"resnet12": 0.01}
+
 
 def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     """The config changed as an argument such as 'pytorch,1shot' says.
@@ -56,6 +60,8 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     (PRESETS[preset[0]] if preset else default)(config, facts)
     if backbone:
         config.backbone.name = backbone[0]
+    if not preset:
+        config.pretrain.lr = RATES.get(config.backbone.name, RATE)
     return config
 
 
@@ -141,7 +147,7 @@ def default(config: ConfigDict, facts: Facts) -> None:
         config.data.update({"resize": 0, "image_size": 32, "crop": 0})
         config.pretrain.augment.update({"resized_crop": 0, "shift": 4})
     config.pretrain.update({
-        "steps": 100 * epoch, "batch_size": 128, "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4,
+        "steps": 100 * epoch, "batch_size": 128, "optimizer": "sgd", "weight_decay": 5e-4,
         "label_smoothing": 0.1, "decay": "cosine", "val_every": 5 * epoch,
     })  # fmt: skip
     config.inner.update({"steps": 20, "lr": 0.03 if config.meta.shot == 1 else 0.05})

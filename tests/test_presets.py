@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtl_jax.configs import miniimagenet
+from mtl_jax.configs import fc100, miniimagenet
 
 from mtl_jax import build, config, create_backbone, presets
 from mtl_jax.errors import ConfigError
@@ -167,3 +167,8 @@ def test_backbones_of_the_presets_have_the_references_channels():
     for argument in ("pytorch", "tensorflow", "paper"):
         options = miniimagenet.get_config(argument).backbone
         assert build.backbone(options).options.width == create_backbone(options.name).options.width == 1.0
+
+
+@pytest.mark.parametrize(("words", "rate"), [("1shot", 0.01), ("resnet25,5shot", 0.05), ("pytorch,resnet12", 0.1)])
+def test_the_default_alone_has_a_rate_by_backbone(words, rate):
+    assert fc100.get_config(words).pretrain.lr == rate
