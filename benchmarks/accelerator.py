@@ -35,7 +35,7 @@ def name() -> str:
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Products of float32 in float32 on accelerators too, whose own float32 has the range alone of a float32."""
+    """Products of float32 in float32 on accelerators, too, which by default round their operands to fewer digits."""
     with contextlib.ExitStack() as stack:
         if "torch" in sys.modules:
             stack.enter_context(_exact_torch(sys.modules["torch"]))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import adaptation, communication, meta_step, run, table
+from benchmarks import accelerator, adaptation, communication, meta_step, pretrain_step, run, table
 from benchmarks.rows import Case, groups
-from benchmarks.worker import Measured, Shared
+from benchmarks.worker import QUEUED, Measured, Shared, queued
 from mtl_jax.cost import Exchange
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +164,47 @@ def test_what_cases_share_is_measured_again_when_a_case_asks_again():
     counts = iter(range(10))
     shared = Shared(lambda: next(counts))
     assert [shared(case) for case in ("a", "b", "b", "a", "c", "a")] == [0, 0, 1, 1, 1, 2]
+
+
+def test_an_accelerators_repeat_is_many_steps_and_one_wait():
+    done = []
+    steps = queued(lambda: done.append("step"), lambda: done.append("wait"), on_cpu=False)
+    assert done == ["step"] * QUEUED + ["wait"] and steps.amount == QUEUED
+    done.clear()
+    assert queued(lambda: done.append("step"), lambda: done.append("wait"), on_cpu=True).amount == 1
+    assert done == ["step", "wait"]
+
+
+def test_sides_are_compared_in_float32_and_timed_as_they_were():
+    torch = pytest.importorskip("torch")
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    with accelerator.exact():
+        assert not any(switch.allow_tf32 for switch in switches)
+    assert [switch.allow_tf32 for switch in switches] == before
+
+
+def test_the_table_says_what_is_not_float32_at_the_rows_own_size():
+    found = results(result())
+    found["machine"] |= {"accelerator": "GPU", "dtype": "bfloat16", "times": 8}
+    assert "bfloat16. Rows a, b and c with 8 times the tasks or images. GPU; P, 2 cores" in table.markdown(found)
+
+
+def test_only_the_whole_run_at_its_own_size_is_kept(monkeypatch, tmp_path, capsys):
+    kept = []
+    monkeypatch.setattr(run, "run", lambda rows, **options: results(*(result(row=row) for row in rows)))
+    monkeypatch.setattr(run, "write", lambda found, path: kept.append(path))
+    monkeypatch.setenv(accelerator.DTYPE, "float32")
+    monkeypatch.setenv(accelerator.TIMES, "1")
+    for argv in (["--quick"], ["--rows=a"], ["--dtype=bfloat16"], ["--times=8"]):
+        assert program.main(argv) == 0
+    assert not kept
+    assert program.main(["--times=8", f"--output={tmp_path / 'x8.json'}"]) == 0
+    assert program.main([]) == 0
+    assert kept == [tmp_path / "x8.json", RESULTS]
+
+
+def test_a_batch_can_be_made_larger(monkeypatch):
+    monkeypatch.setenv(accelerator.TIMES, "3")
+    assert meta_step.config("b", True).meta.tasks_per_step == 6
+    assert pretrain_step.config(True).pretrain.batch_size == 24

@@ -1,5 +1,6 @@
 """The tables come from the JSON files; the kept networks and the packaged one are what they are said to be."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -81,6 +82,15 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[:2000])
     with pytest.raises(CheckpointError, match=r"cut.safetensors: not a safetensors file"):
         kept_weights.read(tmp_path / "cut.safetensors")
+
+
+def test_a_network_too_large_to_be_kept_is_skipped(monkeypatch, tmp_path, capsys):
+    rows = records.measured_rows()
+    name = next(name for name, row in rows.items() if row.get("weights_bytes", 0) > 5e6)
+    (tmp_path / rows[name]["data"]).mkdir()
+    monkeypatch.setattr(check, "measured_rows", lambda: {name: rows[name]})
+    assert check.main(argparse.Namespace(only="", data=tmp_path)) == 1
+    assert f"{name}: skipped, its network of 32 MB is not kept\n0 rows tested" in capsys.readouterr().out
 
 
 @pytest.mark.slow
