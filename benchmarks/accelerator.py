@@ -36,11 +36,13 @@ def name() -> str:
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """Products of float32 in float32 on accelerators, too, which by default round their operands to fewer digits."""
-    with contextlib.ExitStack() as stack:
-        if "torch" in sys.modules:
-            stack.enter_context(_exact_torch(sys.modules["torch"]))
-        if "jax" in sys.modules and sys.modules["jax"].default_backend() != "cpu":
-            stack.enter_context(sys.modules["jax"].default_matmul_precision("highest"))
+    if torch := sys.modules.get("torch"):
+        with _exact_torch(torch):
+            yield
+    elif (jax := sys.modules.get("jax")) and jax.default_backend() != "cpu":
+        with jax.default_matmul_precision("highest"):
+            yield
+    else:
         yield
 
 
@@ -50,15 +52,20 @@ def _exact_torch(torch: Any) -> Iterator[None]:
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:
         switch.allow_tf32 = False
-    yield
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def peak_memory() -> int | None:
-    """The most memory of the accelerator that this process has taken, in bytes; None on a CPU."""
-    if "jax" in sys.modules:
-        stats = sys.modules["jax"].local_devices()[0].memory_stats()
-        return stats["peak_bytes_in_use"] if stats else None
-    torch = sys.modules.get("torch")
-    return torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else None
+    """The most memory of the accelerator that this process has taken, in bytes; None on a CPU.
+
+    The rival's process has imported JAX, too, which then must not touch the device.
+    """
+    if torch := sys.modules.get("torch"):
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    jax = sys.modules.get("jax")
+    stats = jax.local_devices()[0].memory_stats() if jax else None
+    return stats["peak_bytes_in_use"] if stats else None
