@@ -29,7 +29,7 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# 20 to 30 minutes on two cores; nothing else should run meanwhile. Writes benchmarks/results.json.
+# About 20 minutes on two cores; nothing else should run meanwhile. Writes benchmarks/results.json.
 bench: $(VENV)/installed-test
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks table benchmarks/results.json docs/performance.md README.md

@@ -3,8 +3,8 @@ python -m benchmarks --rows=a,b,c --dtype=bfloat16 --times=8         the same on
 python -m benchmarks table FILE [PAGE ...]                       print FILE's table, or put it into pages
 
 Rows: a meta-training step of the PyTorch preset, b of the TensorFlow preset, c pre-training step, d adaptation from
-features, e meta-test, f the loop, g preparing images, h start-up; i, peak memory, is a column. All take 20 to 30
-minutes on two cores; nothing else should run meanwhile. The rivals need PyTorch: '.[torch]'.
+features, e meta-test, f the loop, g preparing images, h start-up; i, peak memory, is a column. All take about
+20 minutes on two cores; nothing else should run meanwhile. The rivals need PyTorch: '.[torch]'.
 """
 
 import argparse
