@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -110,12 +111,16 @@ class Worker:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"{self._log}: {self._log.read_text(errors='replace')[-2000:]}")
+            self.close()
+            status = self._process.returncode
+            ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            raise WorkerError(f"{self._log}: {ended}: {self._log.read_text(errors='replace')[-2000:]}")
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
+        """Ends the process; of one that has ended, nothing is said."""
+        with contextlib.suppress(BrokenPipeError):  # what a dead process never read
+            self._process.stdin.close()
         self._process.stdout.close()
         try:
             self._process.wait(20)

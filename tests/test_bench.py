@@ -1,6 +1,7 @@
 """The benchmark's machinery: both sides of a row compute the same; figures are formatted and compared."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from benchmarks import __main__ as program
 from benchmarks import accelerator, adaptation, communication, meta_step, pretrain_step, run, table
 from benchmarks.rows import Case, groups
-from benchmarks.worker import QUEUED, Measured, Shared, queued
+from benchmarks.worker import QUEUED, Measured, Shared, Worker, WorkerError, queued
 from mtl_jax.cost import Exchange
 
 ROOT = Path(__file__).parent.parent
@@ -202,6 +203,14 @@ def test_only_the_whole_run_at_its_own_size_is_kept(monkeypatch, tmp_path, capsy
     assert program.main(["--times=8", f"--output={tmp_path / 'x8.json'}"]) == 0
     assert program.main([]) == 0
     assert kept == [tmp_path / "x8.json", RESULTS]
+
+
+def test_a_worker_that_is_killed_says_so_and_can_be_closed(tmp_path):
+    worker = Worker("adaptation:prepare", "d", tmp_path, quick=True)
+    worker._process.send_signal(signal.SIGKILL)
+    with pytest.raises(WorkerError, match="killed by SIGKILL"):
+        worker.ask(do="facts")
+    worker.close()
 
 
 def test_a_batch_can_be_made_larger(monkeypatch):
