@@ -9,11 +9,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.backend import on_cpu
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import cross_entropy
 from mtl_jax.types import Array, Params
 
 HEAD_INITS = ("he", "xavier", "zero")
+UNROLLED = 10  # inner steps in one turn of an accelerator's loop
 
 
 def init_head(key: Array, features: int, way: int, *, init: str = "he") -> Params:
@@ -126,7 +128,7 @@ def _head_trajectory(head, features, labels, steps, lr, first_order, weights):
             gradients = jax.lax.stop_gradient(gradients)
         return jax.tree.map(lambda p, g: p - lr * g, head, gradients), head
 
-    return jax.lax.scan(step, head, length=steps)
+    return _repeat(step, head, steps)
 
 
 def adapted_logits(
@@ -187,7 +189,12 @@ def _span_loop(head, support, labels, steps, lr, weights):
     def step(a, _):
         return a - rate * (jax.nn.softmax(start + gram @ a) - targets), a
 
-    return jax.lax.scan(step, jnp.zeros_like(start), length=steps)
+    return _repeat(step, jnp.zeros_like(start), steps)
+
+
+def _repeat(step, start, steps):
+    """`jax.lax.scan` without inputs. An accelerator spends more on a loop's turn than on an inner step."""
+    return jax.lax.scan(step, start, length=steps, unroll=1 if on_cpu() else UNROLLED)
 
 
 def _row_weights(weights: Array | None, features: Array) -> Array:

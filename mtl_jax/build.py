@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from mtl_jax import augment, data, optimizers, scale_shift
 from mtl_jax.backbones import create_backbone
+from mtl_jax.backend import on_cpu
 from mtl_jax.base_learner import init_head
 from mtl_jax.evaluation import Protocol
 from mtl_jax.meta import Embed, Inner
@@ -51,7 +52,7 @@ def resolve_dtype(dtype: str) -> str:
     """What `runtime.dtype` stands for here: 'auto' is bfloat16 on accelerators, float32 on CPUs."""
     if dtype != "auto":
         return dtype
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if on_cpu() else "bfloat16"
 
 
 def prepare(config: Config) -> Callable[[Array], Array]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax.backend import on_cpu
 from mtl_jax.types import Array
 
 ACTIVATIONS = {
@@ -109,7 +110,7 @@ def as_map(values: Array, shape: tuple[int, ...]) -> Array:
 @as_map.defjvp
 def _as_map_jvp(shape: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """Written so that its transpose is a product with ones for each image, and a sum over images."""
-    if not _on_cpu():
+    if not on_cpu():
         return as_map(*primals, shape), jnp.broadcast_to(*tangents, shape)
     ones = jnp.ones((shape[0], math.prod(shape[1:-1]), 1), tangents[0].dtype)
     maps = ones @ jnp.broadcast_to(*tangents, (shape[0], 1, shape[-1]))
@@ -124,23 +125,29 @@ def channel_sum(x: Array) -> Array:
     left by products with ones, one a block: a single one would add up hundreds of thousands of numbers in turn, too
     many for float32.
     """
-    if not _on_cpu():
+    if not on_cpu():
         return x.sum(tuple(range(x.ndim - 1)))
     block = max(size for size in range(1, 33) if len(x) % size == 0)
     blocks = x.reshape(-1, block, *x.shape[1:]).sum(1).reshape(len(x) // block, -1, x.shape[-1])
     return (jnp.ones((len(blocks), 1, blocks.shape[1]), x.dtype) @ blocks).sum((0, 1))
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance per channel, in two passes (one pass loses precision badly); over devices, too."""
+    """Mean and biased variance per channel; over devices, too.
+
+    On a CPU in two passes. Elsewhere, where reading the maps is what takes the time, in one: the squares are of the
+    distance from the first pixel, since from 0 they lose precision badly where the mean is far from it.
+    """
     count = x.size // x.shape[-1]
-    mean = _over_devices(channel_sum(x) / count, axis_name)
-    return mean, _over_devices(channel_sum(jnp.square(x - mean)) / count, axis_name)
+    if on_cpu():
+        mean = _over_devices(channel_sum(x) / count, axis_name)
+        return mean, _over_devices(channel_sum(jnp.square(x - mean)) / count, axis_name)
+    start = x[(0,) * (x.ndim - 1)]
+    offset, squares = channel_sum(x - start) / count, channel_sum(jnp.square(x - start)) / count
+    mean = _over_devices(start + offset, axis_name)
+    var = jnp.maximum(squares - jnp.square(offset), 0) + jnp.square(start + offset - mean)
+    return mean, _over_devices(var, axis_name)
 
 
 @_moments.defjvp
@@ -252,7 +259,11 @@ def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
     (x,), (tangent,) = primals, tangents
     rows = x.max(4)
     top, left = rows[:, :, 0] >= rows[:, :, 1], x[..., 0, :] >= x[..., 1, :]
-    chosen = jnp.stack([top, ~top], 2)[..., None, :] & jnp.stack([left, ~left], 4)
+    if on_cpu():
+        chosen = jnp.stack([top, ~top], 2)[..., None, :] & jnp.stack([left, ~left], 4)
+    else:  # nothing to write out: each pixel's comparisons are made again where they are used
+        first = jnp.array([True, False])
+        chosen = (top[:, :, None, :, None] == first[:, None, None, None]) & (left[..., None, :] == first[:, None])
     return _largest(x), jnp.where(chosen, tangent, 0).sum((2, 4))
 
 

@@ -10,9 +10,18 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
 import jax
 import pytest
 
+from mtl_jax import base_learner, layers
+
 
 @pytest.fixture
 def float64():
     """JAX computes in float64 while this fixture lives."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "other"])
+def on_cpu(request, monkeypatch):
+    """Both ways of writing: what a CPU gets, and what other devices get."""
+    for module in (base_learner, layers):
+        monkeypatch.setattr(module, "on_cpu", lambda: request.param)

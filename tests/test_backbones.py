@@ -177,13 +177,13 @@ def test_pooling_before_the_norm_changes_nothing(mode, activation, float64):
     np.testing.assert_allclose(module.apply(variables, images, batch_statistics=mode), x.mean((1, 2)), atol=1e-10)
 
 
-def test_max_pools_gradient_divides_by_nothing():
+def test_max_pools_gradient_divides_by_nothing(on_cpu):
     """`max` over axes divides by the count of the largest: 0 where a map is computed twice with other rounding."""
     gradient = jax.make_jaxpr(jax.grad(lambda x: max_pool(x).sum()))(jnp.ones((1, 4, 4, 2)))
     assert " div " not in str(gradient)
 
 
-def test_max_pools_gradient_goes_to_the_first_of_equals_by_rows():
+def test_max_pools_gradient_goes_to_the_first_of_equals_by_rows(on_cpu):
     """As PyTorch's: of a tie one pixel, never a share of it."""
     window = jnp.array([[1.0, 2.0], [2.0, 0.0]])[None, :, :, None]
     for x, expected in (
@@ -203,7 +203,7 @@ def test_max_pool_is_xlas_own():
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_max_pools_gradient_is_xlas_own(same):
+def test_max_pools_gradient_is_xlas_own(same, on_cpu):
     x = jax.random.normal(jax.random.key(0), (2, 7, 6, 3))
 
     def xla(x):

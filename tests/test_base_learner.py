@@ -33,7 +33,7 @@ def close(a, b, tolerance=1e-9):
 @pytest.mark.parametrize("steps", [0, 1, 100])
 @pytest.mark.parametrize("first_order", [True, False])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_span_form_is_the_plain_loop(steps, first_order, weighted, float64):
+def test_span_form_is_the_plain_loop(steps, first_order, weighted, float64, on_cpu):
     """Logits and the gradients by support features, query features and initial head, to 1e-9."""
     head, support, labels, query, query_labels = task()
     weights = jnp.linspace(0.1, 0.5, len(labels)) if weighted else None
@@ -114,7 +114,7 @@ def test_adapt_head_against_numpy(float64):
 
 
 @pytest.mark.parametrize("shot", [2, 6])  # S < F: the span form; S >= F: the plain loop
-def test_trajectory_is_every_step(shot, float64):
+def test_trajectory_is_every_step(shot, float64, on_cpu):
     head, support, labels, query, _ = task(shot)
     every = adapted_logits(head, support, labels, query, steps=4, lr=0.1, trajectory=True)
     assert every.shape == (5, len(query), WAY)
