@@ -19,6 +19,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "features of length 1": {"inner.features": "l2"},
     "features centred, of length 1": {"inner.features": "centered_l2"},
     "mirror images in the support set": {"evaluate.flips": True},
+    "mirror images, features of length 1": {"evaluate.flips": True, "inner.features": "l2"},
     "5 crops in the support set": {"evaluate.crops": 5},
     "mirror images, 5 crops, centred, of length 1": {
         "evaluate.flips": True, "evaluate.crops": 5, "inner.features": "centered_l2",
