@@ -85,14 +85,15 @@ def _not_run() -> list[str]:
 
 def effects_table() -> str:
     """The page's: what options of evaluation change, a line a network and variant."""
-    columns = "data, network", "shot", "evaluation", "10,000 tasks", "difference to the first row", "inner loop"
+    columns = "data, network", "row", "shot", "evaluation", "10,000 tasks", "difference to the first row", "inner loop"
     lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
     for name, record in measured_rows().items():
         path = EFFECTS / f"{name}.json"
         for entry in json.loads(path.read_text())["variants"] if path.exists() else ():
             options = ", ".join(f"`{key}={value}`" for key, value in entry["options"].items())
             inner = f"{entry['inner_steps']} steps at {entry['inner_lr']:.3g}"
-            cells = _network(record), record["shot"], f"{entry['label']} {options}".strip(), _cell(entry)
+            cells = _network(record), record["label"], record["shot"], f"{entry['label']} {options}".strip()
+            cells += (_cell(entry),)
             lines.append("| " + " | ".join(map(str, (*cells, _difference(entry), inner))) + " |")
     return "\n".join(lines)
 
