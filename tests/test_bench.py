@@ -3,12 +3,13 @@
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import accelerator, adaptation, communication, meta_step, pretrain_step, run, table
+from benchmarks import accelerator, adaptation, communication, meta_step, pretrain_step, profile, run, table
 from benchmarks.rows import Case, groups
 from benchmarks.worker import QUEUED, Measured, Shared, Worker, WorkerError, queued
 from mtl_jax.cost import Exchange
@@ -217,3 +218,31 @@ def test_a_batch_can_be_made_larger(monkeypatch):
     monkeypatch.setenv(accelerator.TIMES, "3")
     assert meta_step.config("b", True).meta.tasks_per_step == 6
     assert pretrain_step.config(True).pretrain.batch_size == 24
+
+
+def test_a_profile_adds_up_kernels_by_kind():
+    def event(name, operation, microseconds):
+        return SimpleNamespace(name=name, stats=[("hlo_op", operation)], duration_ns=1e3 * microseconds)
+
+    stream = SimpleNamespace(name="Stream #1", events=[
+        event("sm90_dgrad", "cudnn-conv-bw-input.3", 20), event("sm90_fprop", "cudnn-conv.1", 40),
+        event("sm90_fprop", "cudnn-conv.1", 40), event("loop_add_fusion", "command_buffer_2", 6),
+    ])  # fmt: skip
+    host = SimpleNamespace(name="/host:CPU", lines=[SimpleNamespace(name="Stream", events=[event("x", "y", 1)])])
+    gpu = SimpleNamespace(
+        name="/device:GPU:0", lines=[stream, SimpleNamespace(name="Steps", events=[event("0", "", 99)])]
+    )
+    kinds, names = profile.report(profile.kernels([host, gpu]), steps=2).split("\n\n")
+    assert kinds.splitlines()[2:] == [
+        "| convolutions | 1 | 0.040 |",
+        "| convolutions, gradient by the images | 0.5 | 0.010 |",
+        "| passes over maps and the rest | 0.5 | 0.003 |",
+    ]
+    assert names.splitlines()[2] == "| cudnn-conv.1 sm90_fprop | 1 | 0.040 |"
+
+
+def test_a_profile_without_a_gpu_says_so(capsys):
+    assert profile.main(["--row=d", "--quick"]) == 1
+    out, err = capsys.readouterr()
+    assert "ms a step" in out
+    assert "needs a GPU" in err
