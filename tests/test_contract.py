@@ -42,8 +42,8 @@ CONTRACT = {
 }  # fmt: skip
 CLASSES = ("ClassTable", "Episode", "FewShotClassifier")
 CORE = (
-    "types", "backbones", "layers", "scale_shift", "base_learner", "meta", "pretrain", "hard_tasks", "episodes",
-    "feature_transform", "augment", "metrics", "optimizers",
+    "types", "backend", "backbones", "layers", "scale_shift", "base_learner", "meta", "pretrain", "hard_tasks",
+    "episodes", "feature_transform", "augment", "metrics", "optimizers",
 )  # fmt: skip
 CORE_MAY_IMPORT = {"jax", "flax", "optax", "numpy", "collections", "dataclasses", "functools", "math", "typing"}
 
