@@ -9,7 +9,6 @@ features, e meta-test, f the loop, g preparing images, h start-up; i, peak memor
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -40,11 +39,9 @@ def _measure(argv: list[str]) -> int:
     parser.add_argument(
         "--output", type=Path, help=f"default: {OUTPUT.name} beside the code; none with --quick, --rows"
     )
-    dtypes = "float32", "bfloat16"
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks in a, b and c")
-    parser.add_argument("--times", type=int, default=1, help="times as many tasks in a and b, and images in c")
+    accelerator.add_flags(parser)
     flags = parser.parse_args(argv)
-    os.environ.update({accelerator.DTYPE: flags.dtype, accelerator.TIMES: str(flags.times)})
+    accelerator.choose(flags)
     rows = flags.rows.split(",")
     if unknown := [row for row in rows if row not in letters]:
         parser.error(f"unknown rows {', '.join(unknown)}; there are {', '.join(letters)}")

@@ -3,6 +3,7 @@
 Both choices reach the workers in environment variables, which `python -m benchmarks --dtype=... --times=...` sets.
 """
 
+import argparse
 import contextlib
 import os
 import subprocess
@@ -11,6 +12,18 @@ from collections.abc import Iterator
 from typing import Any
 
 DTYPE, TIMES = "MTL_JAX_BENCH_DTYPE", "MTL_JAX_BENCH_TIMES"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of both choices; `choose` makes them."""
+    dtypes = "float32", "bfloat16"
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks in a, b and c")
+    parser.add_argument("--times", type=int, default=1, help="times as many tasks in a and b, and images in c")
+
+
+def choose(flags: argparse.Namespace) -> None:
+    """Has this process and the workers that it starts compute as the flags say."""
+    os.environ.update({DTYPE: flags.dtype, TIMES: str(flags.times)})
 
 
 def dtype() -> str:

@@ -68,7 +68,9 @@ def jax_matmul(row: str, folder: Path, quick: bool) -> Work:
     """A square product of matrices, by JAX."""
     import jax
 
-    n = _side(quick, jax.default_backend() == "cpu")
+    from mtl_jax.backend import on_cpu
+
+    n = _side(quick, on_cpu())
     a = jax.random.normal(jax.random.key(0), (n, n), accelerator.dtype())
     product = jax.jit(lambda a: a @ a)
     return Work({"": lambda: _several(lambda: product(a), jax.block_until_ready)}, facts={"flops": 2.0 * n**3})

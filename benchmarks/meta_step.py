@@ -11,7 +11,7 @@ from mtl_jax.configs import miniimagenet
 
 from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, queued
-from mtl_jax import build, cost, meta, pretrain
+from mtl_jax import backend, build, cost, meta, pretrain
 from mtl_jax.named_arrays import flatten
 from mtl_jax.types import Episode
 
@@ -66,7 +66,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     episodes = jax.device_put(episodes)
     first = meta.init_state(learned, stats, optimizer)
     state = [jax.tree.map(lambda a: jnp.array(a, copy=True), first)]  # a step consumes its state
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = backend.on_cpu()
 
     def run() -> Measured:
         return queued(

@@ -5,8 +5,6 @@ Where a step of row a, b or c, or a call of row d, spends its time on a GPU: ker
 
 import argparse
 import collections
-import importlib
-import os
 import statistics
 import sys
 import tempfile
@@ -14,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import accelerator
+import jax
+
+from benchmarks import accelerator, worker
 from benchmarks.rows import groups
 
 ROWS = ("a", "b", "c", "d")
@@ -77,22 +77,19 @@ def main(argv: list[str]) -> int:
     """Times a row, then traces one repeat of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--row", required=True, choices=ROWS)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--times", type=int, default=1, help="times as many tasks in a and b, and images in c")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    accelerator.add_flags(parser)
     flags = parser.parse_args(argv)
-    os.environ.update({accelerator.DTYPE: flags.dtype, accelerator.TIMES: str(flags.times)})
-    import jax
-
-    module, function = groups(flags.quick)[flags.row].ours.split(":")
+    accelerator.choose(flags)
     with tempfile.TemporaryDirectory() as folder:
-        prepare = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-        work = prepare(flags.row, Path(folder), flags.quick)
+        work = worker.prepare(groups(flags.quick)[flags.row].ours, flags.row, Path(folder), flags.quick)
         run = work.cases[""]
         run()  # compiles
         seconds = statistics.median(m.seconds / m.amount for m in (run() for _ in range(REPEATS)))
         rate = work.facts["flops"] / seconds / 1e12
-        print(f"{1e3 * seconds:.3g} ms a step, {rate:.3g} TFLOP/s, {jax.devices()[0].device_kind}\n")
+        memory = (accelerator.peak_memory() or worker.peak_memory()) / 1e9
+        device = jax.devices()[0].device_kind
+        print(f"{1e3 * seconds:.3g} ms a step, {rate:.3g} TFLOP/s, {memory:.3g} GB, {device}\n")
         with jax.profiler.trace(folder):
             steps = run().amount
         (trace,) = Path(folder).rglob("*.xplane.pb")

@@ -129,6 +129,12 @@ class Worker:
             self._process.wait()
 
 
+def prepare(side: str, row: str, folder: Path, quick: bool) -> Work:
+    """The work of a row's side, 'module:function' of this package."""
+    module, function = side.split(":")
+    return getattr(importlib.import_module(f"benchmarks.{module}"), function)(row, folder, quick)
+
+
 def peak_memory() -> int:
     """The most resident memory of this process, or of the largest that it has waited for, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
@@ -163,9 +169,7 @@ def main(argv: list[str]) -> None:
 
     xla_flags.configure()
     host_memory.keep()  # the rival's memory, too
-    module, function = side.split(":")
-    prepare = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-    work = prepare(row, Path(folder), quick == "1")
+    work = prepare(side, row, Path(folder), quick == "1")
 
     def answer(value: Any) -> None:
         print(json.dumps(value), file=answers, flush=True)

@@ -144,10 +144,12 @@ def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
         mean = _over_devices(channel_sum(x) / count, axis_name)
         return mean, _over_devices(channel_sum(jnp.square(x - mean)) / count, axis_name)
     start = x[(0,) * (x.ndim - 1)]
-    offset, squares = channel_sum(x - start) / count, channel_sum(jnp.square(x - start)) / count
-    mean = _over_devices(start + offset, axis_name)
-    var = jnp.maximum(squares - jnp.square(offset), 0) + jnp.square(start + offset - mean)
-    return mean, _over_devices(var, axis_name)
+    distance = x - start
+    offset = channel_sum(distance) / count
+    own = start + offset  # this device's mean
+    var = jnp.maximum(channel_sum(jnp.square(distance)) / count - jnp.square(offset), 0)
+    mean = _over_devices(own, axis_name)
+    return mean, _over_devices(var + jnp.square(own - mean), axis_name)
 
 
 @_moments.defjvp

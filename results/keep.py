@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import ablation, build, config, workdir
+from mtl_jax import ablation, backend, build, config, workdir
 from mtl_jax.errors import ConfigError
 from results import measure
 
@@ -97,6 +97,6 @@ def _minutes(path: Path, row: str) -> float:
 
 
 def _device() -> str:
-    if jax.default_backend() != "cpu":
+    if not backend.on_cpu():
         return jax.devices()[0].device_kind
     return f"CPU, {os.cpu_count()} cores ({platform.machine()}), shared with other work"

@@ -93,8 +93,7 @@ def effects_table() -> str:
             options = ", ".join(f"`{key}={value}`" for key, value in entry["options"].items())
             inner = f"{entry['inner_steps']} steps at {entry['inner_lr']:.3g}"
             cells = _network(record), record["label"], record["shot"], f"{entry['label']} {options}".strip()
-            cells += (_cell(entry),)
-            lines.append("| " + " | ".join(map(str, (*cells, _difference(entry), inner))) + " |")
+            lines.append("| " + " | ".join(map(str, (*cells, _cell(entry), _difference(entry), inner))) + " |")
     return "\n".join(lines)
 
 
