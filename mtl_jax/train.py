@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from mtl_jax import (
+    backend,
     build,
     checkpoint,
     cli,
@@ -32,9 +33,12 @@ from mtl_jax import (
     training_data,
     workdir,
     writers,
+    xla_flags,
 )
 from mtl_jax.data import Dataset, pictures
 from mtl_jax.errors import ConfigError
+
+_logger = logging.getLogger(__name__)
 
 
 def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
@@ -54,6 +58,8 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
         settings, dataset = prepare(settings, len(devices), place)
         _check_processes(settings, dataset)
+        if backend.on_cpu() and (slow := xla_flags.slow_on_cpu()):
+            _logger.warning(slow)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip

@@ -1,12 +1,14 @@
 """XLA options that the programs set, for speed on CPUs and for fixed sums on GPUs; the library sets none on import."""
 
+import itertools
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from importlib import metadata
 
-# An unknown option aborts the process, so only versions on which these have been tried get them.
-TESTED_JAXLIBS = ("0.10.2",)
+# An unknown option aborts the process, so only versions on which these have been tried get them: see
+# docs/performance.md, "XLA's options". Up to 0.9.0 XLA's own gradients are as fast.
+TESTED_JAXLIBS = "0.9.1", "0.9.2", "0.10.0", "0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"
 SWITCH = "MTL_JAX_XLA_FLAGS"
 
 # XLA's own gradient of a convolution by its kernel runs at a fraction of the machine's rate; this library's does not.
@@ -25,6 +27,27 @@ def configure(environment: dict[str, str] | None = None) -> bool:
     """
     environment = os.environ if environment is None else environment
     return environment.get(SWITCH) != "0" and _add(environment, _FUSION, _VALUE)
+
+
+def slow_on_cpu(environment: Mapping[str, str] | None = None) -> str:
+    """What to tell who trains on a CPU with an untried jaxlib; empty where there is nothing to tell."""
+    environment = os.environ if environment is None else environment
+    version = metadata.version("jaxlib")
+    if version in TESTED_JAXLIBS or _FUSION in environment.get("XLA_FLAGS", "") or environment.get(SWITCH) == "0":
+        return ""
+    if _numbers(version) < _numbers(TESTED_JAXLIBS[0]):
+        return ""
+    return (
+        f"jaxlib {version} is not among the versions on which XLA's option for CPUs was tried ({TESTED_JAXLIBS[0]} to "
+        f"{TESTED_JAXLIBS[-1]}), so it is not set, and ResNets may train at half the speed; to set it yourself: "
+        f"XLA_FLAGS={_FUSION}={_VALUE}"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: 0.10.2.dev3 -> (0, 10, 2)."""
+    leading = itertools.takewhile(str.isdigit, version.split("."))
+    return tuple(map(int, leading))
 
 
 def make_deterministic(environment: dict[str, str] | None = None) -> bool:

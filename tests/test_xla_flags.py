@@ -36,6 +36,21 @@ def test_who_asks_for_determinism_in_vain_is_told(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
+def test_who_trains_on_a_cpu_with_an_untried_version_is_told(monkeypatch):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: "99.0")
+    told = xla_flags.slow_on_cpu({})
+    assert "jaxlib 99.0 is not among the versions" in told
+    option = told.partition("XLA_FLAGS=")[2]
+    assert not xla_flags.slow_on_cpu({"XLA_FLAGS": option})
+    assert not xla_flags.slow_on_cpu({xla_flags.SWITCH: "0"})
+
+
+@pytest.mark.parametrize("version", ["0.7.2", "0.9.0.1", xla_flags.TESTED_JAXLIBS[0], xla_flags.TESTED_JAXLIBS[-1]])
+def test_other_versions_have_nothing_to_tell(version, monkeypatch):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: version)
+    assert not xla_flags.slow_on_cpu({})
+
+
 def test_this_jaxlib_knows_them():
     environment = dict(os.environ)
     environment.pop("XLA_FLAGS", None)
