@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, average_map, conv, max_pool, norm
+from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, activate, average_map, conv, max_pool, norm
 from mtl_jax.types import Array
 
 NAMES = ("conv4", "resnet12", "resnet18", "resnet25")
@@ -49,9 +49,9 @@ class _Conv4Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, mode: str) -> Array:
         o = self.options
-        x = conv(o, x, self.features, 3, name="conv", bias=True)
-        x = norm(o, x, mode, name="norm", pool=True)  # all activations are monotone
-        return nn.Dropout(o.dropout, deterministic=not train)(ACTIVATIONS[o.activation](x))
+        x = conv(o, x, self.features, 3, name="conv", bias=True, normed_by=mode)
+        x = norm(o, x, mode, name="norm", pool=True, active=True)  # all activations are monotone
+        return nn.Dropout(o.dropout, deterministic=not train)(x)
 
 
 class ResNet12(nn.Module):
@@ -79,8 +79,8 @@ class _ResNet12Block(nn.Module):
         o = self.options
         shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
         for i in (1, 2, 3):
-            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True)
-            x = ACTIVATIONS[o.activation](norm(o, x, mode, name=f"norm{i}"))
+            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True, normed_by=mode)
+            x = norm(o, x, mode, name=f"norm{i}", active=True)
         return nn.Dropout(o.dropout, deterministic=not train)(max_pool(x + shortcut))
 
 
@@ -121,8 +121,8 @@ class _Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: str) -> Array:
-        x = conv(self.options, x, self.features, self.size, name="conv", bias=True)
-        return ACTIVATIONS[self.options.activation](norm(self.options, x, mode, name="norm"))
+        x = conv(self.options, x, self.features, self.size, name="conv", bias=True, normed_by=mode)
+        return norm(self.options, x, mode, name="norm", active=True)
 
 
 class _ResNet18Stage(nn.Module):
@@ -147,8 +147,8 @@ class _ResNet18Block(nn.Module):
         o = self.options
         shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
         for i in (1, 2):
-            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True)
-            x = ACTIVATIONS[o.activation](norm(o, x, mode, name=f"norm{i}"))
+            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True, normed_by=mode)
+            x = norm(o, x, mode, name=f"norm{i}", active=True)
         return nn.Dropout(o.dropout, deterministic=not train)(x + shortcut)
 
 
@@ -188,14 +188,15 @@ class _BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: str) -> Array:
-        o, act = self.options, ACTIVATIONS[self.options.activation]
-        y = conv(o, x, self.features, 3, name="conv1", stride=self.stride, bias=False)
-        y = act(norm(o, y, mode, name="norm1"))
-        y = norm(o, conv(o, y, self.features, 3, name="conv2", bias=False), mode, name="norm2")
+        o = self.options
+        y = conv(o, x, self.features, 3, name="conv1", stride=self.stride, bias=False, normed_by=mode)
+        y = norm(o, y, mode, name="norm1", active=True)
+        y = conv(o, y, self.features, 3, name="conv2", bias=False, normed_by=mode)
+        y = norm(o, y, mode, name="norm2")
         if self.stride > 1:
-            x = conv(o, x, self.features, 1, name="shortcut", stride=self.stride, bias=False)
+            x = conv(o, x, self.features, 1, name="shortcut", stride=self.stride, bias=False, normed_by=mode)
             x = norm(o, x, mode, name="shortcut_norm")
-        return act(x + y)
+        return activate(o.activation, x + y)
 
 
 _TENSORFLOW = {"activation": "leaky_relu", "dropout": 0.1}

@@ -18,6 +18,12 @@ ACTIVATIONS = {
     "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.1),
     "none": lambda x: x,
 }
+# A tangent times their derivative; y is their result or what they are taken of, whose signs are the same.
+SLOPES = {
+    "relu": lambda y, tangent: jnp.where(y > 0, tangent, 0),
+    "leaky_relu": lambda y, tangent: jnp.where(y >= 0, tangent, 0.1 * tangent),
+    "none": lambda y, tangent: tangent,
+}
 XAVIER_INIT = nn.initializers.xavier_uniform()
 PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -53,7 +59,7 @@ class BatchNorm(nn.Module):
     statistics of the batch at hand, and moves the averages: new = momentum * old + (1 - momentum) * batch. It always
     normalises with the biased variance. With `unbiased` it averages the unbiased one, n / (n - 1) times as large
     (PyTorch's rule), which Linen's own BatchNorm cannot. With `axis_name` the batch is spread over that mapped axis;
-    with `pool` the result is max-pooled 2 x 2.
+    with `pool` the result is max-pooled 2 x 2; last comes the activation.
     """
 
     epsilon: float = 1e-5
@@ -63,6 +69,7 @@ class BatchNorm(nn.Module):
     unbiased: bool = False
     axis_name: str | None = None
     pool: bool = False
+    activation: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, batch_statistics: str) -> Array:
@@ -90,12 +97,47 @@ class BatchNorm(nn.Module):
         # In float32 at least: the gradients of factor and bias are sums over all pixels, too long for bfloat16.
         wide = _float32_at_least(x)
         if batch_statistics == "running":  # one multiply-add per element, which XLA fuses into the convolution's output
-            return (wide * as_map(factor, x.shape) + as_map(bias - mean * factor, x.shape)).astype(x.dtype)
+            y = wide * as_map(factor, x.shape) + as_map(bias - mean * factor, x.shape)
+            return ACTIVATIONS[self.activation](y.astype(x.dtype))
         # The same value and gradient as (x - mean) factor + bias, whose gradient by mean would be one more sum over all
         # pixels: factor times that of bias.
         still = jax.lax.stop_gradient(mean)
-        centred = wide - as_map(still, x.shape)
-        return (centred * as_map(factor, x.shape) + as_map(bias - (mean - still) * factor, x.shape)).astype(x.dtype)
+        offset = bias - (mean - still) * factor
+        form = _activated_affine if on_cpu() else _activated_affine_twice
+        return form(wide, still, factor, offset, self.activation, x.dtype)
+
+
+def _activated_affine(x: Array, mean: Array, factor: Array, offset: Array, activation: str, dtype: Any) -> Array:
+    """The activation of (x - mean) factor + offset, which is rounded to dtype: [B, H, W, C], and [C] of the others."""
+    y = (x - as_map(mean, x.shape)) * as_map(factor, x.shape) + as_map(offset, x.shape)
+    return ACTIVATIONS[activation](y.astype(dtype))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _activated_affine_twice(x: Array, mean: Array, factor: Array, offset: Array, activation: str, dtype: Any) -> Array:
+    """`_activated_affine` for accelerators, where reading and writing maps is what takes the time; mean is constant.
+
+    The gradient's map behind the activation is used by the sums over pixels that are the gradients of factor and
+    offset, and by the gradient by x. XLA would write it out: three passes over maps more than when each makes it from
+    x, which both read anyway.
+    """
+    return _activated_affine(x, mean, factor, offset, activation, dtype)
+
+
+@_activated_affine_twice.defjvp
+def _activated_affine_twice_jvp(
+    activation: str, dtype: Any, primals: tuple[Array, ...], tangents: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """With a slope for each of both uses, of forms that XLA takes for different, but equal to the last bit."""
+    x, mean, factor, offset = (as_map(p, primals[0].shape) if p.ndim == 1 else p for p in primals)
+    by_x, _, *by_channel = tangents
+    # Of several tasks (vmap) the sums over pixels are needed by task, for the variance's gradient. Without a barrier
+    # XLA adds those over all tasks up from the maps again.
+    by_factor, by_offset = (as_map(jax.lax.optimization_barrier(t), x.shape) for t in by_channel)
+    slope = SLOPES[activation]
+    small = slope(((mean - x) * -factor + offset).astype(dtype), (x - mean) * by_factor + by_offset)
+    large = slope((offset - (mean - x) * factor).astype(dtype), by_x * factor)
+    return _activated_affine_twice(*primals, activation, dtype), (small + large).astype(dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -172,11 +214,31 @@ def _move(old: Array, new: Array, momentum: float) -> Array:
     return momentum * old + (1 - momentum) * jax.lax.stop_gradient(new)
 
 
-def norm(options: Options, x: Array, batch_statistics: str, *, name: str, pool: bool = False) -> Array:
-    """The normalisation that the options name; with `pool`, followed by a 2 x 2 max-pool."""
+def activate(activation: str, x: Array) -> Array:
+    """The activation by its name; for what is kept for the backward pass anyway, such as a block's output."""
+    return ACTIVATIONS[activation](x) if on_cpu() else _activate_once(x, activation)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _activate_once(x: Array, activation: str) -> Array:
+    """Its gradient reads the result; for x, XLA would read again all that x is made of."""
+    return ACTIVATIONS[activation](x)
+
+
+@_activate_once.defjvp
+def _activate_once_jvp(activation: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = _activate_once(*primals, activation)
+    return y, SLOPES[activation](jax.lax.optimization_barrier(y), *tangents)
+
+
+def norm(
+    options: Options, x: Array, batch_statistics: str, *, name: str, pool: bool = False, active: bool = False
+) -> Array:
+    """The normalisation that the options name; with `pool`, then a 2 x 2 max-pool; with `active`, their activation."""
     o = options
+    activation = o.activation if active else "none"
     if o.norm == "batch":
-        flags = o.norm_scale, o.norm_bias, o.norm_unbiased, o.axis_name, pool
+        flags = o.norm_scale, o.norm_bias, o.norm_unbiased, o.axis_name, pool, activation
         return BatchNorm(o.norm_epsilon, o.norm_momentum, *flags, name=name)(x, batch_statistics)
     if o.norm == "layer":  # over H, W, C of an image, untrained scale 1 and offset 0, as in the TensorFlow code
         x = nn.LayerNorm(
@@ -188,7 +250,7 @@ def norm(options: Options, x: Array, batch_statistics: str, *, name: str, pool: 
             use_fast_variance=False,
             name=name,
         )(x)
-    return max_pool(x) if pool else x
+    return ACTIVATIONS[activation](max_pool(x) if pool else x)
 
 
 class Conv(nn.Module):
@@ -196,7 +258,7 @@ class Conv(nn.Module):
 
     Its parameters are those of Linen's own: `kernel` [size, size, in, features] and, with `use_bias`, `bias`, which is
     added in float32: its gradient is a sum over all pixels of all images, too long for bfloat16. dtype: of the rest of
-    the computation; None: of images and kernel.
+    the computation; None: of images and kernel. With `still_bias` that gradient is 0 and costs nothing.
     """
 
     features: int
@@ -206,6 +268,7 @@ class Conv(nn.Module):
     kernel_init: Callable
     bias_init: Callable
     dtype: Any = None
+    still_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -217,15 +280,36 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        if self.still_bias:
+            bias = jax.lax.stop_gradient(bias)
         return (y + as_map(bias, y.shape)).astype(y.dtype)
 
 
-def conv(options: Options, x: Array, features: int, size: int, *, name: str, stride: int = 1, bias: bool) -> Array:
-    """A convolution with the options' initialisation, type and rule on biases."""
+def conv(
+    options: Options,
+    x: Array,
+    features: int,
+    size: int,
+    *,
+    name: str,
+    stride: int = 1,
+    bias: bool,
+    normed_by: str | None = None,
+) -> Array:
+    """A convolution with the options' initialisation, type and rule on biases.
+
+    normed_by: the statistics of the normalisation that follows at once, if one does. Batch norm takes its own batch's
+    mean off, and a bias with it, whose gradient is 0 then: on a CPU it comes out as what rounding leaves of a sum over
+    all pixels, on accelerators it is not computed.
+    """
+    cancelled = options.norm == "batch" and normed_by in ("batch", "train")
     pytorch = options.kernel_init is PYTORCH_INIT
     bias_init = _uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros
     use_bias = bias if options.conv_bias is None else options.conv_bias
-    return Conv(features, size, stride, use_bias, options.kernel_init, bias_init, options.dtype, name=name)(x)
+    still_bias = cancelled and not on_cpu()
+    return Conv(features, size, stride, use_bias, options.kernel_init, bias_init, options.dtype, still_bias, name=name)(
+        x
+    )
 
 
 def _uniform_by_fan_in(fan_in: int) -> Callable:

@@ -71,6 +71,53 @@ def test_moments_over_a_mapped_axis_are_those_of_the_whole(on_cpu, float64):
         np.testing.assert_allclose(found, jnp.broadcast_to(wanted, found.shape), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_slopes_are_the_activations_derivatives(name):
+    x, tangent = jnp.array([-2, -1e-6, -0.0, 0, 1e-6, 3]), jnp.array([1, 2, 3, 4, 5, 6.0])
+    y, wanted = jax.jvp(layers.ACTIVATIONS[name], (x,), (tangent,))
+    for found in (layers.SLOPES[name](x, tangent), layers.SLOPES[name](y, tangent)):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+def test_batch_norms_form_for_accelerators_is_the_plain_one(name, dtype, float64):
+    """Values, and gradients of first and second order, of several tasks with values by channel of their own."""
+    x, weights = maps((2, 3, 4, 5, 6)) - 3, maps((2, 3, 4, 5, 6), 1)
+    mean, factor, offset = maps((3, 2, 6), 2) - 3
+
+    def score(form, x, factor, offset):
+        y = jax.vmap(lambda *each: form(*each, name, dtype))(x, mean, factor, offset)
+        return (y.astype(float) ** 2 * weights).sum()
+
+    def twice(form, *given):
+        gradients = jax.grad(functools.partial(score, form), (0, 1, 2))(*given)
+        return sum((g * jnp.cos(g)).sum() for g in gradients)
+
+    # In bfloat16 a gradient by x is rounded once in one form, twice in the other.
+    orders, limit = ((score, twice), 1e-10) if dtype == jnp.float64 else ((score,), 2e-2)
+    for order in orders:
+        found, wanted = (
+            jax.value_and_grad(functools.partial(order, form), (0, 1, 2))(x, factor, offset)
+            for form in (layers._activated_affine_twice, layers._activated_affine)
+        )
+        for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(f, w, rtol=limit, atol=limit * float(jnp.abs(w).max()))
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activation_by_its_result_is_the_plain_one(name, float64, on_cpu):
+    x = maps((2, 3, 4, 5)) - 3
+
+    def score(function, x):
+        return (function(x) ** 3).sum()
+
+    for orders in (jax.grad, lambda f: jax.grad(lambda x: (jax.grad(f)(x) ** 2).sum())):
+        plain, ours = layers.ACTIVATIONS[name], functools.partial(layers.activate, name)
+        found, wanted = (orders(functools.partial(score, f))(x) for f in (ours, plain))
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize("of", ["sum", "gradient"])
 def test_long_sums_in_float32_are_exact_to_2e_6(of):
     """451,584 pixels a channel, far from 0: as many as a batch of 64 images of 84 pixels has."""
