@@ -65,4 +65,4 @@ def groups(quick: bool) -> dict[str, Group]:
     }  # fmt: skip
 
 
-MATMUL = Group("machine:jax_matmul", "machine:torch_matmul", (Case("float32 matrix product of side 3,072"),))
+MATMUL = Group("machine:jax_matmul", "machine:torch_matmul", (Case("large matrix product"),))
