@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, activate, average_map, conv, max_pool, norm
+from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, activate, average_map, conv, conv_norm, max_pool
 from mtl_jax.types import Array
 
 NAMES = ("conv4", "resnet12", "resnet18", "resnet25")
@@ -49,8 +49,8 @@ class _Conv4Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, mode: str) -> Array:
         o = self.options
-        x = conv(o, x, self.features, 3, name="conv", bias=True, normed_by=mode)
-        x = norm(o, x, mode, name="norm", pool=True, active=True)  # all activations are monotone
+        names = "conv", "norm"
+        x = conv_norm(o, x, self.features, 3, mode, names=names, bias=True, pool=True)  # all activations are monotone
         return nn.Dropout(o.dropout, deterministic=not train)(x)
 
 
@@ -79,8 +79,7 @@ class _ResNet12Block(nn.Module):
         o = self.options
         shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
         for i in (1, 2, 3):
-            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True, normed_by=mode)
-            x = norm(o, x, mode, name=f"norm{i}", active=True)
+            x = conv_norm(o, x, self.features, 3, mode, names=(f"conv{i}", f"norm{i}"), bias=True)
         return nn.Dropout(o.dropout, deterministic=not train)(max_pool(x + shortcut))
 
 
@@ -121,8 +120,7 @@ class _Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: str) -> Array:
-        x = conv(self.options, x, self.features, self.size, name="conv", bias=True, normed_by=mode)
-        return norm(self.options, x, mode, name="norm", active=True)
+        return conv_norm(self.options, x, self.features, self.size, mode, names=("conv", "norm"), bias=True)
 
 
 class _ResNet18Stage(nn.Module):
@@ -147,8 +145,7 @@ class _ResNet18Block(nn.Module):
         o = self.options
         shortcut = conv(o, x, self.features, 1, name="shortcut", bias=False)
         for i in (1, 2):
-            x = conv(o, x, self.features, 3, name=f"conv{i}", bias=True, normed_by=mode)
-            x = norm(o, x, mode, name=f"norm{i}", active=True)
+            x = conv_norm(o, x, self.features, 3, mode, names=(f"conv{i}", f"norm{i}"), bias=True)
         return nn.Dropout(o.dropout, deterministic=not train)(x + shortcut)
 
 
@@ -188,14 +185,12 @@ class _BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: str) -> Array:
-        o = self.options
-        y = conv(o, x, self.features, 3, name="conv1", stride=self.stride, bias=False, normed_by=mode)
-        y = norm(o, y, mode, name="norm1", active=True)
-        y = conv(o, y, self.features, 3, name="conv2", bias=False, normed_by=mode)
-        y = norm(o, y, mode, name="norm2")
+        o, wide = self.options, self.features
+        y = conv_norm(o, x, wide, 3, mode, names=("conv1", "norm1"), stride=self.stride, bias=False)
+        y = conv_norm(o, y, wide, 3, mode, names=("conv2", "norm2"), bias=False, active=False)
         if self.stride > 1:
-            x = conv(o, x, self.features, 1, name="shortcut", stride=self.stride, bias=False, normed_by=mode)
-            x = norm(o, x, mode, name="shortcut_norm")
+            names = "shortcut", "shortcut_norm"
+            x = conv_norm(o, x, wide, 1, mode, names=names, stride=self.stride, bias=False, active=False)
         return activate(o.activation, x + y)
 
 

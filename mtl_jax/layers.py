@@ -13,15 +13,16 @@ from flax import linen as nn
 from mtl_jax.backend import on_cpu
 from mtl_jax.types import Array
 
+LEAK = 0.1
 ACTIVATIONS = {
     "relu": jax.nn.relu,
-    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.1),
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, LEAK),
     "none": lambda x: x,
 }
 # A tangent times their derivative; y is their result or what they are taken of, whose signs are the same.
 SLOPES = {
     "relu": lambda y, tangent: jnp.where(y > 0, tangent, 0),
-    "leaky_relu": lambda y, tangent: jnp.where(y >= 0, tangent, 0.1 * tangent),
+    "leaky_relu": lambda y, tangent: jnp.where(y >= 0, tangent, LEAK * tangent),
     "none": lambda y, tangent: tangent,
 }
 XAVIER_INIT = nn.initializers.xavier_uniform()
@@ -101,25 +102,28 @@ class BatchNorm(nn.Module):
             return ACTIVATIONS[self.activation](y.astype(x.dtype))
         # The same value and gradient as (x - mean) factor + bias, whose gradient by mean would be one more sum over all
         # pixels: factor times that of bias.
-        still = jax.lax.stop_gradient(mean)
-        offset = bias - (mean - still) * factor
+        offset = bias - (mean - jax.lax.stop_gradient(mean)) * factor
         form = _activated_affine if on_cpu() else _activated_affine_twice
-        return form(wide, still, factor, offset, self.activation, x.dtype)
+        return form(wide, mean, factor, offset, self.activation, x.dtype)
 
 
 def _activated_affine(x: Array, mean: Array, factor: Array, offset: Array, activation: str, dtype: Any) -> Array:
-    """The activation of (x - mean) factor + offset, which is rounded to dtype: [B, H, W, C], and [C] of the others."""
+    """The activation of (x - mean) factor + offset, which is rounded to dtype, with no gradient by mean.
+
+    x: [B, H, W, C]; mean, factor, offset: [C].
+    """
+    mean = jax.lax.stop_gradient(mean)
     y = (x - as_map(mean, x.shape)) * as_map(factor, x.shape) + as_map(offset, x.shape)
     return ACTIVATIONS[activation](y.astype(dtype))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _activated_affine_twice(x: Array, mean: Array, factor: Array, offset: Array, activation: str, dtype: Any) -> Array:
-    """`_activated_affine` for accelerators, where reading and writing maps is what takes the time; mean is constant.
+    """`_activated_affine` for accelerators, where reading and writing maps is what takes the time.
 
-    The gradient's map behind the activation is used by the sums over pixels that are the gradients of factor and
-    offset, and by the gradient by x. XLA would write it out: three passes over maps more than when each makes it from
-    x, which both read anyway.
+    What comes back through the activation is used by the sums over pixels that are the gradients of factor and offset,
+    and by the gradient by x. XLA would write it out: three passes over maps more than when each makes it from x, which
+    both read anyway.
     """
     return _activated_affine(x, mean, factor, offset, activation, dtype)
 
@@ -128,16 +132,21 @@ def _activated_affine_twice(x: Array, mean: Array, factor: Array, offset: Array,
 def _activated_affine_twice_jvp(
     activation: str, dtype: Any, primals: tuple[Array, ...], tangents: tuple[Array, ...]
 ) -> tuple[Array, Array]:
-    """With a slope for each of both uses, of forms that XLA takes for different, but equal to the last bit."""
-    x, mean, factor, offset = (as_map(p, primals[0].shape) if p.ndim == 1 else p for p in primals)
-    by_x, _, *by_channel = tangents
+    """Through the activation twice, so that nothing is shared.
+
+    Its argument is written in two ways which XLA (jaxlib 0.11.2) takes neither for one another nor for the forward
+    pass's. They differ by rounding at most, which matters at a kink alone. A barrier on x instead has x written out.
+    """
+    x, *values = primals
+    mean, factor, offset = (as_map(value, x.shape) for value in values)
+    by_x, _, by_factor, by_offset = tangents
     # Of several tasks (vmap) the sums over pixels are needed by task, for the variance's gradient. Without a barrier
     # XLA adds those over all tasks up from the maps again.
-    by_factor, by_offset = (as_map(jax.lax.optimization_barrier(t), x.shape) for t in by_channel)
+    by_factor, by_offset = (as_map(jax.lax.optimization_barrier(t), x.shape) for t in (by_factor, by_offset))
     slope = SLOPES[activation]
-    small = slope(((mean - x) * -factor + offset).astype(dtype), (x - mean) * by_factor + by_offset)
-    large = slope((offset - (mean - x) * factor).astype(dtype), by_x * factor)
-    return _activated_affine_twice(*primals, activation, dtype), (small + large).astype(dtype)
+    through_values = slope(((mean - x) * -factor + offset).astype(dtype), (x - mean) * by_factor + by_offset)
+    through_x = slope((offset - (mean - x) * factor).astype(dtype), by_x * factor)
+    return _activated_affine_twice(*primals, activation, dtype), (through_values + through_x).astype(dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -221,12 +230,13 @@ def activate(activation: str, x: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _activate_once(x: Array, activation: str) -> Array:
-    """Its gradient reads the result; for x, XLA would read again all that x is made of."""
+    """Its gradient reads the result."""
     return ACTIVATIONS[activation](x)
 
 
 @_activate_once.defjvp
 def _activate_once_jvp(activation: str, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """Behind a barrier, without which XLA takes the slope at x and reads all again that x is made of."""
     y = _activate_once(*primals, activation)
     return y, SLOPES[activation](jax.lax.optimization_barrier(y), *tangents)
 
@@ -238,8 +248,18 @@ def norm(
     o = options
     activation = o.activation if active else "none"
     if o.norm == "batch":
-        flags = o.norm_scale, o.norm_bias, o.norm_unbiased, o.axis_name, pool, activation
-        return BatchNorm(o.norm_epsilon, o.norm_momentum, *flags, name=name)(x, batch_statistics)
+        module = BatchNorm(
+            o.norm_epsilon,
+            o.norm_momentum,
+            use_scale=o.norm_scale,
+            use_bias=o.norm_bias,
+            unbiased=o.norm_unbiased,
+            axis_name=o.axis_name,
+            pool=pool,
+            activation=activation,
+            name=name,
+        )
+        return module(x, batch_statistics)
     if o.norm == "layer":  # over H, W, C of an image, untrained scale 1 and offset 0, as in the TensorFlow code
         x = nn.LayerNorm(
             1e-12,
@@ -258,7 +278,7 @@ class Conv(nn.Module):
 
     Its parameters are those of Linen's own: `kernel` [size, size, in, features] and, with `use_bias`, `bias`, which is
     added in float32: its gradient is a sum over all pixels of all images, too long for bfloat16. dtype: of the rest of
-    the computation; None: of images and kernel. With `still_bias` that gradient is 0 and costs nothing.
+    the computation; None: of images and kernel. With `stop_bias` that gradient is 0 and costs nothing.
     """
 
     features: int
@@ -268,7 +288,7 @@ class Conv(nn.Module):
     kernel_init: Callable
     bias_init: Callable
     dtype: Any = None
-    still_bias: bool = False
+    stop_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -280,9 +300,33 @@ class Conv(nn.Module):
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-        if self.still_bias:
+        if self.stop_bias:
             bias = jax.lax.stop_gradient(bias)
         return (y + as_map(bias, y.shape)).astype(y.dtype)
+
+
+def conv_norm(
+    options: Options,
+    x: Array,
+    features: int,
+    size: int,
+    batch_statistics: str,
+    *,
+    names: tuple[str, str],
+    stride: int = 1,
+    bias: bool,
+    pool: bool = False,
+    active: bool = True,
+) -> Array:
+    """A convolution and at once the normalisation (`conv`, `norm`), named apart.
+
+    Batch norm takes its own batch's mean off, and a bias with it, whose gradient (over all devices) is therefore 0: on
+    a CPU it comes out as what rounding leaves of a sum over all pixels, on accelerators it is not computed.
+    """
+    cancelled = options.norm == "batch" and batch_statistics != "running"
+    stop_bias = cancelled and not on_cpu()
+    x = conv(options, x, features, size, name=names[0], stride=stride, bias=bias, stop_bias=stop_bias)
+    return norm(options, x, batch_statistics, name=names[1], pool=pool, active=active)
 
 
 def conv(
@@ -294,22 +338,14 @@ def conv(
     name: str,
     stride: int = 1,
     bias: bool,
-    normed_by: str | None = None,
+    stop_bias: bool = False,
 ) -> Array:
-    """A convolution with the options' initialisation, type and rule on biases.
-
-    normed_by: the statistics of the normalisation that follows at once, if one does. Batch norm takes its own batch's
-    mean off, and a bias with it, whose gradient is 0 then: on a CPU it comes out as what rounding leaves of a sum over
-    all pixels, on accelerators it is not computed.
-    """
-    cancelled = options.norm == "batch" and normed_by in ("batch", "train")
+    """A convolution with the options' initialisation, type and rule on biases."""
     pytorch = options.kernel_init is PYTORCH_INIT
     bias_init = _uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros
     use_bias = bias if options.conv_bias is None else options.conv_bias
-    still_bias = cancelled and not on_cpu()
-    return Conv(features, size, stride, use_bias, options.kernel_init, bias_init, options.dtype, still_bias, name=name)(
-        x
-    )
+    how = use_bias, options.kernel_init, bias_init, options.dtype, stop_bias
+    return Conv(features, size, stride, *how, name=name)(x)
 
 
 def _uniform_by_fan_in(fan_in: int) -> Callable:

@@ -58,8 +58,8 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
         settings, dataset = prepare(settings, len(devices), place)
         _check_processes(settings, dataset)
-        if backend.on_cpu() and (slow := xla_flags.slow_on_cpu()):
-            _logger.warning(slow)
+        if backend.on_cpu() and (warning := xla_flags.cpu_warning()):
+            _logger.warning("%s", warning)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip

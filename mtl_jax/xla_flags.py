@@ -29,19 +29,22 @@ def configure(environment: dict[str, str] | None = None) -> bool:
     return environment.get(SWITCH) != "0" and _add(environment, _FUSION, _VALUE)
 
 
-def slow_on_cpu(environment: Mapping[str, str] | None = None) -> str:
-    """What to tell who trains on a CPU with an untried jaxlib; empty where there is nothing to tell."""
+def cpu_warning(environment: Mapping[str, str] | None = None) -> str | None:
+    """What to tell who trains on a CPU without the option that `configure` adds; None: nothing."""
     environment = os.environ if environment is None else environment
     version = metadata.version("jaxlib")
-    if version in TESTED_JAXLIBS or _FUSION in environment.get("XLA_FLAGS", "") or environment.get(SWITCH) == "0":
-        return ""
-    if _numbers(version) < _numbers(TESTED_JAXLIBS[0]):
-        return ""
-    return (
-        f"jaxlib {version} is not among the versions on which XLA's option for CPUs was tried ({TESTED_JAXLIBS[0]} to "
-        f"{TESTED_JAXLIBS[-1]}), so it is not set, and ResNets may train at half the speed; to set it yourself: "
-        f"XLA_FLAGS={_FUSION}={_VALUE}"
-    )
+    chosen = _FUSION in environment.get("XLA_FLAGS", "") or environment.get(SWITCH) == "0"
+    if chosen or _numbers(version) < _numbers(TESTED_JAXLIBS[0]):
+        return None
+    slow = "XLA's option for CPUs is not set, so ResNets may train at half the speed"
+    if version in TESTED_JAXLIBS:
+        return f"{slow}; call mtl_jax.xla_flags.configure() before JAX makes its first array"
+    return f"{slow}: {_untried()}. To try, add {_FUSION}={_VALUE} to XLA_FLAGS; a jaxlib that does not know it aborts"
+
+
+def _untried() -> str:
+    tried = f"{TESTED_JAXLIBS[0]} to {TESTED_JAXLIBS[-1]}"
+    return f"it was tried with jaxlib {tried}, and this is {metadata.version('jaxlib')}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -63,8 +66,8 @@ def make_deterministic(environment: dict[str, str] | None = None) -> bool:
     added = _add(environment, _DETERMINISTIC, "true")
     if _DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
         print(
-            f"warning: runtime.deterministic was tried with jaxlib {', '.join(TESTED_JAXLIBS)} alone, so it does "
-            f"nothing with {metadata.version('jaxlib')}; set XLA_FLAGS={_DETERMINISTIC}=true yourself",
+            f"warning: runtime.deterministic does nothing with {metadata.version('jaxlib')}: {_untried()}; "
+            f"set XLA_FLAGS={_DETERMINISTIC}=true yourself",
             file=sys.stderr,
         )
     return added

@@ -178,31 +178,33 @@ def test_pooling_before_the_norm_changes_nothing(mode, activation, float64):
     np.testing.assert_allclose(module.apply(variables, images, batch_statistics=mode), x.mean((1, 2)), atol=1e-10)
 
 
-@pytest.mark.parametrize("mode", backbones.BATCH_STATISTICS)
+@pytest.mark.parametrize(
+    ("norm", "mode"), [*(("batch", mode) for mode in backbones.BATCH_STATISTICS), ("layer", "train"), ("none", "train")]
+)
 @pytest.mark.parametrize("name", backbones.NAMES)
-def test_both_ways_of_writing_have_the_same_gradients(name, mode, monkeypatch, float64):
+def test_both_ways_of_writing_have_the_same_gradients(name, norm, mode, monkeypatch, float64):
     """What a CPU gets and what other devices get, where a bias that batch norm cancels has a gradient of exactly 0."""
-    module = create_backbone(name, width=0.05, conv_bias=True)
+    module = create_backbone(name, width=0.05, conv_bias=True, norm=norm)
     images = jax.random.normal(jax.random.key(0), (3, 28, 28, 3), float)
     variables = jax.tree.map(lambda a: a.astype(float), module.init(jax.random.key(1), images))
 
     def score(params, images):
-        rest = {"params": params, "batch_stats": variables["batch_stats"]}
+        rest = {**variables, "params": params}
         options = {"batch_statistics": mode, "mutable": ["batch_stats"]}
         features, moved = module.apply(rest, images, **options)
         return (features**2).sum(), (features, moved)
 
-    found, wanted = ({}, {})
+    found, wanted = {}, {}
     for on_cpu, results in ((False, found), (True, wanted)):
         monkeypatch.setattr(layers, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
         (_, others), gradients = jax.value_and_grad(score, (0, 1), has_aux=True)(variables["params"], images)
         results.update({"others": others, "images": gradients[1], **flatten(gradients[0])})
     jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-9, atol=1e-11), found, wanted)
+    cancelled = norm == "batch" and mode != "running"
     for path in found:
-        if path.endswith("bias") and "conv" in path:
-            assert np.any(found[path]) == (mode == "running"), path
-        elif path.endswith("bias") and "shortcut/" in path:
-            assert np.any(found[path]) == (mode == "running" or name != "resnet25"), path
+        if path.endswith("bias") and ("conv" in path or "shortcut/" in path):
+            normed = "conv" in path or name == "resnet25"
+            assert np.any(found[path]) != (cancelled and normed), path
 
 
 def test_max_pools_gradient_divides_by_nothing(on_cpu):

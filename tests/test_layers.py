@@ -106,16 +106,41 @@ def test_batch_norms_form_for_accelerators_is_the_plain_one(name, dtype, float64
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
-def test_activation_by_its_result_is_the_plain_one(name, float64, on_cpu):
-    x = maps((2, 3, 4, 5)) - 3
+def test_activation_by_its_result_is_the_plain_one(name, float64):
+    x, plain = maps((2, 3, 4, 5)) - 3, layers.ACTIVATIONS[name]
 
     def score(function, x):
         return (function(x) ** 3).sum()
 
     for orders in (jax.grad, lambda f: jax.grad(lambda x: (jax.grad(f)(x) ** 2).sum())):
-        plain, ours = layers.ACTIVATIONS[name], functools.partial(layers.activate, name)
-        found, wanted = (orders(functools.partial(score, f))(x) for f in (ours, plain))
+        forms = (lambda x: layers._activate_once(x, name)), plain
+        found, wanted = (orders(functools.partial(score, form))(x) for form in forms)
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_a_convolution_and_its_norm_over_a_mapped_axis_are_those_of_the_whole(float64, on_cpu):
+    """Gradients added up over devices, the bias's among them, which no single device has 0."""
+    x, weights = maps((6, 5, 4, 3)), maps((6, 5, 4, 2), 1)
+
+    class Both(nn.Module):
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, x):
+            options = layers.Options(axis_name=self.axis_name)
+            return layers.conv_norm(options, x, 2, 3, "batch", names=("conv", "norm"), bias=True)
+
+    variables = jax.tree.map(lambda a: a.astype(float), Both().init(jax.random.key(0), x))
+
+    def gradients(module, x, weights):
+        score = lambda params: (module.apply({**variables, "params": params}, x) * weights).sum()  # noqa: E731
+        return jax.grad(score)(variables["params"])
+
+    wanted = gradients(Both(), x, weights)
+    split = (a.reshape(3, 2, *a.shape[1:]) for a in (x, weights))
+    each = jax.vmap(functools.partial(gradients, Both("devices")), axis_name="devices")(*split)
+    found = jax.tree.map(lambda g: g.sum(0), each)
+    jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-9, atol=1e-11), found, wanted)
 
 
 @pytest.mark.parametrize("of", ["sum", "gradient"])

@@ -31,24 +31,35 @@ def test_an_untried_version_is_left_alone(add, monkeypatch):
 def test_who_asks_for_determinism_in_vain_is_told(monkeypatch, capsys):
     monkeypatch.setattr(xla_flags.metadata, "version", lambda name: "99.0")
     assert not xla_flags.make_deterministic({})
-    assert "does nothing with 99.0; set XLA_FLAGS=--xla_gpu_deterministic_ops=true yourself" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does nothing with 99.0" in told
+    assert "set XLA_FLAGS=--xla_gpu_deterministic_ops=true yourself" in told
     xla_flags.make_deterministic({"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"})
     assert not capsys.readouterr().err
 
 
 def test_who_trains_on_a_cpu_with_an_untried_version_is_told(monkeypatch):
     monkeypatch.setattr(xla_flags.metadata, "version", lambda name: "99.0")
-    told = xla_flags.slow_on_cpu({})
-    assert "jaxlib 99.0 is not among the versions" in told
-    option = told.partition("XLA_FLAGS=")[2]
-    assert not xla_flags.slow_on_cpu({"XLA_FLAGS": option})
-    assert not xla_flags.slow_on_cpu({xla_flags.SWITCH: "0"})
+    told = xla_flags.cpu_warning({})
+    assert "and this is 99.0" in told
+    option = told.partition("add ")[2].split()[0]
+    assert xla_flags.cpu_warning({"XLA_FLAGS": option}) is None
+    assert xla_flags.cpu_warning({xla_flags.SWITCH: "0"}) is None
 
 
-@pytest.mark.parametrize("version", ["0.7.2", "0.9.0.1", xla_flags.TESTED_JAXLIBS[0], xla_flags.TESTED_JAXLIBS[-1]])
-def test_other_versions_have_nothing_to_tell(version, monkeypatch):
+@pytest.mark.parametrize("version", xla_flags.TESTED_JAXLIBS)
+def test_a_program_that_does_not_configure_is_told(version, monkeypatch):
     monkeypatch.setattr(xla_flags.metadata, "version", lambda name: version)
-    assert not xla_flags.slow_on_cpu({})
+    environment = {}
+    assert "call mtl_jax.xla_flags.configure()" in xla_flags.cpu_warning(environment)
+    assert xla_flags.configure(environment)
+    assert xla_flags.cpu_warning(environment) is None
+
+
+@pytest.mark.parametrize("version", ["0.7.2", "0.9.0.1"])
+def test_versions_that_need_no_option_have_nothing_to_tell(version, monkeypatch):
+    monkeypatch.setattr(xla_flags.metadata, "version", lambda name: version)
+    assert xla_flags.cpu_warning({}) is None
 
 
 def test_this_jaxlib_knows_them():
