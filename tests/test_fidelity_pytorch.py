@@ -112,7 +112,7 @@ def ours_by_their_keys(learned, frozen, stats):
 STATE_SHAPES = formats.state_dict(np.random.default_rng(9))
 
 
-def test_loss_gradients_and_running_averages_of_a_step(float64, config, state):
+def test_loss_gradients_and_running_averages_of_a_step(float64, on_cpu, config, state):
     learned, frozen, embed, inner = parts(config, state)
     episode, theirs = task(3)
     batch = jax.tree.map(lambda a: a[None], episode)

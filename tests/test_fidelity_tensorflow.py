@@ -114,7 +114,7 @@ def ours_as_dicts(learned, params):
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_loss_and_second_order_gradients(float64, norm):
+def test_loss_and_second_order_gradients(float64, on_cpu, norm):
     """Φ2 counts with layer norm alone; batch norm cancels it, so that its gradient is noise."""
     learned, frozen, embed, inner = parts(make_config(norm=norm), dicts())
     batch, theirs = two_tasks(3)
