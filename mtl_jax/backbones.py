@@ -185,12 +185,12 @@ class _BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mode: str) -> Array:
-        o, wide = self.options, self.features
-        y = conv_norm(o, x, wide, 3, mode, names=("conv1", "norm1"), stride=self.stride, bias=False)
-        y = conv_norm(o, y, wide, 3, mode, names=("conv2", "norm2"), bias=False, active=False)
+        o, width = self.options, self.features
+        y = conv_norm(o, x, width, 3, mode, names=("conv1", "norm1"), stride=self.stride, bias=False)
+        y = conv_norm(o, y, width, 3, mode, names=("conv2", "norm2"), bias=False, active=False)
         if self.stride > 1:
             names = "shortcut", "shortcut_norm"
-            x = conv_norm(o, x, wide, 1, mode, names=names, stride=self.stride, bias=False, active=False)
+            x = conv_norm(o, x, width, 1, mode, names=names, stride=self.stride, bias=False, active=False)
         return activate(o.activation, x + y)
 
 
