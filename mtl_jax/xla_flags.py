@@ -9,6 +9,7 @@ from importlib import metadata
 # An unknown option aborts the process, so only versions on which these have been tried get them: see
 # docs/performance.md, "XLA's options". Up to 0.9.0 XLA's own gradients are as fast.
 TESTED_JAXLIBS = "0.9.1", "0.9.2", "0.10.0", "0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"
+_TESTED = f"{TESTED_JAXLIBS[0]} to {TESTED_JAXLIBS[-1]}"
 SWITCH = "MTL_JAX_XLA_FLAGS"
 
 # XLA's own gradient of a convolution by its kernel runs at a fraction of the machine's rate; this library's does not.
@@ -39,12 +40,10 @@ def cpu_warning(environment: Mapping[str, str] | None = None) -> str | None:
     slow = "XLA's option for CPUs is not set, so ResNets may train at half the speed"
     if version in TESTED_JAXLIBS:
         return f"{slow}; call mtl_jax.xla_flags.configure() before JAX makes its first array"
-    return f"{slow}: {_untried()}. To try, add {_FUSION}={_VALUE} to XLA_FLAGS; a jaxlib that does not know it aborts"
-
-
-def _untried() -> str:
-    tried = f"{TESTED_JAXLIBS[0]} to {TESTED_JAXLIBS[-1]}"
-    return f"it was tried with jaxlib {tried}, and this is {metadata.version('jaxlib')}"
+    return (
+        f"{slow}: it was tried with jaxlib {_TESTED}, and this is {version}. To try, add {_FUSION}={_VALUE} to "
+        f"XLA_FLAGS; a jaxlib that does not know it aborts"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -66,8 +65,8 @@ def make_deterministic(environment: dict[str, str] | None = None) -> bool:
     added = _add(environment, _DETERMINISTIC, "true")
     if _DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
         print(
-            f"warning: runtime.deterministic does nothing with {metadata.version('jaxlib')}: {_untried()}; "
-            f"set XLA_FLAGS={_DETERMINISTIC}=true yourself",
+            f"warning: runtime.deterministic was tried with jaxlib {_TESTED} alone, so it does "
+            f"nothing with {metadata.version('jaxlib')}; set XLA_FLAGS={_DETERMINISTIC}=true yourself",
             file=sys.stderr,
         )
     return added
