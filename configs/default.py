@@ -46,7 +46,7 @@ def _data() -> ConfigDict:
 
 def _backbone() -> ConfigDict:
     return ConfigDict({
-        "name": "conv4",  # conv4, resnet12, resnet18, resnet25
+        "name": "conv4",  # conv4, resnet12, resnet12_640, resnet18, resnet25
         "width": 1.0,  # factor on every channel count
         "norm": "batch",  # batch, layer, none
         "activation": placeholder(str),  # relu, leaky_relu, none; unset: the reference's
@@ -85,6 +85,8 @@ def _pretrain() -> ConfigDict:
         "decay_delay": 0,  # steps: updates before the first period begins
         "augment": {
             "shift": 0,  # pixels
+            "pad": "edge",  # what a shift moves in: edge, the edge's pixels again; zero, black
+            "jitter": 0.0,  # of brightness, contrast and saturation: factors within 1 +- this
             "flip": False,  # left to right
             "resized_crop": 0,  # output pixels of a random resized crop; 0: none
             "resized_crop_scale": (0.08, 1.0),  # its area, as a fraction of the image's

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from mtl_jax.types import Array
 
+PADS = ("edge", "zero")
+
 
 def normalize(images: Array, *, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> Array:
     """(x / 255 - mean) / std per channel: uint8 [..., C] -> `dtype` [..., C]; `mean` and `std` on the 0..1 scale."""
@@ -33,17 +35,53 @@ def random_flip(keys: Array, images: Array) -> Array:
     return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
 
 
-def random_shift(keys: Array, images: Array, pixels: int) -> Array:
-    """Moves each image by up to `pixels` in both directions, repeating the edge: keys [B], images [B, H, W, C]."""
+def random_shift(keys: Array, images: Array, pixels: int, pad: str = "edge") -> Array:
+    """Moves each image by up to `pixels` in both directions: keys [B], images [B, H, W, C].
+
+    pad: what moves in: 'edge', the edge's pixels again; 'zero', black (torchvision's RandomCrop with padding).
+    """
     if not pixels:
         return images
-    padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), "edge")
+    around = (0, 0), (pixels, pixels), (pixels, pixels), (0, 0)
+    padded = jnp.pad(images, around, "edge" if pad == "edge" else "constant")
     corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pixels + 1))(keys)
 
     def crop(image, corner):
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
 
     return jax.vmap(crop)(padded, corners)
+
+
+def color_jitter(keys: Array, images: Array, strength: float) -> Array:
+    """Brightness, contrast and saturation changed at random, in a random order (torchvision's ColorJitter).
+
+    Each is a blend f x + (1 - f) y, cut to 0..255, with f uniform within 1 +- `strength`; y is black, the mean grey of
+    the image, or its own grey version.
+
+    Args:
+      keys: [B].
+      images: [B, H, W, 3] on the 0..255 scale.
+      strength: 0 to 1, of all three; 0: none.
+
+    Returns:
+      float [B, H, W, 3].
+    """
+    if not strength:
+        return images
+    to_grey = jnp.array([0.299, 0.587, 0.114])
+
+    def jitter(key, image):
+        order_key, factor_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, 3)
+        factors = jax.random.uniform(factor_key, (3,), minval=1 - strength, maxval=1 + strength)
+        image = image.astype(jnp.float32)
+        for kind, factor in zip(order, factors, strict=True):
+            grey = (image * to_grey).sum(-1, keepdims=True)
+            other = jnp.select([kind == 0, kind == 1], [jnp.zeros_like(grey), jnp.full_like(grey, grey.mean())], grey)
+            image = jnp.clip(factor * image + (1 - factor) * other, 0, 255)
+        return image
+
+    return jax.vmap(jitter)(keys, images)
 
 
 def all_rotations(images: Array) -> Array:

@@ -64,7 +64,7 @@ def prepare(config: Config) -> Callable[[Array], Array]:
 def augmentation(config: Config, group: Config) -> Callable[[Array, Array], Array]:
     """Pre-training's view of uint8 images: (keys [B], images) -> normalised floats.
 
-    In the PyTorch reference's order: random resized crop, (shift,) centre crop, flip.
+    In the PyTorch reference's order: random resized crop, (shift, jitter,) centre crop, flip.
     """
 
     def view(keys: Array, images: Array) -> Array:
@@ -72,7 +72,9 @@ def augmentation(config: Config, group: Config) -> Callable[[Array, Array], Arra
         if group["resized_crop"]:
             scale = tuple(group["resized_crop_scale"])
             images = augment.random_resized_crop(crop_key, images, group["resized_crop"], scale=scale)
-        images = augment.random_shift(shift_key, images, group["shift"])
+        images = augment.random_shift(shift_key, images, group["shift"], group["pad"])
+        # The keys 0 to 2 are split off above; 3 is that of mixup.
+        images = augment.color_jitter(jax.vmap(jax.random.fold_in, (0, None))(keys, 4), images, group["jitter"])
         images = augment.center_crop(images, config["crop"])
         if group["flip"]:
             images = augment.random_flip(flip_key, images)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mtl_jax import backbones, base_learner, feature_transform, meta, optimizers, scale_shift
+from mtl_jax import augment, backbones, base_learner, feature_transform, meta, optimizers, scale_shift
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
@@ -22,6 +22,7 @@ CHOICES = {
     "pretrain.shuffle": ("epoch", "once"),
     "pretrain.classifier_init": ("uniform", "xavier"),
     "pretrain.decay": optimizers.DECAYS,
+    "pretrain.augment.pad": augment.PADS,
     "pretrain.batch_norm": ("train", "batch"),
     "pretrain.select": ("best", "last"),
     "inner.loss_scale": ("mean", "per_shot"),
@@ -80,7 +81,7 @@ RANGES = {
     "pretrain.batch_size": _COUNT, "pretrain.label_smoothing": _RATE,
     **dict.fromkeys(("pretrain.hidden", "pretrain.rotation", "pretrain.mixup"), _FROM_ZERO),
     **dict.fromkeys(("pretrain.augment.shift", "pretrain.augment.resized_crop"), _FROM_ZERO),
-    "pretrain.augment.resized_crop_scale": Range(0, 1, over=True),
+    "pretrain.augment.resized_crop_scale": Range(0, 1, over=True), "pretrain.augment.jitter": _FRACTION,
     "inner.steps": _FROM_ZERO, "inner.lr": _FROM_ZERO,
     "meta.way": Range(2), "meta.shot": _COUNT, "meta.query": _COUNT, "meta.tasks_per_step": _COUNT,
     "meta.head_lr": _FROM_ZERO, "hard_tasks.round": _COUNT, "hard_tasks.extra": _COUNT,

@@ -60,6 +60,8 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     (PRESETS[preset[0]] if preset else default)(config, facts)
     if backbone:
         config.backbone.name = backbone[0]
+    if not preset and config.backbone.name == "resnet12_640":
+        _published_pretraining(config, facts)
     if not preset:
         config.pretrain.lr = RATES.get(config.backbone.name, RATE)
     return config
@@ -155,6 +157,29 @@ def default(config: ConfigDict, facts: Facts) -> None:
     config.meta.val_tasks = 2000
     config.runtime.update({"checkpoint_every": 1000, "log_every": 100})
     _hard_tasks(config, facts, enabled=False)
+
+
+def _published_pretraining(config: ConfigDict, facts: Facts) -> None:
+    """What `default` changes for resnet12_640: pre-training as RFS (arXiv 2003.11539) has it, and unit features.
+
+    SGD at 0.05 and batches of 64, 90 epochs with the rate divided by 10 after 45, 60 and 75 of them; a padded random
+    crop, colour jitter and mirror images; no label smoothing.
+    """
+    epoch = facts.images // 64
+    if not facts.small:
+        config.data.update({"resize": 84, "image_size": 84, "crop": 0})
+    config.pretrain.augment.update({"resized_crop": 0, "shift": 4 if facts.small else 8, "pad": "zero", "jitter": 0.4})
+    config.pretrain.update({"batch_size": 64, "label_smoothing": 0.0})
+    three_drops(config, 90 * epoch)
+    config.inner.update({"features": "l2", "lr": 3.0})
+
+
+def three_drops(config: ConfigDict, steps: int) -> None:
+    """A schedule of so many steps whose rate is divided by 10 after 1/2, 2/3 and 5/6 of them."""
+    config.pretrain.update({
+        "steps": steps, "decay": "steps", "decay_factor": 0.1, "decay_every": steps // 6, "decay_delay": steps // 3,
+        "val_every": steps // 18,
+    })  # fmt: skip
 
 
 def _hard_tasks(config: ConfigDict, facts: Facts, enabled: bool) -> None:

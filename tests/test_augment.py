@@ -65,6 +65,51 @@ def test_shift_takes_every_offset_and_repeats_the_edge():
     assert augment.random_shift(keys(300), images, 0) is images
 
 
+def test_a_padded_shift_moves_black_in():
+    images = pictures(200, 5, 6, 2) | 1  # no black of their own
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    out = np.asarray(augment.random_shift(keys(200), images, 2, "zero"))
+    crops = np.stack([padded[:, y : y + 5, x : x + 6] for y in range(5) for x in range(5)], 1)
+    assert ((out[:, None] == crops).all((2, 3, 4)).sum(1) == 1).all()
+
+
+def test_color_jitter_is_torchvisions_blends_in_some_order():
+    """Every image is one of the 6 orders of brightness, contrast and saturation, by factors within 1 +- strength."""
+    images, strength = pictures(64, 6, 5, 3), 0.4
+    out = np.asarray(augment.color_jitter(keys(64), images, strength))
+    assert out.min() >= 0 and out.max() <= 255
+    orders = set()
+    for key, image, result in zip(keys(64), images, out, strict=True):
+        order_key, factor_key = jax.random.split(key)
+        order = tuple(map(int, jax.random.permutation(order_key, 3)))
+        factors = 0.6 + 0.8 * np.asarray(jax.random.uniform(factor_key, (3,)), np.float64)
+        np.testing.assert_allclose(result, jittered(image, order, factors), atol=2e-3)
+        orders.add(order)
+    assert len(orders) == 6
+    assert augment.color_jitter(keys(64), images, 0.0) is images
+
+
+def jittered(image, order, factors):
+    x = image.astype(np.float64)
+    for kind, f in zip(order, factors, strict=True):
+        grey = x @ np.array([0.299, 0.587, 0.114])
+        if kind == 0:
+            x = f * x
+        elif kind == 1:
+            x = f * x + (1 - f) * grey.mean()
+        else:
+            x = f * x + (1 - f) * grey[..., None]
+        x = np.clip(x, 0, 255)
+    return x
+
+
+def test_color_jitter_leaves_the_hue_of_a_grey_image():
+    grey = np.repeat(pictures(8, 4, 4, 1), 3, axis=-1)
+    out = np.asarray(augment.color_jitter(keys(8), grey, 0.4))
+    np.testing.assert_allclose(out, np.repeat(out[..., :1], 3, axis=-1), atol=1e-3)
+    np.testing.assert_allclose(augment.color_jitter(keys(8), grey[..., :1], 0.4), out[..., :1], atol=1e-3)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def boxes(keys, height, width, scale, ratio):
     box = functools.partial(augment._random_box, height=height, width=width, scale=scale, ratio=ratio)

@@ -30,6 +30,13 @@ def resnet12():
     return total
 
 
+def resnet12_640():
+    total = 0
+    for cin, c in ((3, 64), (64, 160), (160, 320), (320, 640)):
+        total += conv(cin, c, bias=False) + 2 * conv(c, c, bias=False) + conv(cin, c, 1, bias=False) + 4 * norm(c)
+    return total
+
+
 def resnet18():
     total = conv(3, 64, 7) + norm(64)
     for cin, c in ((64, 64), (64, 128), (128, 256), (256, 512)):
@@ -50,10 +57,11 @@ def resnet25():
 GOLDEN = {
     "conv4": conv(3, 64) + 3 * conv(64, 64) + 4 * norm(64),
     "resnet12": resnet12(),
+    "resnet12_640": resnet12_640(),  # 12,424,320, as RFS' and MetaOptNet's code counts it
     "resnet18": resnet18(),
     "resnet25": resnet25(),
 }
-FEATURES = {"conv4": 64, "resnet12": 512, "resnet18": 512, "resnet25": 640}
+FEATURES = {"conv4": 64, "resnet12": 512, "resnet12_640": 640, "resnet18": 512, "resnet25": 640}
 
 
 def shapes(module, size=84, channels=3):
@@ -203,7 +211,7 @@ def test_both_ways_of_writing_have_the_same_gradients(name, norm, mode, monkeypa
     cancelled = norm == "batch" and mode != "running"
     for path in found:
         if path.endswith("bias") and ("conv" in path or "shortcut/" in path):
-            normed = "conv" in path or name == "resnet25"
+            normed = "conv" in path or name in ("resnet12_640", "resnet25")
             assert np.any(found[path]) != (cancelled and normed), path
 
 

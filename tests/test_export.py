@@ -16,7 +16,7 @@ import mtl_jax
 from mtl_jax import embedding, export, fold
 from mtl_jax.errors import CheckpointError, MtlError
 
-SIZES = {"conv4": 32, "resnet12": 32, "resnet18": 32, "resnet25": 28}
+SIZES = {"conv4": 32, "resnet12": 32, "resnet12_640": 32, "resnet18": 32, "resnet25": 28}
 
 
 def random_tree(tree, rng):
