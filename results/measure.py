@@ -71,7 +71,11 @@ def _dataset(settings: str) -> Dataset:
 
 def choose_inner(model: Model, dataset: Dataset, protocol: Protocol, factors: Sequence[float] = ()) -> Protocol:
     """The protocol with the inner loop that 2,000 validation tasks choose; see `ablation.choose_inner`."""
-    score = on_bank(model, dataset.splits["val"], protocol)
+    return choose(protocol, on_bank(model, dataset.splits["val"], protocol), factors)
+
+
+def choose(protocol: Protocol, score: Callable[..., np.ndarray], factors: Sequence[float] = ()) -> Protocol:
+    """The same by `score`: (protocol, every_step=True) -> accuracies on validation tasks after every step."""
     tried = protocol._replace(num_tasks=VALIDATION_TASKS)
     chosen = ablation.choose_inner(tried, functools.partial(score, every_step=True), factors)
     return protocol._replace(inner=chosen.inner)

@@ -1,0 +1,149 @@
+"""`python -m results ladder`: FC100's recipe one part at a time, each rung paired with the one that it is built on.
+
+A rung is a pre-training by `configs/fc100_cpu.py:resnet12_640` with other values for some keys. Its network is tested
+on the same 10,000 tasks at both shots, and how many query images each task got right is kept, so that rungs that were
+trained at different times can still be compared task by task.
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from mtl_jax.configs import fc100_cpu
+
+from mtl_jax import build, metrics, phases, presets, workdir
+from mtl_jax.data import Dataset
+from mtl_jax.errors import ConfigError
+from mtl_jax.evaluation import Model, Protocol, adapt_on_bank, embed_all, sample_all
+from mtl_jax.train import train
+from results import measure
+from results.records import LADDER
+
+SHOTS = (1, 5)
+TESTED = {"as they are": ("plain", 0.03), "unit length": ("l2", 3.0)}  # features, and the rate that the grid is around
+
+
+class Rung(NamedTuple):
+    """A part of the recipe: the rung that it is built on, and the values that it changes by dotted key."""
+
+    label: str
+    after: str | None
+    options: Mapping[str, Any]
+
+
+RUNGS: Mapping[str, Rung] = {
+    "tensorflow_block": Rung("the TensorFlow implementation's block, at its rate", None, {
+        "backbone.name": "resnet12", "pretrain.lr": 0.01, "pretrain.label_smoothing": 0.1,
+        "pretrain.augment.pad": "edge", "pretrain.augment.jitter": 0.0,
+    }),
+    "published_block": Rung("`resnet12_640`, rate 0.05", "tensorflow_block", {
+        "backbone.name": "resnet12_640", "pretrain.lr": 0.05,
+    }),
+    "no_smoothing": Rung("no label smoothing", "published_block", {"pretrain.label_smoothing": 0.0}),
+    "black": Rung("crops padded with black", "no_smoothing", {"pretrain.augment.pad": "zero"}),
+    "jitter": Rung("colour jitter 0.4", "black", {"pretrain.augment.jitter": 0.4}),
+}  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    parser.add_argument("--data", required=True, help="a folder with a folder a data set: fc100")
+    parser.add_argument("--workdir", required=True, help="a folder for the runs; one that was stopped goes on")
+    parser.add_argument("--width", type=float, default=0.25, help="of the network")
+    parser.add_argument("--epochs", type=int, default=15, help="of pre-training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("rungs", nargs="*", help="without any: all, in order")
+
+
+def main(flags: argparse.Namespace) -> int:
+    """Trains and tests the rungs that have no record yet, and writes a record of each."""
+    if unknown := set(flags.rungs) - set(RUNGS):
+        raise ConfigError(f"rung {min(unknown)!r} is unknown, expected one of {', '.join(RUNGS)}")
+    for rung in flags.rungs or RUNGS:
+        name = record_name(rung, flags.width, flags.epochs, flags.seed)
+        if (LADDER / f"{name}.json").exists():
+            print(f"{name}: recorded before")
+            continue
+        settings = config_of(rung, flags)
+        path = Path(flags.workdir) / name
+        started = time.monotonic()
+        train(settings, str(path))
+        minutes = (time.monotonic() - started) / 60
+        _keep(name, rung, flags, *measure_run(settings, path), minutes)
+    return 0
+
+
+def record_name(rung: str, width: float, epochs: int, seed: int) -> str:
+    """The name of a rung's record."""
+    return f"fc100-w{width:g}-{epochs}epochs-{rung}-seed{seed}"
+
+
+def config_of(rung: str, flags: argparse.Namespace) -> ConfigDict:
+    """The config of a rung: what the rungs below change, and then its own."""
+    settings = fc100_cpu.get_config("resnet12_640,1shot")
+    settings.data.path = str(Path(flags.data) / "fc100")
+    settings.seed, settings.meta.learn, settings.backbone.width = flags.seed, "none", flags.width
+    presets.three_drops(settings, flags.epochs * (presets.FC100.images // settings.pretrain.batch_size))
+    return measure.changed(settings, options_of(rung))
+
+
+def options_of(rung: str) -> dict[str, Any]:
+    """All values that a rung and those below it change."""
+    below = RUNGS[rung].after
+    return {**(options_of(below) if below else {}), **RUNGS[rung].options}
+
+
+def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The checkpoint's step, an entry a shot and kind of features, and by its name how many queries were right."""
+    dataset = build.dataset(settings.data)
+    step, model = phases.trained(settings, workdir.Workdir(path), dataset.splits["val"].images.shape[1:])
+    banks = {split: embed_all(model, dataset.splits[split].images) for split in ("val", "test")}
+    entries, right = [], {}
+    for shot in SHOTS:
+        for features, (kind, lr) in TESTED.items():
+            protocol = _protocol(settings, shot, kind, lr)
+            accuracies, chosen = test_bank(model, dataset, banks, protocol)
+            mean, ci95 = metrics.mean_interval(accuracies)
+            entry = {"shot": shot, "features": features, "accuracy": mean, "ci95": ci95}
+            entries.append({**entry, "inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
+            right[f"{shot}-{kind}"] = np.rint(accuracies * protocol.way * protocol.query).astype(np.uint8)
+            print(f"{path.name}, {shot}-shot, features {features}: {100 * mean:.2f} ± {100 * ci95:.2f} %", flush=True)
+    return step, entries, right
+
+
+def _protocol(settings: ConfigDict, shot: int, features: str, lr: float) -> Protocol:
+    protocol = build.protocol(settings)
+    inner = protocol.inner._replace(features=features, lr=lr)
+    return protocol._replace(shot=shot, num_tasks=measure.TASKS[-1], inner=inner)
+
+
+def test_bank(model: Model, dataset: Dataset, banks: Mapping[str, Any], protocol: Protocol) -> tuple[np.ndarray, Any]:
+    """Accuracies on the test tasks from features by split, with the inner loop that validation tasks choose."""
+    head = model.learned["head"]
+
+    def score(tried: Protocol, **options: Any) -> np.ndarray:
+        table = dataset.splits["val"].table()
+        return adapt_on_bank(head, banks["val"], None, table, tried, chunk=measure.CHUNK, **options)
+
+    chosen = measure.choose(protocol, score)
+    split = dataset.splits["test"]
+    tasks = sample_all(split.table(), chosen)
+    accuracies = adapt_on_bank(head, banks["test"], None, split.table(), chosen, tasks=tasks, chunk=measure.CHUNK)
+    return accuracies, chosen.inner
+
+
+def _keep(name: str, rung: str, flags: argparse.Namespace, step: int, entries: Any, right: Any, minutes: float) -> None:
+    words = f"--width={flags.width:g} --epochs={flags.epochs} --seed={flags.seed} {rung}"
+    record = {
+        "rung": rung, "label": RUNGS[rung].label, "after": RUNGS[rung].after, "options": dict(RUNGS[rung].options),
+        "width": flags.width, "epochs": flags.epochs, "seed": flags.seed, "checkpoint_step": step,
+        "num_tasks": measure.TASKS[-1], "entries": entries, "minutes_training": round(minutes, 1),
+        "command": f"python -m results ladder --data=D --workdir=runs/ladder {words}",
+    }  # fmt: skip
+    LADDER.mkdir(exist_ok=True)
+    np.savez_compressed(LADDER / f"{name}.npz", **right)
+    workdir.write_json_atomic(LADDER / f"{name}.json", record)
