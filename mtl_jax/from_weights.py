@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, named_arrays
+from mtl_jax import build, kept_weights, named_arrays
 from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluation import Model
 from mtl_jax.meta import Frozen
@@ -25,12 +25,16 @@ def is_weights(path: str) -> bool:
 
 
 def backbone(config: Config, path: str) -> tuple[Params, Params]:
-    """(params, batch_stats) of a weight file, for the backbone of a config; what else it holds is left.
+    """(params, batch_stats) of a reference's or a kept network's file, for the backbone of a config, and nothing else.
 
     Raises:
       CheckpointError: unreadable, or not that backbone's weights. ConfigError: no running averages where the config
         needs them.
     """
+    if kept_weights.is_kept(path):
+        frozen = kept_weights.read(Path(path)).model.frozen
+        weights = ReferenceWeights(config["backbone"]["name"], frozen.params, frozen.batch_stats, None, None)
+        return _backbone(config, weights, path)
     return _backbone(config, load_reference_weights(path), path)
 
 

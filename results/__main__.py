@@ -9,14 +9,14 @@ from results import records
 
 
 def main(argv: list[str]) -> int:
-    """keep, check, effects, options, ladder or table."""
-    from results import check, effects, keep, ladder, options
+    """keep, check, effects, options, ladder, sweep, gpu or table."""
+    from results import check, effects, gpu, keep, ladder, options, sweep
 
     root = argparse.ArgumentParser(
         "python -m results", description=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = root.add_subparsers(dest="command", required=True)
-    for program in (keep, check, effects, options, ladder):
+    for program in (keep, check, effects, options, ladder, sweep, gpu):
         command = commands.add_parser(program.__name__.rsplit(".", 1)[1], help=program.__doc__.split("\n", 1)[0])
         program.add_flags(command)
         command.set_defaults(main=program.main)

@@ -54,23 +54,36 @@ def main(flags: argparse.Namespace) -> int:
 def _write(
     row: str, variant: str, path: Path, kept: Any, measured: Any, first: Any, flags: argparse.Namespace, spent: float
 ) -> None:
-    facts = measure.facts(kept, measured)
-    network = facts["backbone"] + (f"-w{facts['width']:g}" if facts["width"] != 1 else "")
-    name = f"{facts['data']}-{network}-{flags.way}way-{flags.shot}shot-{row}"
-    name += (f"-{variant.replace(' ', '_')}" if variant else "") + f"-seed{facts['seed']}"
+    name = row_name(row, variant, kept.settings, flags.way, flags.shot)
     weights = measure.weights_path(name)
-    digest = measure.keep(kept, FOLDER / weights)
-    label = ablation.ROWS[row].label + (f"; {variant}" if variant else "")
-    record = {
-        "row": row, "variant": variant, "label": label, **facts, "figures": measure.figures(measured, first),
+    about = {
         "commands": _commands(path), "commit": {"training": flags.commit}, "minutes_training": _minutes(path, row),
-        "seconds_testing": round(spent, 1), "device": _device(), "weights": weights,
-        "weights_sha256": digest, "weights_bytes": (FOLDER / weights).stat().st_size,
-        "source": SOURCES.get(facts["data"], ""), "reduced": REDUCED.get(facts["data"], ""), "note": flags.note,
+        "seconds_testing": round(spent, 1), "device": device(), "weights": weights,
+        "weights_sha256": measure.keep(kept, FOLDER / weights), "weights_bytes": (FOLDER / weights).stat().st_size,
+        "note": flags.note,
     }  # fmt: skip
+    record = record_of(row, variant, kept, measured, first) | about
     workdir.write_json_atomic(FOLDER / f"{name}.json", record)
     mean = record["figures"][0]
     print(f"{name}: {100 * mean['accuracy']:.2f} ± {100 * mean['ci95']:.2f} %", flush=True)
+
+
+def row_name(row: str, variant: str, settings: Any, way: int, shot: int) -> str:
+    """The name of a row's file."""
+    backbone = settings["backbone"]
+    network = backbone["name"] + (f"-w{backbone['width']:g}" if backbone["width"] != 1 else "")
+    name = f"{settings['data']['name']}-{network}-{way}way-{shot}shot-{row}"
+    return name + (f"-{variant.replace(' ', '_')}" if variant else "") + f"-seed{settings['seed']}"
+
+
+def record_of(row: str, variant: str, kept: Any, measured: Any, first: Any) -> dict[str, Any]:
+    """What a row's file says of the network and its figures, `first` being what it is compared to."""
+    facts = measure.facts(kept, measured)
+    label = ablation.ROWS[row].label + (f"; {variant}" if variant else "")
+    return {
+        "row": row, "variant": variant, "label": label, **facts, "figures": measure.figures(measured, first),
+        "source": SOURCES.get(facts["data"], ""), "reduced": REDUCED.get(facts["data"], ""),
+    }  # fmt: skip
 
 
 def _commands(path: Path) -> list[str]:
@@ -96,7 +109,8 @@ def _minutes(path: Path, row: str) -> float:
     return round(max((line.get(f"{phase}/seconds", 0.0) for line in lines), default=0.0) / 60, 1)
 
 
-def _device() -> str:
+def device() -> str:
+    """What a figure's times were taken on."""
     if not backend.on_cpu():
         return jax.devices()[0].device_kind
     return f"CPU, {os.cpu_count()} cores ({platform.machine()}), shared with other work"

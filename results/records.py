@@ -10,7 +10,7 @@ from mtl_jax import ablation
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN = FOLDER / "not_run.json"
-EFFECTS, ABLATION, LADDER = FOLDER / "effects", FOLDER / "ablation", FOLDER / "ladder"
+EFFECTS, ABLATION, LADDER, SWEEP = (FOLDER / name for name in ("effects", "ablation", "ladder", "sweep"))
 OPTIONS = FOLDER / "options" / "glyphs-1shot.json"
 # The tables: their page, and the name of the markers between which they stand there.
 PLACES = {
