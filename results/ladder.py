@@ -21,9 +21,10 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, adapt_on_bank, embed_all, sample_all
 from mtl_jax.train import train
 from results import measure
-from results.records import LADDER
+from results.records import LADDER, ladder_name
 
 SHOTS = (1, 5)
+QUERIES = 5 * 15  # of a task
 TESTED = {"as they are": ("plain", 0.03), "unit length": ("l2", 3.0)}  # features, and the rate that the grid is around
 
 
@@ -64,7 +65,7 @@ def main(flags: argparse.Namespace) -> int:
     if unknown := set(flags.rungs) - set(RUNGS):
         raise ConfigError(f"rung {min(unknown)!r} is unknown, expected one of {', '.join(RUNGS)}")
     for rung in flags.rungs or RUNGS:
-        name = record_name(rung, flags.width, flags.epochs, flags.seed)
+        name = ladder_name(rung, vars(flags))
         if (LADDER / f"{name}.json").exists():
             print(f"{name}: recorded before")
             continue
@@ -75,11 +76,6 @@ def main(flags: argparse.Namespace) -> int:
         minutes = (time.monotonic() - started) / 60
         _keep(name, rung, flags, *measure_run(settings, path), minutes)
     return 0
-
-
-def record_name(rung: str, width: float, epochs: int, seed: int) -> str:
-    """The name of a rung's record."""
-    return f"fc100-w{width:g}-{epochs}epochs-{rung}-seed{seed}"
 
 
 def config_of(rung: str, flags: argparse.Namespace) -> ConfigDict:
@@ -110,7 +106,7 @@ def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, A
             mean, ci95 = metrics.mean_interval(accuracies)
             entry = {"shot": shot, "features": features, "accuracy": mean, "ci95": ci95}
             entries.append({**entry, "inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
-            right[f"{shot}-{kind}"] = np.rint(accuracies * protocol.way * protocol.query).astype(np.uint8)
+            right[f"{shot}-{kind}"] = np.rint(accuracies * QUERIES).astype(np.uint8)
             print(f"{path.name}, {shot}-shot, features {features}: {100 * mean:.2f} ± {100 * ci95:.2f} %", flush=True)
     return step, entries, right
 
@@ -138,10 +134,12 @@ def test_bank(model: Model, dataset: Dataset, banks: Mapping[str, Any], protocol
 
 def _keep(name: str, rung: str, flags: argparse.Namespace, step: int, entries: Any, right: Any, minutes: float) -> None:
     words = f"--width={flags.width:g} --epochs={flags.epochs} --seed={flags.seed} {rung}"
+    part = RUNGS[rung]
     record = {
-        "rung": rung, "label": RUNGS[rung].label, "after": RUNGS[rung].after, "options": dict(RUNGS[rung].options),
-        "width": flags.width, "epochs": flags.epochs, "seed": flags.seed, "checkpoint_step": step,
-        "num_tasks": measure.TASKS[-1], "entries": entries, "minutes_training": round(minutes, 1),
+        "rung": rung, "number": list(RUNGS).index(rung), "label": part.label, "after": part.after,
+        "options": dict(part.options), "width": flags.width, "epochs": flags.epochs, "seed": flags.seed,
+        "checkpoint_step": step, "num_tasks": measure.TASKS[-1], "queries": QUERIES, "entries": entries,
+        "minutes_training": round(minutes, 1),
         "command": f"python -m results ladder --data=D --workdir=runs/ladder {words}",
     }  # fmt: skip
     LADDER.mkdir(exist_ok=True)

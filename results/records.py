@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import ablation
+import numpy as np
+
+from mtl_jax import ablation, metrics
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
@@ -19,6 +21,8 @@ PLACES = {
     "effects": ("docs/results.md", "effects"),
     "ablation": ("docs/results.md", "ablation"),
     "options": ("docs/fidelity.md", "options"),
+    "ladder": ("docs/results.md", "ladder"),
+    "sweep": ("docs/meta_training.md", "sweep"),
 }
 ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
 
@@ -122,12 +126,65 @@ def options_table() -> str:
     return "\n".join(lines)
 
 
+def ladder_table() -> str:
+    """FC100's recipe, a line a rung and seed; differences are paired over 10,000 tasks to the rung it is built on."""
+    columns = "part", "width, epochs, seed", "1-shot", "difference", "5-shot", "difference", "features as they are"
+    lines = ["| " + " | ".join((*columns, "training")) + " |", "| --- " * 8 + "|"]
+    found = {path.stem: json.loads(path.read_text()) for path in LADDER.glob("*.json")}
+    for record in sorted(found.values(), key=_ladder_place):
+        below = LADDER / f"{ladder_name(record['after'], record)}.npz"
+        cells = [record["label"], f"{record['width']:g}, {record['epochs']}, {record['seed']}"]
+        plain = []
+        for shot in (1, 5):
+            by_features = {entry["features"]: entry for entry in record["entries"] if entry["shot"] == shot}
+            difference = _ladder_difference(record, below, f"{shot}-l2") if below.exists() else "-"
+            cells += [_cell(by_features["unit length"]), difference]
+            plain.append(f"{100 * by_features['as they are']['accuracy']:.2f}")
+        cells += [" / ".join(plain), f"{record['minutes_training']:g} min"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if found else "Not run."
+
+
+def ladder_name(rung: str | None, like: Mapping[str, Any]) -> str:
+    """The name of a rung's record with the width, epochs and seed of another."""
+    return f"fc100-w{like['width']:g}-{like['epochs']}epochs-{rung}-seed{like['seed']}"
+
+
+def _ladder_place(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    return record["width"], record["epochs"], record["seed"], record["number"]
+
+
+def _ladder_difference(record: Mapping[str, Any], below: Path, key: str) -> str:
+    rungs = LADDER / f"{ladder_name(record['rung'], record)}.npz", below
+    own, other = (np.load(path)[key] / record["queries"] for path in rungs)
+    difference = metrics.paired_difference(own, other)
+    return f"{100 * difference.mean:+.2f} ± {100 * difference.ci95:.2f}"
+
+
+def sweep_table() -> str:
+    """What meta-training adds by validation, a line a variant."""
+    found = [json.loads(path.read_text()) for path in sorted(SWEEP.glob("*.json"))]
+    columns = "variant", "changed", "shot, seed", "before", "best", "gain", "tasks until then"
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for record in sorted(found, key=lambda r: (r["width"], r["seed"], r["shot"], -r["best"])):
+        options = ", ".join(f"`{key}={value}`" for key, value in record["options"].items()) or "nothing"
+        cells = (ablation.ROWS[record["row"]].label, options, f"{record['shot']}, {record['seed']}")
+        figures = (f"{100 * record[name]:.2f} %" for name in ("before", "best"))
+        gain = f"{100 * (record['best'] - record['before']):+.2f}"
+        lines.append(
+            "| " + " | ".join([*cells, *figures, gain, str(record["best_step"] * record["tasks_per_step"])]) + " |"
+        )
+    return "\n".join(lines) if found else "Not run."
+
+
 TABLES = {
     "short": short_table,
     "long": long_table,
     "effects": effects_table,
     "ablation": ablation_table,
     "options": options_table,
+    "ladder": ladder_table,
+    "sweep": sweep_table,
 }
 
 

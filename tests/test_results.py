@@ -6,13 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from mtl_jax.configs import glyphs
 
-from mtl_jax import build, kept_weights
+from mtl_jax import ablation, base_learner, build, checkpoint, config, from_weights, kept_weights, scale_shift
 from mtl_jax.classifier import FewShotClassifier
-from mtl_jax.errors import CheckpointError
-from results import check, records
+from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.evaluation import Model
+from mtl_jax.kept_weights import Kept
+from mtl_jax.meta import Frozen, backbone_params
+from results import check, gpu, ladder, records, sweep
 
 ROOT = Path(__file__).parents[1]
 UNPACK = ROOT.parent / "shared" / "data" / "unpack.py"
@@ -82,6 +88,100 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole[:2000])
     with pytest.raises(CheckpointError, match=r"cut.safetensors: not a safetensors file"):
         kept_weights.read(tmp_path / "cut.safetensors")
+
+
+def tiny_kept(**learned):
+    """A network of conv4 at a tenth of its width, with what was learned on it."""
+    settings = config.to_json(glyphs.get_config("1shot"))
+    settings["backbone"]["width"] = 0.1
+    variables = build.backbone(settings["backbone"]).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    head = base_learner.init_head(jax.random.key(1), 6, 5)
+    frozen = Frozen(variables["params"], variables["batch_stats"])
+    return Kept(settings, 3, (28, 28, 1), Model(build.embedding(settings), {"head": head, **learned}, frozen))
+
+
+def test_phi_alone_stands_on_the_file_of_its_network(tmp_path):
+    """In half precision, to half precision's rounding; on another file it is refused."""
+    base, phi, other = (tmp_path / f"{name}.safetensors" for name in ("base", "phi", "other"))
+    kept_weights.write(base, tiny_kept(), dtype=np.float16)
+    frozen = kept_weights.read(base).model.frozen
+    ss = jax.tree.map(lambda leaf: leaf + 0.25, scale_shift.init(frozen.params))
+    kept = tiny_kept(ss=ss)
+    kept = kept._replace(model=kept.model._replace(frozen=frozen))
+    kept_weights.write(phi, kept, base=base, dtype=np.float16)
+    kept_weights.write(other, kept)
+    assert phi.stat().st_size < base.stat().st_size
+    images = jax.random.uniform(jax.random.key(2), (3, 28, 28, 1)) * 255
+    features = [
+        model.embed(backbone_params(model.learned, model.frozen), model.frozen.batch_stats, images)[0]
+        for model in (kept.model, kept_weights.read(phi).model, kept_weights.read(other).model)
+    ]
+    np.testing.assert_allclose(features[0], features[1], rtol=1e-6)  # 1.25 and 0.25 are exact in half precision
+    np.testing.assert_allclose(features[0], features[2], rtol=1e-5)
+    base.write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match=r"phi\.safetensors: stands on base\.safetensors"):
+        kept_weights.read(phi)
+    with pytest.raises(CheckpointError, match="params were learned"):
+        kept_weights.write(phi, tiny_kept(params=frozen.params), base=other)
+
+
+def test_a_kept_network_is_something_to_start_from(tmp_path):
+    kept_weights.write(tmp_path / "net.safetensors", tiny_kept())
+    settings = tiny_kept().settings
+    params, _ = from_weights.backbone(settings, str(tmp_path / "net.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, params, tiny_kept().model.frozen.params)
+    settings["backbone"]["width"] = 0.2
+    with pytest.raises(CheckpointError, match=r"net\.safetensors"):
+        from_weights.backbone(settings, str(tmp_path / "net.safetensors"))
+
+
+def test_a_packed_plan_comes_out_as_it_went_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "PIECE", 1000)
+    files = {"a.json": b"{}", "weights/b": np.random.default_rng(0).bytes(5000)}
+    for name, content in files.items():
+        (tmp_path / "kept" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kept" / name).write_bytes(content)
+    parts = gpu.pack(tmp_path / "kept", tmp_path / "out")
+    assert len(parts) > 5 and all(part.stat().st_size <= 1000 for part in parts)
+    gpu.unpack(parts, tmp_path / "again")
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in files} == files
+    with pytest.raises(ConfigError, match="not all pieces"):
+        gpu.unpack(parts[:-1], tmp_path / "cut")
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS)
+def test_every_rung_is_a_config(rung):
+    flags = argparse.Namespace(data="D", width=0.25, epochs=15, seed=1)
+    settings = ladder.config_of(rung, flags)
+    config.validate(settings)
+    assert settings.pretrain.steps == 15 * (36_000 // settings.pretrain.batch_size)
+    below = ladder.RUNGS[rung].after
+    if below:
+        then = ladder.config_of(below, flags)
+        differ = {
+            line.split(":")[0]
+            for line in checkpoint.describe_difference(config.to_json(then), config.to_json(settings), ())
+        }
+        assert differ and differ <= set(ladder.RUNGS[rung].options)
+
+
+@pytest.mark.parametrize("variant", sweep.VARIANTS)
+def test_every_variant_of_the_sweep_is_a_config(variant):
+    flags = argparse.Namespace(data="D", width=0.25, shot=5, steps=400, seed=0, init="runs/W")
+    config.validate(sweep.config_of(variant, flags))
+
+
+@pytest.mark.parametrize("plan", gpu.PLANS)
+def test_every_plan_is_made_of_configs(plan, tmp_path):
+    flags = argparse.Namespace(
+        data="D", plan=plan, minutes=8.0, workdir=str(tmp_path), output="", init="", commit="", seed=0, scale=1.0
+    )
+    session = gpu.Session(flags)
+    for row, shot in session.plan.rows:
+        settings = ablation.apply_row(session.config(shot), row)
+        settings.pretrain.init = "runs/W"
+        config.validate(settings)
+    assert "train_head, 5-shot" in session.describe()
 
 
 def test_a_network_too_large_to_be_kept_is_skipped(monkeypatch, tmp_path, capsys):
