@@ -32,9 +32,10 @@ def backbone(config: Config, path: str) -> tuple[Params, Params]:
         needs them.
     """
     if kept_weights.is_kept(path):
-        frozen = kept_weights.read(Path(path)).model.frozen
-        weights = ReferenceWeights(config["backbone"]["name"], frozen.params, frozen.batch_stats, None, None)
-        return _backbone(config, weights, path)
+        kept = kept_weights.read(Path(path))
+        frozen, name = kept.model.frozen, kept.settings["backbone"]["name"]
+        weights = ReferenceWeights(name, frozen.params, frozen.batch_stats, None, None)
+        return _backbone(config, weights, path, channels=kept.image_shape[-1])
     return _backbone(config, load_reference_weights(path), path)
 
 
@@ -55,13 +56,13 @@ def model(config: Config, path: str) -> Model:
     return Model(build.embedding(config), jax.tree.map(jnp.asarray, _single(groups)), Frozen(params, batch_stats))
 
 
-def _backbone(config: Config, weights: ReferenceWeights, path: str) -> tuple[Params, Params]:
+def _backbone(config: Config, weights: ReferenceWeights, path: str, channels: int = 3) -> tuple[Params, Params]:
     if weights.backbone != config["backbone"]["name"]:
         raise CheckpointError(
             f"{path}: the weights of a {weights.backbone}, but config.backbone.name is {config['backbone']['name']!r}"
         )
     module = build.backbone(config["backbone"])
-    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
     params = named_arrays.fit(like["params"], _single(weights.params), path)
     if weights.batch_stats is not None:
         return params, named_arrays.fit(like.get("batch_stats", {}), _single(weights.batch_stats), path)
