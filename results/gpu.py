@@ -126,7 +126,7 @@ class Session:
         settings = measure.changed(settings, self.plan.options)
         scale = self.flags.scale
         if backend.on_cpu():  # which computes convolutions in a loop many times more slowly than outside
-            settings.runtime.steps_per_dispatch = 2
+            settings.runtime.steps_per_dispatch = 1
         if scale < 1:
             settings.backbone.width = scale
             dispatch = settings.runtime.steps_per_dispatch
@@ -148,14 +148,14 @@ class Session:
 
     def pretrain(self, settings: ConfigDict, dataset: Dataset) -> str:
         """Pre-trains for as many epochs as fit, and returns the workdir."""
+        until = time.monotonic() + self.plan.share * 60 * self.flags.minutes
         before = workdir.Workdir(self.runs / "pretrain").config
         if before.exists():  # as many epochs as a run that was stopped had planned
-            return self.train(config.read(before), "pretrain")
+            return self.train(config.read(before), "pretrain", until)
         settings = settings.copy_and_resolve_references()
         settings.meta.learn = "none"
         epoch = self.plan.facts.images // settings.pretrain.batch_size
         wanted = max(1, round(self.plan.epochs * min(1.0, self.flags.scale)))
-        until = time.monotonic() + self.plan.share * 60 * self.flags.minutes
         rate = self.steps_per_second(settings)
         fitting = int(0.95 * (until - time.monotonic()) * rate / epoch)
         epochs = max(1, min(wanted, fitting))
@@ -164,7 +164,7 @@ class Session:
         presets.three_drops(settings, _whole(epochs * epoch, dispatch))
         settings.pretrain.val_every = _whole(settings.pretrain.steps / 10, dispatch)
         settings.runtime.checkpoint_every = settings.pretrain.val_every
-        return self.train(settings, "pretrain")
+        return self.train(settings, "pretrain", until)
 
     def steps_per_second(self, settings: ConfigDict) -> float:
         """The rate of pre-training once it is compiled, by some steps in a workdir of their own."""
@@ -178,17 +178,19 @@ class Session:
         (first, start), (last, stop) = marks[1], marks[-1]
         return (last - first) / (stop - start)
 
-    def train(self, settings: ConfigDict, name: str) -> str:
-        """A run in a workdir of its own, stopped and saved when the time is up; returns the workdir."""
+    def train(self, settings: ConfigDict, name: str, until: float | None = None) -> str:
+        """A run in a workdir of its own, stopped and saved when its time is up; returns the workdir."""
         path = str(self.runs / name)
-        alarm = threading.Timer(max(1.0, self.left()), os.kill, (os.getpid(), signal.SIGTERM))
+        alarm = threading.Timer(
+            max(1.0, (until or self.end) - time.monotonic()), os.kill, (os.getpid(), signal.SIGTERM)
+        )
         alarm.daemon = True
         before = signal.signal(signal.SIGTERM, lambda *_: None)  # it may ring when training has just ended
         alarm.start()
         try:
             train(settings, path)
         except loop.Stopped:
-            print(f"{name}: stopped, the time is up; its best checkpoint counts", flush=True)
+            print(f"{name}: stopped, its time is up; its best checkpoint counts", flush=True)
         finally:
             alarm.cancel()
             signal.signal(signal.SIGTERM, before)
