@@ -121,10 +121,10 @@ def test_tiered_imagenet_has_all_images_and_any_size(tmp_path):
 
 
 def test_other_folders_are_not_taken_for_it(tmp_path):
-    for split, name in CLASSES.items():
+    for number, (split, name) in enumerate(CLASSES.items()):
         (tmp_path / "data" / split / name).mkdir(parents=True)
         place = tmp_path / "data" / split / name / f"{name}00000005.png"
-        place.write_bytes(data_layouts.png(data_layouts.pixels()[0, 0]))
+        place.write_bytes(data_layouts.png(data_layouts.pixels()[number, 0]))
     found = data.load("miniimagenet", str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     assert found.format == "class folders"
 
