@@ -39,6 +39,7 @@ def _data() -> ConfigDict:
         "split_seed": 0,  # which classes the fractions pick
         "convert": False,  # take 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, not refuse them
         "skip_corrupt": False,  # leave damaged images out instead of refusing them
+        "allow": "",  # let through shared_classes, shared_images, repeated_images: any of these, with commas between
         "cache_dir": "",  # default: $MTL_JAX_CACHE, or the user's cache folder
         "device_budget_gb": 2.0,  # a split up to this size lives on the device, a larger one on the host
     })  # fmt: skip

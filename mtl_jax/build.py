@@ -21,7 +21,7 @@ Config = Mapping[str, Any]  # a ConfigDict or one of its groups
 def dataset(config: Config, progress: Callable[[int, int], None] | None = None, inspect: Any = None) -> data.Dataset:
     """The data set of a config's `data` group, prepared if it has not been before; `inspect` as in `data.load`."""
     keys = ("name", "path", "image_size", "resize", "channels", "rotations", "convert", "skip_corrupt", "cache_dir")
-    keys += ("fractions", "lists", "split_seed")
+    keys += ("fractions", "lists", "split_seed", "allow")
     return data.load(**{key: config[key] for key in keys}, progress=progress, inspect=inspect)
 
 

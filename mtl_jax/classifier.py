@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import feature_input, few_shot_head, image_input
+from mtl_jax import feature_input, few_shot_head, image_input, support_copies
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.feature_input import check_labels
 from mtl_jax.sklearn_bases import BaseEstimator, ClassifierMixin, NotFittedError
+from mtl_jax.support_copies import Known
 
 UNKNOWN = "unknown"
 PRETRAINED = "fc100-conv4"
@@ -36,7 +37,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     Attributes:
       classes_: sorted. coef_, intercept_: the head, [F, N] and [N]. temperature_: the one in use.
-      support_features_ [S, F], support_labels_ [S] (positions in `classes_`). n_features_in_: F.
+      support_features_ [S, F], support_labels_ [S] (positions in `classes_`), support_images_ [S] (digest and name of
+      each, see `support_copies`; not saved). n_features_in_: F.
 
     Example:
       classifier = FewShotClassifier.from_workdir('runs/glyphs').fit(['a1.png', 'a2.png', 'b1.png'], ['a', 'a', 'b'])
@@ -114,10 +116,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
           y: a label each: texts or whole numbers.
 
         Raises:
-          DataError: an image that cannot be read. ValueError: labels or features that cannot be learned from.
+          DataError: an image that cannot be read, or that is there under two labels.
+          ValueError: labels or features that cannot be learned from.
         """
-        features = self._features(X, reset=True)
-        classes, labels = np.unique(check_labels(y, len(features)), return_inverse=True)
+        features, known = self._embedded(X, reset=True)
+        y = check_labels(y, len(features))
+        support_copies.check(known, y)
+        self.support_images_ = known
+        classes, labels = np.unique(y, return_inverse=True)
         return self._fit(features, classes, labels)
 
     def partial_fit(self, X: Any, y: Sequence[Any], classes: Any = None) -> "FewShotClassifier":
@@ -131,11 +137,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if not hasattr(self, "classes_"):
             self._check_known(y, classes)
             return self.fit(X, y)
-        features = self._features(X, reset=False)
+        features, known = self._embedded(X, reset=False)
         new = self._check_known(check_labels(y, len(features)), classes)
         if new.dtype.kind != self.classes_.dtype.kind and "U" in (new.dtype.kind, self.classes_.dtype.kind):
             raise ValueError(f"y has labels like {new[0]!r}, the classes so far are like {self.classes_[0]!r}")
         every = np.concatenate([self.classes_[self.support_labels_], new])
+        known = [
+            *getattr(self, "support_images_", [Known(b"", "")] * len(self.support_labels_)),
+            *known,
+        ]  # `load` has none
+        support_copies.check(known, every)
+        self.support_images_ = known
         names, labels = np.unique(every, return_inverse=True)
         return self._fit(np.concatenate([self.support_features_, features]), names, labels)
 
@@ -204,14 +216,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
                         found)  # fmt: skip
 
     def _features(self, x: Any, *, reset: bool) -> np.ndarray:
+        return self._embedded(x, reset=reset)[0]
+
+    def _embedded(self, x: Any, *, reset: bool) -> tuple[np.ndarray, list[Known]]:
+        """The features of X, and what is known of each of its images."""
         image_input.refuse_single(x)
         expected = None if reset else self.n_features_in_
         if not image_input.is_images(x):
-            return feature_input.check_features(x, expected, type(self).__name__)
+            features = feature_input.check_features(x, expected, type(self).__name__)
+            return features, [Known(b"", "")] * len(features)
         if self.embed is None:
             raise DataError("X is images, but the classifier has no embed: make it by from_workdir, or give embed")
-        features = np.asarray(self.embed(image_input.load_images(x, self.image_transform)))
-        return feature_input.check_features(features, expected, type(self).__name__)
+        loaded = image_input.load_images(x, self.image_transform)
+        features = np.asarray(self.embed(loaded.images))
+        return feature_input.check_features(features, expected, type(self).__name__), loaded.known
 
     @property
     def image_transform(self) -> Transform:

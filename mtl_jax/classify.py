@@ -16,6 +16,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -35,11 +36,12 @@ THUMBNAIL = 96  # pixels
 
 
 class Photo(NamedTuple):
-    """A decoded file: as the network wants it, uint8 [H, W, C], and small, for people."""
+    """A decoded file: as the network wants it, uint8 [H, W, C]; small, for people; the digest of its pixels."""
 
     file: str
     stored: np.ndarray
     thumbnail: np.ndarray
+    digest: bytes
 
 
 class Prediction(NamedTuple):
@@ -124,7 +126,7 @@ def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> lis
         except MtlError as error:
             return error
         small = transforms.store(pixels, Transform(THUMBNAIL))
-        return Photo(file or path.name, transforms.store(pixels, transform), small)
+        return Photo(file or path.name, transforms.store(pixels, transform), small, decode.digest(pixels))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return list(pool.map(read, files))
@@ -147,11 +149,20 @@ def fit(flags: argparse.Namespace) -> object:
     else:
         classifier = FewShotClassifier.from_pretrained(**given)
     files, classes = find_support(flags.support)
-    photos = read_photos(flags.support, files, classifier.image_transform)
-    for photo in photos:
-        if isinstance(photo, MtlError):
-            raise DataError(f"{photo}; replace it or remove it")
-    return classifier.fit([photo.stored for photo in photos], classes)
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as said:
+        classifier.fit([flags.support / file for file in files], classes)
+    for warning in said:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return classifier
+
+
+def warn_of_copies(classifier: object, photos: Sequence[Photo]) -> None:
+    """Says which of the images to sort are support images too: their answer is no prediction."""
+    support = {image.digest for image in getattr(classifier, "support_images_", ())}  # a saved classifier has none
+    copies = [photo.file for photo in photos if photo.digest in support]
+    if copies:
+        more = f" (and {len(copies) - 1} more)" if len(copies) > 1 else ""
+        print(f"warning: {copies[0]}{more} is in --support too: its answer is no prediction", file=sys.stderr)
 
 
 def predict(classifier: object, photos: Sequence[Photo]) -> list[Prediction]:
@@ -213,6 +224,7 @@ def run(argv: Sequence[str]) -> int:
     classifier = fit(flags)
     found = read_photos(flags.query, files, classifier.image_transform)
     photos = [photo for photo in found if isinstance(photo, Photo)]
+    warn_of_copies(classifier, photos)
     predictions = predict(classifier, photos)
     write_table(flags.output, predictions)
     sheet = flags.sheet or flags.output.with_suffix(".png")

@@ -74,6 +74,7 @@ def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[s
         lines.append(
             f"  {name}: {100 * mean:.2f} ± {100 * ci95:.2f} % ({own['inner_steps']} inner steps at {own['inner_lr']}, "
             f"{own['head']} head, checkpoint {own['checkpoint_step']})"
+            + "".join(f"; caveat: {caveat}" for caveat in own.get("caveats", ()))
         )
     for d in differences(accuracies):
         mean, ci95 = d.difference

@@ -48,7 +48,9 @@ def _runs_table(found: Mapping[str, Tested]) -> str:
         loop = f"{f['inner_steps']} steps at {f['inner_lr']}, {f['head']} head"
         trained = report_data.trained_on(tested.place)[:12]
         rows.append((name, f"{100 * mean:.2f} ± {100 * ci95:.2f}", loop, f["checkpoint_step"], trained))
-    return page.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
+    table = page.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
+    caveats = [f"{name}: caveat: {caveat}" for name, tested in found.items() for caveat in tested.facts["caveats"]]
+    return table + "".join(map(page.paragraph, caveats))
 
 
 def _differences_table(accuracies: Mapping[str, np.ndarray]) -> str:

@@ -15,7 +15,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.manifest import read_bounded
 
 MAX_BYTES = 1 << 20  # of a config.json
-MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir")
+MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
 
 
 def validate(config: ConfigDict) -> None:

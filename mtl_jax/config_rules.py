@@ -7,7 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax import support_views
-from mtl_jax.errors import ConfigError
+from mtl_jax.data import admission
+from mtl_jax.errors import ConfigError, DataError
 
 _INTERVALS = (
     "pretrain.steps", "pretrain.val_every", "meta.steps", "meta.val_every", "runtime.log_every",
@@ -17,7 +18,7 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _hard_tasks):
+    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _allowed, _hard_tasks):
         rule(config)
 
 
@@ -91,6 +92,13 @@ def _splits(config: ConfigDict) -> None:
         raise ConfigError(
             f"config.data.fractions is {tuple(fractions)}, expected three numbers for train, val, test that add up to 1"
         )
+
+
+def _allowed(config: ConfigDict) -> None:
+    try:
+        admission.parse(config.data.allow)
+    except DataError as error:
+        raise ConfigError(f"config.{error}") from None
 
 
 def _hard_tasks(config: ConfigDict) -> None:

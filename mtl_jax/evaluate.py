@@ -84,7 +84,7 @@ def evaluate(
     trajectory = accuracies if every else accuracies[:, None]
     result = {
         **protocol_facts(settings, protocol, step), "episodes": content,
-        **_interval(trajectory[:, -1]), "seconds": round(seconds, 2),
+        **_interval(trajectory[:, -1]), "caveats": list(dataset.caveats), "seconds": round(seconds, 2),
     }  # fmt: skip
     own = None if weights else build.protocol(config.read(place.config))
     if weights:
@@ -192,6 +192,7 @@ def describe(result: Mapping[str, Any]) -> str:
         f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}{given}, "
         f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
         f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
+        + "".join(f"; caveat: {caveat}" for caveat in result["caveats"])
     )
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from mtl_jax.data import decode, transforms
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
+from mtl_jax.support_copies import Known
 
 
 def is_images(x: Any) -> bool:
@@ -24,8 +25,15 @@ def is_images(x: Any) -> bool:
     return isinstance(first, str | os.PathLike | Image.Image) or (isinstance(first, np.ndarray) and first.ndim > 1)
 
 
-def load_images(images: Any, transform: Transform) -> np.ndarray:
-    """Decodes, converts and resizes a batch: uint8 [B, H, W, C].
+class Loaded(NamedTuple):
+    """A batch: uint8 [B, H, W, C], and for each image what a message calls it and the digest of its decoded pixels."""
+
+    images: np.ndarray
+    known: list[Known]
+
+
+def load_images(images: Any, transform: Transform) -> Loaded:
+    """Decodes, converts and resizes a batch.
 
     Args:
       images: an array, uint8 [B, H, W] or [B, H, W, C]; or a sequence of any of: paths, Pillow images, arrays uint8
@@ -37,14 +45,14 @@ def load_images(images: Any, transform: Transform) -> np.ndarray:
     """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
         found = list(pool.map(lambda pair: _load(*pair, transform), enumerate(images)))
-    shapes = [image.shape for image in found]
+    shapes = [image.shape for image, _ in found]
     for position, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise DataError(
                 f"{_where(position, images[position])}: an image of {list(shape)}, the first is {list(shapes[0])}; "
                 "bring them to one size and number of channels, or give image_size and channels"
             )
-    return np.stack(found)
+    return Loaded(np.stack([image for image, _ in found]), [known for _, known in found])
 
 
 def refuse_single(x: Any) -> None:
@@ -56,23 +64,22 @@ def refuse_single(x: Any) -> None:
         raise DataError(f"X is an iterator ({type(x).__name__}); give a list of images")
 
 
-def _load(position: int, image: Any, transform: Transform) -> np.ndarray:
+def _load(position: int, image: Any, transform: Transform) -> tuple[np.ndarray, Known]:
     where = _where(position, image)
     try:
-        return _decoded(image, where, transform)
+        pixels = _decoded(image, where, transform)
     except decode.CorruptImage as error:
         raise DataError(f"{decode.reason(error)}; replace it, or leave it out") from None
+    return transforms.store(pixels, transform), Known(decode.digest(pixels), where)
 
 
 def _decoded(image: Any, where: str, transform: Transform) -> np.ndarray:
     if isinstance(image, Image.Image):
         decode.refuse_unusual(image, where, transform.convert)
-        pixels = decode.to_pixels(image, transform)
-    elif isinstance(image, str | os.PathLike):
-        pixels = decode.decode(_read(Path(image)), where, transform)
-    else:
-        pixels = decode.decode(_as_uint8(image, where), where, transform)
-    return transforms.store(pixels, transform)
+        return decode.to_pixels(image, transform)
+    if isinstance(image, str | os.PathLike):
+        return decode.decode(_read(Path(image)), where, transform)
+    return decode.decode(_as_uint8(image, where), where, transform)
 
 
 def _where(position: int, image: Any) -> str:

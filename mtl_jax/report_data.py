@@ -101,6 +101,7 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
     facts = {
         **protocol_facts(settings, protocol, step),
         "episodes": frozen_episodes.content_hash(split, tasks), "data": dataset.fingerprint,
+        "caveats": list(dataset.caveats),
     }  # fmt: skip
     return Tested(place, settings, dataset, split, tasks, protocol, model, facts, answers)
 

@@ -49,7 +49,7 @@ def _protocol_line(tested: Tested) -> str:
         f"{f['split']} split of {tested.dataset.name}, {f['way']}-way {f['shot']}-shot, {f['num_tasks']} tasks, "
         f"{f['query']} queries a class, {f['inner_steps']} inner steps at {f['inner_lr']}, batch norm: "
         f"{f['batch_norm']}, {f['head']} head, checkpoint {f['checkpoint_step']}, seed {f['seed']}, "
-        f"episodes {f['episodes'][:12]}"
+        f"episodes {f['episodes'][:12]}" + "".join(f"; caveat: {caveat}" for caveat in f["caveats"])
     )
 
 

@@ -1,5 +1,6 @@
 """The data that a config trains on, and whether it can give the tasks that training and validation draw."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.types import ClassTable
 
+_logger = logging.getLogger(__name__)
 _TRAINED_ON = ("train", "val")  # the test split is left alone
 
 
@@ -35,6 +37,8 @@ def load(settings: ConfigDict) -> Dataset:
         split = dataset.splits[name]
         _check_tasks(settings, name, split.table(), split.class_names)
     _check_channels(settings, dataset)
+    for caveat in dataset.caveats:
+        _logger.warning("data.allow lets through: %s", caveat)
     return dataset
 
 

@@ -49,6 +49,57 @@ class Energies:
         return np.stack([np.abs(inner - m).mean((1, 2)) for m in moved], 1)
 
 
+def photographs():
+    """Nine pictures, three of each kind of stripes, and their labels."""
+    return [image for kind in range(3) for image in stripes(3, kind)], np.repeat(["a", "b", "c"], 3)
+
+
+@pytest.mark.parametrize("form", ["arrays", "files"])
+def test_a_photograph_under_two_labels_is_refused_by_its_pixels(form, tmp_path):
+    x, y = photographs()
+    x[4] = x[0].copy()
+    where = "image 4: the same image as image 0"
+    if form == "files":
+        for i, image in enumerate(x):
+            Image.fromarray(image).save(tmp_path / f"{i}.{'png' if i % 2 else 'bmp'}")
+        x = [tmp_path / f"{i}.{'png' if i % 2 else 'bmp'}" for i in range(9)]
+        where = r"4\.bmp: the same image as .*0\.bmp"
+    with pytest.raises(DataError, match=where + ", but of class 'b' where that is of 'a'; leave it in one of them"):
+        FewShotClassifier(Energies(), image_size=16).fit(x, y)
+
+
+def test_other_copies_of_photographs_are_warned_of(recwarn):
+    x, y = photographs()
+    classifier = FewShotClassifier(Energies(), image_size=16).fit(x, y)
+    assert not recwarn.list
+    # What only looks alike once it is small is another photograph.
+    large = [np.kron(image, np.ones((2, 2), np.uint8)) for image in x]
+    classifier.fit([*x, *large], [*y, *np.roll(y, 3)])
+    assert not recwarn.list
+    x[1] = x[0].copy()
+    with pytest.warns(UserWarning, match=r"^image 1 is the same image as image 0: a copy counts twice"):
+        classifier.fit(x, y)
+
+
+def test_a_photograph_that_comes_again_under_another_label_is_refused(tmp_path):
+    x, y = photographs()
+    classifier = FewShotClassifier(Energies(), image_size=16).fit(x, y)
+    with pytest.raises(DataError, match="image 0: the same image as image 3, but of class 'd' where that is of 'b'"):
+        classifier.partial_fit([x[3]], ["d"])
+    assert list(classifier.classes_) == ["a", "b", "c"]  # nothing was learned
+    classifier.save(tmp_path / "kept")
+    again = FewShotClassifier.load(tmp_path / "kept", Energies())
+    again.partial_fit(stripes(1, 0, seed=5), ["d"])  # a file knows features alone
+    assert len(again.support_images_) == 10
+
+
+def test_features_that_are_the_same_are_not_looked_at(recwarn):
+    x, y = blobs((3, 3))
+    x[3] = x[1] = x[0]
+    FewShotClassifier().fit(x, y)
+    assert not recwarn.list
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Three class folders with unequal numbers of pictures of unequal sizes and formats."""

@@ -170,3 +170,20 @@ def test_what_is_written_in_a_cell_stays_in_it():
     below = sheet[contact_sheet.MARGIN + contact_sheet.LINE + 6 + 90 :]
     columns = np.flatnonzero((below < 200).any(0))
     assert len(columns) > 0 and columns.max() < contact_sheet.MARGIN + contact_sheet.CELL
+
+
+def test_a_photograph_in_two_class_folders_is_refused(tiny_run, folders, capsys):  # noqa: F811
+    shutil.copy(folders / "support/vertical/vertical-0.png", folders / "support/diagonal/again.png")
+    assert _run(tiny_run, folders) == 2
+    err = capsys.readouterr().err
+    assert "vertical-0.png: the same image as" in err and "of class 'vertical' where that is of 'diagonal'" in err
+    assert err.count("\n") == 1
+
+
+def test_other_copies_of_photographs_are_said(tiny_run, folders, capsys):  # noqa: F811
+    shutil.copy(folders / "support/vertical/vertical-0.png", folders / "support/vertical/again.png")
+    shutil.copy(folders / "support/diagonal/diagonal-0.png", folders / "query/known.png")
+    assert _run(tiny_run, folders) == 0
+    err = capsys.readouterr().err
+    assert "warning: " in err and "is the same image as" in err and "a copy counts twice" in err
+    assert "warning: known.png is in --support too: its answer is no prediction" in err

@@ -23,6 +23,7 @@ FILES = (7, 36, 9900)  # numbers in the file names of the images of a class, of 
 def small(monkeypatch):
     monkeypatch.setattr(facts, "miniimagenet", lambda: {split: {name: NUMBERS} for split, name in CLASSES.items()})
     known = facts.class_splits
+    monkeypatch.setattr(facts, "ilsvrc_images", lambda name: len(FILES))
     tiered = {split: [name] for split, name in CLASSES.items()}
     monkeypatch.setattr(facts, "class_splits", lambda name: tiered if name == "tieredimagenet" else known(name))
 
@@ -120,15 +121,15 @@ def test_tiered_imagenet_has_all_images_and_any_size(tmp_path):
 
 
 def test_other_folders_are_not_taken_for_it(tmp_path):
-    for split, name in CLASSES.items():
+    for number, (split, name) in enumerate(CLASSES.items()):
         (tmp_path / "data" / split / name).mkdir(parents=True)
         place = tmp_path / "data" / split / name / f"{name}00000005.png"
-        place.write_bytes(data_layouts.png(data_layouts.pixels()[0, 0]))
+        place.write_bytes(data_layouts.png(data_layouts.pixels()[number, 0]))
     found = data.load("miniimagenet", str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))
     assert found.format == "class folders"
 
 
-def test_missing_classes_and_images(tmp_path, monkeypatch):
+def test_missing_classes(tmp_path):
     (tmp_path / "data").mkdir()
     place = write_class_tars(tmp_path / "data")
     (place / "train" / "n01855672.tar").unlink()
@@ -136,10 +137,40 @@ def test_missing_classes_and_images(tmp_path, monkeypatch):
         DataError, match=r"data: 1 of the 3 classes of miniimagenet are not there, n01855672 for one; fet"
     ):
         data.load("miniimagenet", str(place), cache_dir=str(tmp_path / "cache"))
-    write_class_folders(tmp_path / "data")
-    monkeypatch.setattr(facts, "miniimagenet", lambda: {split: {name: (1, 4)} for split, name in CLASSES.items()})
-    with pytest.raises(DataError, match=r"class n01532829 has 3 images, but number 4 is needed; fetch"):
-        data.load("miniimagenet", str(place / "ILSVRC/Data/CLS-LOC/train"), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", ["miniimagenet", "tieredimagenet"])
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("published", [2, 4])
+def test_a_class_with_another_number_of_images_is_refused(published, write, name, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    place = write(tmp_path / "data")
+    monkeypatch.setattr(facts, "ilsvrc_images", lambda name: published if name == "n01855672" else len(FILES))
+    with pytest.raises(DataError, match=rf"class n01855672 has 3 images, in ILSVRC2012 it has {published}; unpack"):
+        data.load(name, str(place), cache_dir=str(tmp_path / "cache"))
+
+
+def test_an_image_lost_from_a_folder_is_noticed_in_what_was_prepared_before(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    place = write_class_folders(tmp_path / "data")
+    data.load("miniimagenet", str(place), cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(facts, "ilsvrc_images", lambda name: 4)
+    with pytest.raises(DataError, match="has 3 images, in ILSVRC2012 it has 4"):
+        data.load("miniimagenet", str(place), cache_dir=str(tmp_path / "cache"))
+
+
+def test_the_published_numbers_of_images(monkeypatch):
+    monkeypatch.undo()
+    fewer = facts._json("ilsvrc2012.json")["fewer"]
+    assert 1300 * (1000 - len(fewer)) + sum(fewer.values()) == 1_281_167  # Russakovsky et al. (2015), table 2
+    assert len(fewer) == 105 and (min(fewer.values()), max(fewer.values())) == (732, 1299)
+    tiered = {
+        split: sum(map(facts.ilsvrc_images, names)) for split, names in facts.class_splits("tieredimagenet").items()
+    }
+    assert tiered == {"train": 448_695, "val": 124_261, "test": 206_209}  # Ren et al. (2018)
+    for classes in facts.miniimagenet().values():
+        for name, numbers in classes.items():
+            assert max(numbers) <= facts.ilsvrc_images(name)
 
 
 def test_damaged_tars(tmp_path):

@@ -35,10 +35,10 @@ def folder(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for split, classes in (("train", 3), ("val", 2), ("test", 2)):
         for number in range(classes):
-            (root / split / f"class{number}").mkdir(parents=True)
+            (root / split / f"{split}{number}").mkdir(parents=True)
             for image in range(6):
                 pixels = rng.integers(0, 256, (28, 28), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / f"class{number}" / f"{image}.png")
+                Image.fromarray(pixels).save(root / split / f"{split}{number}" / f"{image}.png")
     return root
 
 

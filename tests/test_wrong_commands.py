@@ -36,7 +36,7 @@ def world(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split, classes in (("train", 4), ("val", 3), ("test", 3)):
         for number in range(classes):
-            folder = root / "data" / split / f"class{number}"
+            folder = root / "data" / split / f"{split}{number}"
             folder.mkdir(parents=True)
             for image in range(4):
                 Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8)).save(folder / f"{image}.png")

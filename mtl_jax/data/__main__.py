@@ -19,8 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mtl_jax import cli
-from mtl_jax.data import cache, check, pictures, tfds_source
+from mtl_jax.data import admission, cache, check, pictures, tfds_source
 from mtl_jax.data.load import Options, load, locate
+from mtl_jax.data.overlaps import KINDS
 from mtl_jax.errors import MtlError
 
 EXIT_USER_ERROR = 2
@@ -45,6 +46,11 @@ def parser() -> cli.Parser:
         add("--rotations", action="store_true", help="turned training classes are classes of their own")
         add("--convert", action="store_true", help="take 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
         add("--skip-corrupt", action="store_true", help="leave damaged images out")
+        add(
+            "--allow",
+            default="",
+            help="let through shared_classes, shared_images, repeated_images: with commas between",
+        )
         add("--cache-dir", default="", help="default: $MTL_JAX_CACHE, or ~/.cache/mtl_jax")
         add("--workers", type=int, default=0, help="threads that decode; 0: one a processor")
     look.add_argument("--way", type=int, default=5, help="classes of a task (5)")
@@ -86,6 +92,8 @@ def prepare(flags: argparse.Namespace) -> int:
         print(f"{split.name}: {len(split.class_names)} classes, {list(split.images.shape)} images")
     for line in dataset.skipped:
         print(f"left out: {line}")
+    for caveat in dataset.caveats:
+        print(f"let through: {caveat}")
     if dataset.skipped:
         print(f"{len(dataset.skipped)} images were left out")
     print(f"{dataset.name} from {dataset.format}, fingerprint {dataset.fingerprint}, in {dataset.cache}")
@@ -106,6 +114,8 @@ def look_over(flags: argparse.Namespace) -> int:
             contents,
             found.source.place,
             found.source.settle(found.transform),
+            format=found.source.format,
+            allowed=admission.parse(flags.allow),
             workers=flags.workers,
             **tasks,
         )
@@ -121,7 +131,8 @@ def look_over(flags: argparse.Namespace) -> int:
 
 def draw(flags: argparse.Namespace, tasks: dict[str, int]) -> None:
     """Saves the pictures of `--png`."""
-    dataset = load(flags.name, flags.path, **vars(options(flags)))
+    seen = dataclasses.replace(options(flags), allow=",".join(KINDS))  # a picture is no figure
+    dataset = load(flags.name, flags.path, **vars(seen))
     pictures.class_grid(dataset).save(flags.png)
     split = dataset.splits["test"]
     episode = flags.png.with_name(f"{flags.png.stem}-episode.png")

@@ -84,7 +84,7 @@ def open_file(place: Path, scratch: Path) -> Any:
             return arrays.text_keys(safe_pickle.load(place))
         if place.suffix == ".npz":
             return _open_npz(place, scratch)
-        return np.load(place, mmap_mode="r", allow_pickle=False)
+        return _open_npy(place, str(place))
     except DataError:
         raise
     except PermissionError as error:
@@ -107,7 +107,7 @@ def _open_npz(place: Path, scratch: Path) -> Mapping[str, np.ndarray]:
 def _open_member(place: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, scratch: Path) -> np.ndarray:
     if info.compress_type == zipfile.ZIP_STORED:
         with archive.open(info) as file:
-            shape, fortran, dtype = _header(file)
+            shape, fortran, dtype = _header(file, f"{place}, {info.filename}")
             offset = _data_offset(place, info) + file.tell()
             while file.read(1 << 20):
                 pass  # to the end, where zipfile compares the check sum: what is mapped has none
@@ -118,15 +118,24 @@ def _open_member(place: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, s
     inflated = scratch / f"{place.name}-{info.header_offset}.npy"
     with archive.open(info) as source, open(inflated, "wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    return np.load(inflated, mmap_mode="r", allow_pickle=False)
+    return _open_npy(inflated, f"{place}, {info.filename}")
 
 
-def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _open_npy(place: Path, where: str) -> np.ndarray:
+    with open(place, "rb") as file:
+        _header(file, where)
+    return np.load(place, mmap_mode="r", allow_pickle=False)
+
+
+def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError("it has Python objects, which are not loaded")
+        raise DataError(
+            f"{where}: an array of Python objects, which NumPy keeps as a pickle; save the images as one uint8 array, "
+            "images=np.stack(images), and labels as numbers or texts, labels=np.array(labels.tolist())"
+        )
     return shape, fortran, dtype
 
 

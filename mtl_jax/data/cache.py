@@ -4,18 +4,21 @@ A folder is written under a temporary name and renamed when it is whole, so that
 processes that prepare the same data at once do not disturb each other: the second to finish throws its own away.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import features
 
+from mtl_jax.data import overlaps
 from mtl_jax.data.damage import DAMAGE
-from mtl_jax.data.dataset import Dataset, Split
+from mtl_jax.data.dataset import Dataset, Overlap, Split
 from mtl_jax.data.source import Stamp
 from mtl_jax.errors import DataError
 
@@ -55,6 +58,7 @@ def open_folder(folder: Path, name: str) -> Dataset:
             splits=splits,
             skipped=tuple(index["skipped"]),
             cache=str(folder),
+            overlaps=_overlaps(folder, index, splits),
         )
     except DataError:
         raise
@@ -63,6 +67,28 @@ def open_folder(folder: Path, name: str) -> Dataset:
             f"{folder / INDEX}: damaged cache ({type(error).__name__}: {error}); remove the folder {folder} to prepare "
             "it again"
         ) from None
+
+
+def _overlaps(folder: Path, index: dict, splits: Mapping[str, Split]) -> Mapping[str, Overlap]:
+    """Returns what stands in two splits or twice in one; found once, and kept in the index."""
+    if "overlaps" not in index:  # just written, or by a version that did not look
+        index["overlaps"] = overlaps.find(overlaps.by_class(splits), index["format"])
+        with contextlib.suppress(OSError):  # a cache that only others may write to
+            write_index(folder, index)
+    return {kind: Overlap(int(count), list(lines)) for kind, (count, lines) in index["overlaps"].items()}
+
+
+def write_index(folder: Path, index: Mapping) -> None:
+    """Writes the index of a folder, whole or not at all."""
+    unfinished = folder / f"{INDEX}-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            json.dump(index, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(folder / INDEX)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _read_index(folder: Path) -> dict:

@@ -2,18 +2,23 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mtl_jax.data import build, cache_writer, decode, facts
+from mtl_jax.data import admission, build, cache_writer, decode, facts, overlaps
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-SHOWN = 10  # problems of one kind that are listed
+SHOWN = overlaps.SHOWN  # problems of one kind that are listed
+ADVICE = {
+    "shared_classes": "leave it in one split",
+    "shared_images": "leave it in one split",
+    "repeated_images": "leave it there once",
+}
 
 
 @dataclasses.dataclass
@@ -53,6 +58,8 @@ def check(
     place: str,
     transform: Transform,
     *,
+    format: str = "",
+    allowed: Sequence[str] = (),
     way: int = 5,
     shot: int = 5,
     query: int = 15,
@@ -69,14 +76,11 @@ def check(
         problems.append(str(error))
     problems += sizes_differ(reports, transform)
     problems += small_classes(reports, way, shot, query)
-    problems += shortened(classes_in_two_splits(reports))
     misplaced, notes = compare_with_paper(name, reports)
     problems += shortened(misplaced)
-    twice = shortened(images_in_two_splits(reports))
-    if known or all_listed(name, reports):
-        notes += [f"note: {line} (as in the published data)" for line in twice]
-    else:
-        problems += [f"{line}; leave it in one split" for line in twice]
+    standing_twice, published = overlapping(name, format, reports, allowed)
+    problems += standing_twice
+    notes += published
     if fingerprint:
         notes.append(f"fingerprint {fingerprint}: {known or 'not a known variant'}")
     return Report(describe(reports) + notes, per_class(reports), problems, fingerprint)
@@ -176,24 +180,25 @@ def small_classes(reports: Reports, way: int, shot: int, query: int) -> list[str
     return problems
 
 
-def classes_in_two_splits(reports: Reports) -> list[str]:
-    """Returns the class names that stand in more than one split."""
-    splits: dict[str, list[str]] = {}
-    for split, name, _ in each(reports):
-        splits.setdefault(name, []).append(split)
-    return [f"class {name!r} is in {' and in '.join(where)}" for name, where in splits.items() if len(where) > 1]
+def overlapping(name: str, format: str, reports: Reports, allowed: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Returns what stands in two splits, or twice in one: as problems, or as notes where a paper published it so."""
+    classes = {split: {name: _images(report) for name, report in found.items()} for split, found in reports.items()}
+    found, problems, notes = overlaps.find(classes, format), [], []
+    published = bool(found) and admission.is_published(name, format, classes, found)
+    for kind, overlap in found.items():
+        more = overlap.count - len(overlap.lines)
+        lines = [*overlap.lines, *([f"... and {more} more of this kind"] if more else [])]
+        if published or kind in allowed:
+            why = "as in the published data" if published else f"let through by --allow={kind}"
+            notes += [f"note: {line} ({why})" for line in lines]
+        else:
+            problems += [f"{line}; {ADVICE[kind]}" for line in overlap.lines] + lines[len(overlap.lines) :]
+    return problems, notes
 
 
-def images_in_two_splits(reports: Reports) -> list[str]:
-    """Returns the images whose pixels stand in more than one split."""
-    first: dict[bytes, tuple[str, str]] = {}
-    problems = []
-    for split, _, report in each(reports):
-        for digest, place in zip(report.digests, report.places, strict=True):
-            there, where = first.setdefault(digest, (split, place))
-            if there != split:
-                problems.append(f"{place}: the same image as {where} in {there}")
-    return problems
+def _images(report: ClassReport) -> overlaps.ClassImages:
+    digests = np.frombuffer(b"".join(report.digests), np.uint8).reshape(-1, 16)
+    return overlaps.ClassImages(digests, report.places.__getitem__, report.names.__getitem__)
 
 
 def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str]]:
@@ -219,22 +224,11 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
         found = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
         notes.append(f"note: {found} images a class, the paper's {name} has {wanted}")
     if name == "miniimagenet":
-        found, count = listed_images(reports)
-        notes.append(f"note: {found} of {count} images have names on Ravi and Larochelle's list of 60000")
+        names = [name for _, _, report in each(reports) for name in report.names]
+        notes.append(
+            f"note: {facts.listed(names)} of {len(names)} images have names on Ravi and Larochelle's list of 60000"
+        )
     return wrong, notes
-
-
-def listed_images(reports: Reports) -> tuple[int, int]:
-    """Returns how many images have file names that are on Ravi and Larochelle's list, and how many there are."""
-    lists = facts.miniimagenet()
-    listed = {f"{c}{n:08d}" for classes in lists.values() for c, numbers in classes.items() for n in numbers}
-    names = [name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for _, _, report in each(reports) for name in report.names]
-    return sum(name in listed for name in names), len(names)
-
-
-def all_listed(name: str, reports: Reports) -> bool:
-    """Returns whether these are images of mini-ImageNet by their file names."""
-    return name == "miniimagenet" and len(set(listed_images(reports))) == 1
 
 
 def fingerprint_of(reports: Reports) -> str:

@@ -1,13 +1,21 @@
 """What a prepared data set is: uint8 images in memory maps, sorted by class, with the facts that belong to them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mtl_jax.types import ClassTable
 
 SPLITS = ("train", "val", "test")
+
+
+class Overlap(NamedTuple):
+    """Classes or images that stand where they should not: how many, and the first few, a line each."""
+
+    count: int
+    lines: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Split:
     counts: int32 [classes], images of each class.
     file_names: bytes [N], UTF-8, where each image came from within its source; empty strings where it had no name.
     digests: uint8 [N, 16], BLAKE2b of the decoded pixels, before resizing.
+    repeats: int [R], positions of images whose pixels stand earlier in the split too, which tasks do not draw.
     """
 
     name: str
@@ -31,13 +40,19 @@ class Split:
     counts: np.ndarray
     file_names: np.ndarray
     digests: np.ndarray
+    repeats: np.ndarray | tuple[()] = ()
 
     def table(self) -> ClassTable:
-        """Returns which images belong to which class, as NumPy arrays: indices [C, M] padded with -1, counts [C]."""
-        starts = np.cumsum(self.counts) - self.counts
-        column = np.arange(self.counts.max(initial=0))
-        indices = np.where(column < self.counts[:, None], starts[:, None] + column, -1)
-        return ClassTable(indices.astype(np.int32), self.counts.astype(np.int32))
+        """Returns which images of which class tasks draw, as NumPy arrays: indices [C, M] padded with -1, counts [C].
+
+        These are all images but `repeats`.
+        """
+        drawn = np.delete(np.arange(len(self.labels)), np.asarray(self.repeats, int))
+        counts = np.bincount(self.labels[drawn], minlength=len(self.counts))
+        column = np.arange(counts.max(initial=0))
+        indices = np.full((len(counts), len(column)), -1, np.int32)
+        indices[column < counts[:, None]] = drawn
+        return ClassTable(indices, counts.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Dataset:
     splits: by name; a set for evaluation alone has only 'test'.
     skipped: images that were left out as corrupt, one line each.
     cache: the folder with the memory maps.
+    overlaps: by kind (see `overlaps.KINDS`), what stands in two splits, or twice in one.
+    caveats: a sentence for each kind that was let through: no figure on this data set should be shown without them.
     """
 
     name: str
@@ -59,3 +76,5 @@ class Dataset:
     splits: Mapping[str, Split]
     skipped: tuple[str, ...] = ()
     cache: str = ""
+    overlaps: Mapping[str, Overlap] = dataclasses.field(default_factory=dict)
+    caveats: tuple[str, ...] = ()

@@ -4,10 +4,10 @@ import functools
 import gzip
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
-IMAGES_PER_CLASS = {"miniimagenet": 600, "fc100": 600, "cifar_fs": 600}
+IMAGES_PER_CLASS = {"miniimagenet": 600, "fc100": 600, "cifar_fs": 600, "omniglot": 20}
 
 
 @functools.cache
@@ -52,6 +52,36 @@ def miniimagenet() -> Mapping[str, Mapping[str, Sequence[int]]]:
         split: {name: tuple(itertools.accumulate(steps)) for name, steps in classes.items()}
         for split, classes in splits.items()
     }
+
+
+def stem(file: str) -> str:
+    """Returns a file's name without folders and suffix."""
+    return file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def listed(files: Iterable[str]) -> int:
+    """Returns how many file names are on Ravi and Larochelle's list of mini-ImageNet's 60,000."""
+    names = {f"{c}{n:08d}" for classes in miniimagenet().values() for c, numbers in classes.items() for n in numbers}
+    return sum(stem(file) in names for file in files)
+
+
+def is_published_size(name: str, class_name: str, images: int) -> bool:
+    """Returns whether a class of the published data set `name` has so many images."""
+    if name != "tieredimagenet":
+        return images == IMAGES_PER_CLASS.get(name)
+    named = any(class_name in names for names in class_splits(name).values())
+    known = _json("ilsvrc2012.json")
+    return images == ilsvrc_images(class_name) if named else images in (known["images"], *known["fewer"].values())
+
+
+def ilsvrc_images(class_name: str) -> int:
+    """Returns how many train images a class of ILSVRC2012 has: 1300, but 105 of the 1000 classes have 732 to 1299.
+
+    They are 1,281,167 in all. The counts are those of Meta-Dataset's ilsvrc_2012_num_leaf_images.json, with the 403
+    images added that it leaves out as copies of images of other data sets (its ImageNet_*_duplicates.txt).
+    """
+    known = _json("ilsvrc2012.json")
+    return known["fewer"].get(class_name, known["images"])
 
 
 def known_fingerprints() -> Mapping[str, str]:

@@ -75,7 +75,7 @@ def find(name: str, place: Path) -> Source | None:
     """Returns the source if ILSVRC2012's train images are at `place`, None if something else is.
 
     Raises:
-        DataError: some of the classes that the data set needs are missing.
+        DataError: some of the classes that the data set needs are missing, or lack images.
     """
     if name not in NAMES:
         return None
@@ -91,6 +91,9 @@ def find(name: str, place: Path) -> Source | None:
             f"{place}: {len(missing)} of the {len(wanted)} classes of {name} are not there, {missing[0]} for one; "
             "fetch the train images of ILSVRC2012 again"
         )
+    if kind == "class folders":  # a tar's headers are read only when its images are; images get lost in folders
+        for class_name in sorted(wanted):
+            whole(class_name, classes[class_name])
     stamps = {stamp for class_name in wanted for stamp in classes[class_name].stamps()}
     return Source(
         f"ILSVRC2012 {kind}",
@@ -120,7 +123,7 @@ def read(name: str, classes: Mapping[str, Found]) -> Contents:
         }
     return {
         split: {
-            class_name: Ranges(classes[class_name].place, in_order(classes[class_name].images()))
+            class_name: Ranges(classes[class_name].place, whole(class_name, classes[class_name]))
             for class_name in sorted(names)
         }
         for split, names in facts.class_splits(name).items()
@@ -129,13 +132,22 @@ def read(name: str, classes: Mapping[str, Found]) -> Contents:
 
 def pick(class_name: str, found: Found, numbers: Sequence[int]) -> Sequence[Range]:
     """Returns the images of a class whose numbers, from 1 in the order of the file names' numbers, are listed."""
-    images = in_order(found.images())
-    if len(images) < max(numbers):
-        raise DataError(
-            f"{found.place}: class {class_name} has {len(images)} images, but number {max(numbers)} is needed; "
-            "fetch the train images of ILSVRC2012 again"
-        )
+    images = whole(class_name, found)
     return [images[number - 1] for number in numbers]
+
+
+def whole(class_name: str, found: Found) -> Sequence[Range]:
+    """Returns the images of a class in order; raises DataError where they are not as many as ILSVRC2012 has.
+
+    An image too few or too many shifts the numbers of all that come after it, by which mini-ImageNet's are listed.
+    """
+    images, expected = in_order(found.images()), facts.ilsvrc_images(class_name)
+    if len(images) != expected:
+        raise DataError(
+            f"{found.place}: class {class_name} has {len(images)} images, in ILSVRC2012 it has {expected}; "
+            "unpack or fetch its train images again"
+        )
+    return images
 
 
 def in_order(images: Sequence[Range]) -> Sequence[Range]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.data import build, cache, splitting, trees
+from mtl_jax.data import admission, build, cache, splitting, trees
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.data.find import find
 from mtl_jax.data.source import Contents, Source, Stamp
@@ -28,6 +28,7 @@ class Options:
     rotations: bool = False
     convert: bool = False
     skip_corrupt: bool = False
+    allow: str = ""
     cache_dir: str = ""
     workers: int = 0
 
@@ -54,6 +55,7 @@ def load(
     rotations: bool = False,
     convert: bool = False,
     skip_corrupt: bool = False,
+    allow: str = "",
     cache_dir: str = "",
     workers: int = 0,
     progress: build.Progress | None = None,
@@ -73,6 +75,9 @@ def load(
         rotations: the train split's classes turned by 90, 180 and 270 degrees are classes of their own.
         convert: take images of unusual modes (16-bit, CMYK, palette, alpha, EXIF-rotated, animated), not refuse them.
         skip_corrupt: leave out damaged images instead of refusing the data set.
+        allow: any of 'shared_classes', 'shared_images' and 'repeated_images', with commas between: classes or images
+            that stand in two splits, and images that stand twice in one, are let through, not refused, and
+            `Dataset.caveats` says so. What stands so in a published data set needs no leave.
         cache_dir: where the cache is; '' is $MTL_JAX_CACHE or else ~/.cache/mtl_jax.
         workers: threads that decode; 0 is one a processor.
         progress: called with the number of images done and of all.
@@ -92,9 +97,11 @@ def load(
         rotations=rotations,
         convert=convert,
         skip_corrupt=skip_corrupt,
+        allow=allow,
         cache_dir=cache_dir,
         workers=workers,
     )
+    allowed = admission.parse(allow)
     folder = folder_of_file(name, path, options)
     if folder is None or not folder.exists():
         found = locate(name, path, options)
@@ -109,7 +116,7 @@ def load(
                 progress=progress,
                 inspect=inspect,
             )
-    return cache.open_folder(folder, name)
+    return admission.admitted(cache.open_folder(folder, name), allowed, path)
 
 
 def locate(name: str, path: str, options: Options) -> Located:
