@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtl_jax import run_data
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import Interval, describe_tasks, in_percent, mean_interval, paired_difference
 
@@ -71,8 +70,8 @@ def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[s
     distinct = common["distinct_tasks"]
     lines = [
         f"{describe_tasks(common['num_tasks'], distinct)}, {common['way']}-way {common['shot']}-shot, "
-        f"{common['query']} queries a class, {common['split']} split of {run_data.describe(common)}, "
-        f"batch norm: {common['batch_norm']}, episodes {common['episodes'][:12]}"
+        f"{common['query']} queries a class, {common['split']} split of {common['dataset']} "
+        f"{common['fingerprint'][:12]}, batch norm: {common['batch_norm']}, episodes {common['episodes'][:12]}"
     ]
     for name, values in accuracies.items():
         own = facts[name]

@@ -35,7 +35,8 @@ def comparison_page(found: Mapping[str, Tested]) -> Page:
     f = first.facts
     facts = (
         f"{describe_tasks(f['num_tasks'], f['distinct_tasks'])}, {f['way']}-way {f['shot']}-shot, "
-        f"{f['query']} queries a class, {f['split']} split of {f['dataset']} {f['fingerprint']}, batch norm: {f['batch_norm']}, episodes {f['episodes']}"
+        f"{f['query']} queries a class, {f['split']} split of {f['dataset']} "
+        f"{f['fingerprint']}, batch norm: {f['batch_norm']}, episodes {f['episodes']}"
     )
     return Page(page.page("Comparison of runs", headline, facts, sections), album.pictures, headline, facts)
 

@@ -91,7 +91,8 @@ def evaluate(
     distinct = count_distinct(*tasks)
     result = {
         **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
-        "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct), "seconds": round(seconds, 2),
+        "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
+        "seconds": round(seconds, 2),
     }  # fmt: skip
     own = None if weights else build.protocol(config.read(place.config))
     if weights:
@@ -271,7 +272,8 @@ def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     settings = values.config if values.config is not None else config.override(saved, overrides)
     lines = checkpoint.describe_difference(config.to_json(saved), config.to_json(settings), may_differ)
     if lines:
-        other = "; other data is given by --data=NAME:PATH" if any(line.startswith("data.") for line in lines) else ""
+        wants_other = values.data is None and any(line.startswith("data.") for line in lines)
+        other = "; to test it on other data give --data=NAME:PATH" if wants_other else ""
         raise ConfigError(
             f"{place.path} was trained with another config: {'; '.join(lines)}; leave these as they were{other}"
         )

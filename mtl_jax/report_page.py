@@ -179,7 +179,9 @@ def _origin(tested: Tested) -> str:
     ran = [f"{record['command']}   # {record['time']}" for record in started]
     f = tested.facts
     sizes = [f"--{name}={f[name]}" for name in ("split", "num_tasks", "way", "shot")]
-    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *sizes])
+    is_other = f["trained_on"] and f["trained_on"][0]["fingerprint"] != f["fingerprint"]
+    other = [f"--data={tested.settings.data.name}:{tested.settings.data.path}"] if is_other else []
+    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *other, *sizes])
     trained = ", ".join(f"{one['dataset']} {one['fingerprint']}" for one in f["trained_on"] or ()) or "not known"
     rows = [
         ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["fingerprint"]),

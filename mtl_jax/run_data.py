@@ -171,10 +171,22 @@ def check(dataset: Dataset, place: Workdir, split: str, *, other: bool = False) 
             f"{place.path}: was trained on other images (fingerprint {trained[0].fingerprint[:12]}, these have "
             f"{dataset.fingerprint[:12]}); give the same, or test it on others by evaluate.py --data=NAME:PATH"
         )
+    if other:
+        _check_shape(dataset, place)
     for seen in trained if split in dataset.splits else ():
         if seen.fingerprint != dataset.fingerprint:
             _check_new(dataset.splits[split], seen, place)
     return trained
+
+
+def _check_shape(dataset: Dataset, place: Workdir) -> None:
+    wanted = list(image_shape(config.to_json(config.read(place.config)), place))
+    shape = list(next(iter(dataset.splits.values())).images.shape[1:])
+    if shape != wanted:
+        raise DataError(
+            f"{dataset.name}: images are {shape}, those that {place.path} was trained on {wanted}, which are no squares: "
+            "bring the images to that size"
+        )
 
 
 def _check_new(split: Split, seen: TrainedOn, place: Workdir) -> None:
