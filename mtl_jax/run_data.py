@@ -184,7 +184,7 @@ def _check_shape(dataset: Dataset, place: Workdir) -> None:
     shape = list(next(iter(dataset.splits.values())).images.shape[1:])
     if shape != wanted:
         raise DataError(
-            f"{dataset.name}: images are {shape}, those that {place.path} was trained on {wanted}, which are no squares: "
+            f"{dataset.name}: images are {shape}, those that {place.path} was trained on are {wanted}, no squares: "
             "bring the images to that size"
         )
 

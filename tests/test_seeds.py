@@ -74,7 +74,12 @@ def test_what_cannot_be_is_refused(tiny_run, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_of_several_processes_the_first_writes_and_prints(monkeypatch, tmp_path, capsys, is_first):
-    shared = dict.fromkeys(seeds.SHARED, 1) | {"fingerprint": "0123456789abcdef", "accuracy": 0.5, "ci95": 0.01, "checkpoint_step": 2}
+    shared = dict.fromkeys(seeds.SHARED, 1) | {
+        "fingerprint": "0123456789abcdef",
+        "accuracy": 0.5,
+        "ci95": 0.01,
+        "checkpoint_step": 2,
+    }
     monkeypatch.setattr(train, "train", lambda settings, path, hooks: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda settings, path: shared)
     monkeypatch.setattr(hosts, "is_first", lambda: is_first)
