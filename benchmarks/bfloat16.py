@@ -39,9 +39,9 @@ def lines(name: str, kept: Kept, dataset: Dataset) -> list[str]:
 
 
 def _line(name: str, wide: np.ndarray, narrow: np.ndarray) -> str:
-    means = (f"{100 * one.mean:.2f} ± {100 * one.ci95:.2f} %" for one in map(metrics.mean_interval, (wide, narrow)))
+    means = (f"{metrics.in_percent(*one)} %" for one in map(metrics.mean_interval, (wide, narrow)))
     difference = metrics.paired_difference(narrow, wide)
-    paired = f"{100 * difference.mean:+.3f} ± {100 * difference.ci95:.3f}"
+    paired = metrics.in_percent(*difference, "+", 3)
     return f"| {' | '.join([name, f'{len(wide):,}', *means, paired])} |"
 
 

@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 def _data() -> ConfigDict:
     return ConfigDict({
-        "name": "glyphs",  # glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, folder, tfds:NAME
+        "name": "glyphs",  # glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder, tfds:NAME
         "path": "",  # where the user's copy is; its format is found out by looking
         "image_size": 0,  # stored pixels (square); 0: as they are
         "resize": 0,  # shorter side before the centre crop to image_size; 0: image_size

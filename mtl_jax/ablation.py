@@ -21,8 +21,9 @@ from ml_collections import ConfigDict
 
 from mtl_jax import build, cli, metrics, phases, workdir
 from mtl_jax.data import Dataset
+from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
-from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks, sample_all
 from mtl_jax.train import train
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)  # of the config's inner rate, on the grid
@@ -56,11 +57,12 @@ ROWS: Mapping[str, Row] = {
 
 
 class Scores(NamedTuple):
-    """A row's test accuracies [tasks] and the inner loop that validation chose."""
+    """A row's test accuracies [tasks], the inner loop that validation chose, and how many of the tasks are distinct."""
 
     accuracies: np.ndarray
     lr: float
     steps: int
+    distinct: int | None = None
 
 
 def apply_row(config: ConfigDict, name: str) -> ConfigDict:
@@ -131,8 +133,9 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
     protocol = build.protocol(settings)._replace(num_tasks=count)
     by_step = functools.partial(_accuracies, settings, model, val, every_step=True)
     protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step)
-    accuracies = _accuracies(settings, model, held_out, protocol)
-    return Scores(accuracies, protocol.inner.lr, protocol.inner.steps)
+    tasks = sample_all(held_out.table(), protocol)
+    accuracies = _accuracies(settings, model, held_out, protocol, tasks=tasks)
+    return Scores(accuracies, protocol.inner.lr, protocol.inner.steps, count_distinct(*tasks))
 
 
 def choose_inner(
@@ -162,12 +165,13 @@ def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:
     """The table as Markdown, and as records; differences are to the first row, over the tasks that both have."""
     first = next(iter(scores.values())).accuracies
     records = []
-    for name, (accuracies, lr, steps) in scores.items():
-        mean, ci95 = metrics.mean_interval(accuracies)
+    for name, (accuracies, lr, steps, distinct) in scores.items():
+        mean, ci95 = metrics.mean_interval(accuracies, distinct)
         common = min(len(first), len(accuracies))
-        difference = metrics.paired_difference(accuracies[:common], first[:common])
+        difference = metrics.paired_difference(accuracies[:common], first[:common], distinct)
         records.append({
-            "row": name, "label": ROWS[name].label, "num_tasks": len(accuracies), "inner_steps": steps, "inner_lr": lr,
+            "row": name, "label": ROWS[name].label, "num_tasks": len(accuracies), "distinct_tasks": distinct,
+            "inner_steps": steps, "inner_lr": lr,
             "accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95,
             "common_tasks": common,
         })  # fmt: skip
@@ -178,9 +182,11 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The table of records as `table` makes them."""
     lines = ["| row | tasks | inner steps, rate | accuracy | difference to the first row |", "| --- |" + " --- |" * 4]
     for row in records:
-        accuracy, difference = (f"{100 * row[name]:{sign}.2f} ± {100 * row[ci95]:.2f}" for name, ci95, sign in
-                                (("accuracy", "ci95", ""), ("difference", "difference_ci95", "+")))  # fmt: skip
-        cells = row["label"], str(row["num_tasks"]), f"{row['inner_steps']}, {row['inner_lr']:.3g}"
+        accuracy = metrics.in_percent(row["accuracy"], row["ci95"])
+        difference = metrics.in_percent(row["difference"], row["difference_ci95"], "+")
+        distinct = row.get("distinct_tasks") or row["num_tasks"]  # rows of older runs do not say it
+        repeated = "" if distinct == row["num_tasks"] else f", {distinct} distinct"
+        cells = row["label"], f"{row['num_tasks']}{repeated}", f"{row['inner_steps']}, {row['inner_lr']:.3g}"
         lines.append("| " + " | ".join([*cells, f"{accuracy} %", f"{difference} over {row['common_tasks']}"]) + " |")
     return "\n".join(lines)
 
@@ -213,11 +219,15 @@ def main(argv: Sequence[str]) -> int:
         apply_row(config, name)
     rates = _rates(values.rates)
     scores = run(config, path, values.rows, tasks=values.num_tasks, few_tasks=values.few_tasks, rates=rates)
+    dataset = build.dataset(config.data)
     text, records = table(scores)
     minutes = (time.monotonic() - started) / 60
-    workdir.write_json_atomic(path / "table.json", {"minutes": minutes, "rows": records})
+    workdir.write_json_atomic(path / "table.json", {
+        "dataset": dataset.name, "fingerprint": dataset.fingerprint, "minutes": minutes, "rows": records,
+    })  # fmt: skip
     workdir.write_bytes_atomic(path / "table.md", f"{text}\n".encode())
-    print(f"\n{config.meta.way}-way {config.meta.shot}-shot, {config.evaluate.query} queries a class, seed "
+    print(f"\n{dataset.name} {dataset.fingerprint[:12]}, {config.meta.way}-way {config.meta.shot}-shot, "
+          f"{config.evaluate.query} queries a class, seed "
           f"{config.evaluate.seed} of the tasks\n\n{text}\n\n{minutes:.1f} minutes")  # fmt: skip
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.metrics import Interval, mean_interval, paired_difference
+from mtl_jax.metrics import Interval, describe_tasks, in_percent, mean_interval, paired_difference
 
 # What a figure is not comparable without. The inner loop, the head and the checkpoint belong to the method.
 SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "crops", "crop_area", "batch_norm", "episodes")
@@ -50,36 +50,40 @@ def check_same(facts: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
-def differences(accuracies: Mapping[str, np.ndarray]) -> list[Difference]:
-    """The paired differences of all pairs of runs, from the accuracies [T] of each on the same tasks."""
+def differences(accuracies: Mapping[str, np.ndarray], distinct: int | None = None) -> list[Difference]:
+    """The paired differences of all pairs of runs, from the accuracies [T] of each on the same tasks.
+
+    `distinct` of the tasks are distinct, where it is known.
+    """
     found = []
     for (first, a), (second, b) in itertools.combinations(accuracies.items(), 2):
         # Accuracies are counts of right answers by the same number of queries: closer than that is equal.
         ahead, behind = b > a + 1e-9, b < a - 1e-9
         counts = int(ahead.sum()), int(behind.sum()), int((~ahead & ~behind).sum())
-        found.append(Difference(first, second, paired_difference(b, a), *counts))
+        found.append(Difference(first, second, paired_difference(b, a, distinct), *counts))
     return found
 
 
 def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as lines of text, a figure never without its protocol."""
     common = next(iter(facts.values()))
+    distinct = common["distinct_tasks"]
     lines = [
-        f"{common['num_tasks']} tasks, {common['way']}-way {common['shot']}-shot, {common['query']} queries a class, "
-        f"{common['split']} split, batch norm: {common['batch_norm']}, episodes {common['episodes'][:12]}"
+        f"{describe_tasks(common['num_tasks'], distinct)}, {common['way']}-way {common['shot']}-shot, "
+        f"{common['query']} queries a class, {common['split']} split of {common['dataset']} "
+        f"{common['fingerprint'][:12]}, batch norm: {common['batch_norm']}, episodes {common['episodes'][:12]}"
     ]
     for name, values in accuracies.items():
-        mean, ci95 = mean_interval(values)
         own = facts[name]
+        figure = in_percent(*mean_interval(values, distinct))
         lines.append(
-            f"  {name}: {100 * mean:.2f} ± {100 * ci95:.2f} % ({own['inner_steps']} inner steps at {own['inner_lr']}, "
+            f"  {name}: {figure} % ({own['inner_steps']} inner steps at {own['inner_lr']}, "
             f"{own['head']} head, checkpoint {own['checkpoint_step']})"
             + "".join(f"; caveat: {caveat}" for caveat in own.get("caveats", ()))
         )
-    for d in differences(accuracies):
-        mean, ci95 = d.difference
+    for d in differences(accuracies, distinct):
         lines.append(
-            f"  {d.second} - {d.first}: {100 * mean:+.2f} ± {100 * ci95:.2f} points; "
+            f"  {d.second} - {d.first}: {in_percent(*d.difference, '+')} points; "
             f"ahead in {d.wins} tasks, behind in {d.losses}, equal in {d.ties}"
         )
     return "\n".join(lines)

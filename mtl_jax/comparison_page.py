@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtl_jax import comparison, config, report_data, report_plots
+from mtl_jax import comparison, config, report_plots
 from mtl_jax import report_html as page
-from mtl_jax.metrics import mean_interval
+from mtl_jax.metrics import describe_tasks, in_percent, mean_interval
 from mtl_jax.report_album import Album, Page
 from mtl_jax.report_data import Tested
 from mtl_jax.report_html import Section
@@ -27,15 +27,16 @@ def comparison_page(found: Mapping[str, Tested]) -> Page:
         scatters.append(album.add(f"scatter_{number}", f"accuracy of each task: {a} against {b}", draw))
     sections = [
         Section("Runs", _runs_table(found)),
-        Section("Paired differences", _differences_table(accuracies)),
+        Section("Paired differences", _differences_table(accuracies, first.facts["distinct_tasks"])),
         Section("Task by task", "".join(scatters)),
         Section("Config keys that differ", _config_differences(found)),
     ]
     headline = " · ".join(f"{name}: {100 * values.mean():.2f} %" for name, values in accuracies.items())
     f = first.facts
     facts = (
-        f"{f['num_tasks']} tasks, {f['way']}-way {f['shot']}-shot, {f['query']} queries a class, {f['split']} split, "
-        f"batch norm: {f['batch_norm']}, episodes {f['episodes']}"
+        f"{describe_tasks(f['num_tasks'], f['distinct_tasks'])}, {f['way']}-way {f['shot']}-shot, "
+        f"{f['query']} queries a class, {f['split']} split of {f['dataset']} "
+        f"{f['fingerprint']}, batch norm: {f['batch_norm']}, episodes {f['episodes']}"
     )
     return Page(page.page("Comparison of runs", headline, facts, sections), album.pictures, headline, facts)
 
@@ -43,20 +44,20 @@ def comparison_page(found: Mapping[str, Tested]) -> Page:
 def _runs_table(found: Mapping[str, Tested]) -> str:
     rows = []
     for name, tested in found.items():
-        mean, ci95 = mean_interval(tested.accuracies)
         f = tested.facts
+        figure = in_percent(*mean_interval(tested.accuracies, f["distinct_tasks"]))
         loop = f"{f['inner_steps']} steps at {f['inner_lr']}, {f['head']} head"
-        trained = report_data.trained_on(tested.place)[:12]
-        rows.append((name, f"{100 * mean:.2f} ± {100 * ci95:.2f}", loop, f["checkpoint_step"], trained))
+        trained = ", ".join(one["fingerprint"][:12] for one in f["trained_on"] or ())
+        rows.append((name, figure, loop, f["checkpoint_step"], trained))
     table = page.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
     caveats = [f"{name}: caveat: {caveat}" for name, tested in found.items() for caveat in tested.facts["caveats"]]
     return table + "".join(map(page.paragraph, caveats))
 
 
-def _differences_table(accuracies: Mapping[str, np.ndarray]) -> str:
+def _differences_table(accuracies: Mapping[str, np.ndarray], distinct: int) -> str:
     rows = []
-    for d in comparison.differences(accuracies):
-        points = f"{100 * d.difference.mean:+.2f} ± {100 * d.difference.ci95:.2f}"
+    for d in comparison.differences(accuracies, distinct):
+        points = in_percent(*d.difference, "+")
         rows.append((f"{d.second} - {d.first}", points, d.wins, d.losses, d.ties))
     note = "Each difference is over the same tasks, so what a task's classes and images do to both cancels."
     header = ("difference", "points", "tasks ahead", "behind", "equal")

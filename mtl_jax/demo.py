@@ -107,14 +107,14 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
         for shot, rows in results.items():
             protocol, accuracies = rows[name]
             mean, ci95 = metrics.mean_interval(accuracies[:TABLE_TASKS])
-            cells.append(f"{100 * mean:.2f} ± {100 * ci95:.2f} %")
+            cells.append(f"{metrics.in_percent(mean, ci95)} %")
             inner = {"inner_lr": protocol.inner.lr, "inner_steps": protocol.inner.steps}
             records.append({"row": name, "shot": shot, "accuracy": mean, "ci95": ci95, **inner})
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     cells = []
     for shot, rows in results.items():
         mean, ci95 = metrics.paired_difference(rows[ROWS[2]][1], rows[ROWS[1]][1])
-        cells.append(f"{100 * mean:+.2f} ± {100 * ci95:.2f} points")
+        cells.append(f"{metrics.in_percent(mean, ci95, '+')} points")
         records.append({"row": "paired difference", "shot": shot, "accuracy": mean, "ci95": ci95})
     lines.append(f"| MTL - pre-trained, the same {PAIRED_TASKS:,} tasks | " + " | ".join(cells) + " |")
     return "\n".join(lines), records
@@ -145,7 +145,10 @@ def main(argv: Sequence[str]) -> int:
     results = {shot: test(settings[shot], path / f"{shot}shot", dataset) for shot in SHOTS}
     text, records = table(results)
     minutes = (time.monotonic() - started) / 60
-    workdir.write_json_atomic(path / "table.json", {"seed": arguments.seed, "minutes": minutes, "rows": records})
+    workdir.write_json_atomic(path / "table.json", {
+        "dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": arguments.seed, "minutes": minutes,
+        "rows": records,
+    })  # fmt: skip
     plots.save(plots.learning_curves(workdir.Workdir(path / "1shot").metrics), path / "learning_curves.png")
     episode = draw_episode(settings[1], path / "1shot", dataset, results[1][ROWS[2]][0])
     plots.save(episode, path / "episode.png")

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mtl_jax import build, config, kept_weights, manifest, named_arrays, phases
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax import build, config, kept_weights, manifest, named_arrays, phases, run_data
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, embed_all
@@ -101,7 +100,7 @@ def load(path: str | Path) -> Embedding:
             f"{place.config}: meta.batch_norm is 'batch': an image's features depend on the images beside it, so there "
             "is no function of one image; train with meta.batch_norm='running' (and pretrain.batch_norm='train')"
         )
-    shape = image_shape(settings, place)
+    shape = run_data.image_shape(settings, place)
     step, model = phases.trained(settings, place, shape)
     params = jax.tree.map(np.asarray, backbone_params(model.learned, model.frozen))
     stats = jax.tree.map(np.asarray, model.frozen.batch_stats)
@@ -113,15 +112,3 @@ def pretrained(name: str) -> Embedding:
     kept = kept_weights.read(kept_weights.packaged(name))
     params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
     return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)
-
-
-def image_shape(settings: Mapping[str, Any], place: Workdir) -> tuple[int, int, int]:
-    """The shape [H, W, C] of the stored images that a run was trained on, from its checkpoints, or else its data."""
-    for phase in ("meta", "pretrain"):
-        checkpoints = Checkpoints(place.checkpoints(phase))
-        for step in checkpoints.steps()[-1:]:
-            found = manifest.read(checkpoints.directory / str(step)).metadata.get("image_shape")
-            if found:
-                return tuple(found)
-    dataset = build.dataset(settings["data"])
-    return tuple(next(iter(dataset.splits.values())).images.shape[1:])

@@ -88,6 +88,18 @@ def sample_tasks(keys: Array, table: ClassTable, *, way: int, shot: int, query: 
     return jax.vmap(lambda key: sample_episode(key, table, way=way, shot=shot, query=query))(keys)
 
 
+def count_distinct(support: np.ndarray, query: np.ndarray) -> int:
+    """How many tasks differ, of positions [T, N, K] and [T, N, Q] in a split.
+
+    Two tasks are the same where they have the same classes and, of each class, the same support images and the same
+    query images, in whatever order classes and images stand: what is asked is then the same.
+    """
+    rows = np.concatenate([np.sort(support, axis=2), np.sort(query, axis=2)], axis=2)
+    order = np.argsort(rows[:, :, 0], axis=1)  # a class is known by its first support image: classes share none
+    rows = np.take_along_axis(rows, order[:, :, None], axis=1)
+    return len(np.unique(rows.reshape(len(rows), -1), axis=0))
+
+
 def gather(images: Array, support: Array, query: Array) -> Episode:
     """The episode, or batch of episodes, of sampled positions.
 

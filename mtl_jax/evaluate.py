@@ -2,6 +2,7 @@
 
 python evaluate.py --workdir=runs/glyphs --num_tasks=600 --shot=5
 python evaluate.py --workdir=runs/glyphs --episodes=episodes.json.gz
+python evaluate.py --workdir=runs/mini --data=cub:CUB_200_2011
 python evaluate.py --workdir=runs/theirs --weights=max_acc.pth --config=configs/miniimagenet.py:pytorch,1shot
 """
 
@@ -30,11 +31,12 @@ from mtl_jax import (
     phases,
     plots,
     report_plots,
+    run_data,
     workdir,
     xla_flags,
 )
 from mtl_jax.data import Dataset, Split
-from mtl_jax.episodes import check_table
+from mtl_jax.episodes import check_table, count_distinct
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation import Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.frozen_episodes import Frozen
@@ -45,8 +47,9 @@ BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val
 
 
 def evaluate(
-    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None, weights: str = ""
-) -> dict[str, Any]:
+    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None, weights: str = "",
+    other_data: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Evaluates a workdir's best checkpoint by the protocol of `settings.evaluate`, and writes its files.
 
     Args:
@@ -55,6 +58,8 @@ def evaluate(
       dataset: the data, where the caller has it already.
       episodes: a file of episodes to replay; its sizes must be those of `settings` (see `with_episodes`).
       weights: a reference's weight file to evaluate instead of a checkpoint; the workdir then takes the results alone.
+      other_data: the data of `settings` is other data than the run's (see `run_data.with_other`); results then have
+        files of their own.
 
     Returns:
       What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks. Of several
@@ -66,6 +71,7 @@ def evaluate(
     place, protocol = workdir.Workdir(path), build.protocol(settings)
     with hosts.first_goes_first():
         dataset = dataset or build.dataset(settings.data)
+    trained = [] if weights else run_data.check(dataset, place, settings.evaluate.split, other=other_data)
     split = choose_split(dataset, settings.evaluate.split)
     if weights:
         step, model = 0, from_weights.model(settings, weights)
@@ -82,9 +88,11 @@ def evaluate(
     )  # fmt: skip
     seconds = time.monotonic() - started
     trajectory = accuracies if every else accuracies[:, None]
+    distinct = count_distinct(*tasks)
     result = {
-        **protocol_facts(settings, protocol, step), "episodes": content,
-        **_interval(trajectory[:, -1]), "caveats": list(dataset.caveats), "seconds": round(seconds, 2),
+        **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
+        "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
+        "seconds": round(seconds, 2),
     }  # fmt: skip
     own = None if weights else build.protocol(config.read(place.config))
     if weights:
@@ -94,14 +102,16 @@ def evaluate(
     if episodes:
         result["seed"] = episodes.facts["seed"]
     if every:
-        result["accuracy_by_step"] = [_interval(column) for column in trajectory.T]
+        result["accuracy_by_step"] = [_interval(column, distinct) for column in trajectory.T]
         result["accuracy_by_step_note"] = _step_warning(result["split"])
     if not hosts.is_first():
         return result
-    is_own = episodes is None and protocol == own
-    _write(place, split.name, result, trajectory, is_own, result["episodes"] if episodes else "")
+    is_own = episodes is None and protocol == own and not other_data
+    named = {name: result[name] for name in ("dataset", "fingerprint")} if other_data else {}
+    sizes = {"way": result["way"], "shot": result["shot"], "episodes": content if episodes else "", **named}
+    _write(place, split.name, result, trajectory, is_own, sizes)
     if every:
-        _draw_by_step(place, result, trajectory, result["episodes"] if episodes else "")
+        _draw_by_step(place, result, trajectory, sizes)
     return result
 
 
@@ -125,8 +135,8 @@ def choose_tasks(dataset: Dataset, split: Split, protocol: Protocol, episodes: F
     return found.tasks
 
 
-def _interval(accuracies: np.ndarray) -> dict[str, float]:
-    mean, ci95 = metrics.mean_interval(accuracies)
+def _interval(accuracies: np.ndarray, distinct: int) -> dict[str, float | None]:
+    mean, ci95 = metrics.mean_interval(accuracies, distinct)
     return {"accuracy": mean, "ci95": ci95}
 
 
@@ -155,20 +165,16 @@ def _step_warning(split: str) -> str:
     return "" if split == "val" else BY_STEP
 
 
-def _draw_by_step(place: workdir.Workdir, result: Mapping[str, Any], trajectory: np.ndarray, episodes: str) -> None:
+def _draw_by_step(place: workdir.Workdir, result: Mapping[str, Any], trajectory: np.ndarray, sizes: Any) -> None:
     """Accuracy after every inner step as a picture, which says that a step must not be chosen by it."""
-    mean, ci95 = zip(*(metrics.mean_interval(column) for column in trajectory.T), strict=True)
-    figure = report_plots.accuracy_by_step(np.array(mean), np.array(ci95))
+    intervals = [metrics.mean_interval(column, result["distinct_tasks"]) for column in trajectory.T]
+    figure = report_plots.accuracy_by_step(*np.array(intervals, float).T)
     parts = (f"{result['num_tasks']} {result['split']} tasks", _step_warning(result["split"]))
     figure.suptitle("; ".join(filter(None, parts)), fontsize=9)
-    sizes = {"way": result["way"], "shot": result["shot"], "episodes": episodes}
     plots.save(figure, place.evaluation(result["split"], "png", **sizes))
 
 
-def _write(
-    place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, episodes: str
-) -> None:
-    sizes = {"way": result["way"], "shot": result["shot"], "episodes": episodes}
+def _write(place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
     path = place.evaluation(split, "json", **sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json_atomic(path, result)
@@ -188,7 +194,8 @@ def describe(result: Mapping[str, Any]) -> str:
     given = "" if result["inner_by"] == "config" else f" by {result['inner_by']}"
     return (
         f"{result['split']} {result['way']}-way {result['shot']}-shot: "
-        f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % over {result['num_tasks']} tasks "
+        f"{metrics.in_percent(result['accuracy'], result['ci95'])} % "
+        f"over {metrics.describe_tasks(result['num_tasks'], result['distinct_tasks'])} of {run_data.describe(result)} "
         f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}{given}, "
         f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
         f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
@@ -205,6 +212,7 @@ def main(argv: Sequence[str]) -> int | None:
         flags.DEFINE_integer(name, None, f"the same as --config.evaluate.{name}", flag_values=values)
     flags.DEFINE_string("weights", None, "a reference's weight file, instead of a checkpoint", flag_values=values)
     flags.DEFINE_string("episodes", None, "a file of python -m mtl_jax.frozen_episodes", flag_values=values)
+    flags.DEFINE_string("data", None, "NAME:PATH, to test on other data than the run's", flag_values=values)
     words, overrides = split_overrides(argv)
     hosts.define_flags(values)
     cli.parse(values, words, __doc__)
@@ -221,7 +229,8 @@ def main(argv: Sequence[str]) -> int | None:
     config.validate(settings)
     if settings.runtime.deterministic:
         xla_flags.make_deterministic()
-    result = evaluate(settings, values.workdir, episodes=episodes, weights=values.weights or "")
+    given = {"episodes": episodes, "weights": values.weights or "", "other_data": values.data is not None}
+    result = evaluate(settings, values.workdir, **given)
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
         print(describe(result))
@@ -253,14 +262,33 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
     place = workdir.Workdir(values.workdir)
+    if values.data is not None:
+        _check_other_data(values, overrides)
     if values.weights:
         return _settings_for_weights(values, place)
-    saved = config.read(place.config)
+    saved, may_differ = config.read(place.config), config.MAY_DIFFER
+    if values.data is not None:
+        saved = run_data.with_other(saved, place, values.data)
+        may_differ += tuple(f"data.{key}" for key in run_data.OWN_KEYS)
     settings = values.config if values.config is not None else config.override(saved, overrides)
-    lines = checkpoint.describe_difference(config.to_json(saved), config.to_json(settings), config.MAY_DIFFER)
+    lines = checkpoint.describe_difference(config.to_json(saved), config.to_json(settings), may_differ)
     if lines:
-        raise ConfigError(f"{place.path} was trained with another config: {'; '.join(lines)}; leave these as they were")
+        wants_other = values.data is None and any(line.startswith("data.") for line in lines)
+        other = "; to test it on other data give --data=NAME:PATH" if wants_other else ""
+        raise ConfigError(
+            f"{place.path} was trained with another config: {'; '.join(lines)}; leave these as they were{other}"
+        )
     return settings
+
+
+def _check_other_data(values: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """Whether --data is the only thing that says which data set is meant."""
+    if values.weights or values.config is not None:
+        raise ConfigError(
+            "--data goes with a run's own config; without a run, --config.data.name and .path say the data"
+        )
+    if twice := [word for word in overrides if word.startswith(("--config.data.name=", "--config.data.path="))]:
+        raise ConfigError(f"--data and {twice[0].partition('=')[0]} say the same; leave one of them out")
 
 
 def _settings_for_weights(values: flags.FlagValues, place: workdir.Workdir) -> ConfigDict:

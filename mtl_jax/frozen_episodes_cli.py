@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import build, cli, config, frozen_episodes, workdir
+from mtl_jax import build, cli, config, frozen_episodes, run_data, workdir
 from mtl_jax.errors import DataError
 from mtl_jax.evaluate import choose_split, choose_tasks
 from mtl_jax.frozen_episodes import Frozen
@@ -24,7 +24,7 @@ def parser() -> cli.Parser:
     make = commands.add_parser("make", help="draw test tasks and write them into a file")
     make.add_argument("--output", type=Path, required=True, help="the file, .json or .json.gz")
     make.add_argument("--workdir", type=Path, help="a run: its data, and its protocol where no flag says otherwise")
-    make.add_argument("--data", help="or a data set: glyphs, omniglot, miniimagenet, ..., folder, tfds:NAME")
+    make.add_argument("--data", help="or a data set: glyphs, omniglot, miniimagenet, cub, ..., folder, tfds:NAME")
     make.add_argument("--path", default="", help="where the data set is")
     make.add_argument("--split", help="train, val or test (test)")
     for name, default in zip(SIZES, (600, 5, 1, 15, 1), strict=True):
@@ -45,6 +45,8 @@ def make(flags: argparse.Namespace) -> Frozen:
             settings.evaluate[name] = getattr(flags, name)
     config.validate(settings)
     dataset, protocol = build.dataset(settings.data), build.protocol(settings)
+    if flags.workdir:
+        run_data.check(dataset, workdir.Workdir(flags.workdir), settings.evaluate.split)
     split = choose_split(dataset, settings.evaluate.split)
     tasks = choose_tasks(dataset, split, protocol, None)
     facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": protocol.seed}

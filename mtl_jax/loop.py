@@ -12,6 +12,7 @@ from mtl_jax import hosts, memory
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.console import Progress
 from mtl_jax.errors import CheckpointError, MtlError
+from mtl_jax.metrics import in_percent
 from mtl_jax.signals import StopRequest
 from mtl_jax.workdir import Workdir
 from mtl_jax.writers import JsonlWriter, Writer
@@ -204,8 +205,8 @@ class _Saver:
         """Scores the state on the validation tasks; strictly better than before is the new best."""
         score, scalars = self._phase.validate(state)
         self._log.write(step, {f"val_{name}": value for name, value in scalars.items()})
-        interval = 100 * scalars.get("ci95", 0)
-        _logger.info("%s step %d: validation %.2f ± %.2f %%", self._phase.name, step, 100 * score, interval)
+        figure = in_percent(score, scalars.get("ci95"))
+        _logger.info("%s step %d: validation %s %%", self._phase.name, step, figure)
         if self._best is None or score > self._best["score"]:
             self._best = {"step": step, "score": score}
 

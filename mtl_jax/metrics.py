@@ -10,10 +10,10 @@ from mtl_jax.types import Array
 
 
 class Interval(NamedTuple):
-    """A mean and the half-width of its 95 % confidence interval, 1.96 σ / sqrt(n) with σ of ddof 0."""
+    """A mean and the half-width of its 95 % confidence interval, 1.96 σ / sqrt(n) with σ of ddof 0; None for n = 1."""
 
     mean: float
-    ci95: float
+    ci95: float | None
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -34,18 +34,36 @@ def class_accuracy(logits: Array, labels: Array) -> Array:
     return correct @ one_hot / jnp.maximum(one_hot.sum(0), 1)
 
 
-def mean_interval(values: np.ndarray) -> Interval:
-    """Mean and CI95 of a sample, as both references print them: [n] -> Interval."""
+def mean_interval(values: np.ndarray, distinct: int | None = None) -> Interval:
+    """Mean and CI95 of a sample, as both references print them: [n] -> Interval.
+
+    One value says nothing of how far others would be from it, so it has no interval; neither has one task that was
+    drawn n times. `distinct` is the number of distinct tasks among the n, where it is known.
+    """
     values = np.asarray(values, np.float64)
+    if min(values.size, distinct or values.size) < 2:
+        return Interval(float(values.mean()), None)
     return Interval(float(values.mean()), float(1.96 * values.std() / np.sqrt(values.size)))
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray) -> Interval:
-    """Mean and CI95 of a - b over the same tasks, [n] each: what tasks have in common cancels.
+def in_percent(mean: float, ci95: float | None, sign: str = "", digits: int = 2) -> str:
+    """Fractions as text: '51.20 ± 0.43', or '51.20' where there is no interval. The sign '+' is for differences."""
+    interval = "" if ci95 is None else f" ± {100 * ci95:.{digits}f}"
+    return f"{100 * mean:{sign}.{digits}f}{interval}"
+
+
+def describe_tasks(count: int, distinct: int | None = None) -> str:
+    """What a figure stands on, as text: '600 tasks', or '40 tasks, 12 of them distinct' where some are the same."""
+    said = f"{count} task{'' if count == 1 else 's'}"
+    return said if distinct in (None, count) else f"{said}, {distinct} of them distinct"
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, distinct: int | None = None) -> Interval:
+    """Mean and CI95 of a - b over the same tasks, [n] each: what tasks have in common cancels. See `mean_interval`.
 
     Raises:
       ValueError: the two were not measured on the same number of tasks.
     """
     if np.shape(a) != np.shape(b):
         raise ValueError(f"paired samples of shapes {np.shape(a)} and {np.shape(b)}")
-    return mean_interval(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+    return mean_interval(np.asarray(a, np.float64) - np.asarray(b, np.float64), distinct)

@@ -119,7 +119,7 @@ def _score(
         embed_batch=runtime["embed_batch"], chunk=runtime["task_chunk"], devices=devices,
     )  # fmt: skip
     mean, ci95 = metrics.mean_interval(accuracies)
-    return mean, {"accuracy": mean, "ci95": ci95}
+    return mean, {"accuracy": mean} | ({} if ci95 is None else {"ci95": ci95})
 
 
 def meta_training(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build, config, frozen_episodes, manifest, phases
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax import build, config, frozen_episodes, phases, run_data
 from mtl_jax.data import Dataset, Split
+from mtl_jax.episodes import count_distinct
 from mtl_jax.evaluate import choose_split, choose_tasks, protocol_facts, with_episodes
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
@@ -64,13 +64,18 @@ class Pair(NamedTuple):
     queries: int
 
 
-def settings_of(path: str | Path, changes: Mapping[str, Any], episodes: Frozen | None) -> ConfigDict:
+def settings_of(path: str | Path, changes: Mapping[str, Any], episodes: Frozen | None, data: str = "") -> ConfigDict:
     """A workdir's config with `changes` in its evaluate group, or with the sizes of a file of episodes.
+
+    `data` is NAME:PATH of other data than the run's, if any.
 
     Raises:
       ConfigError: no such run, a value that is not allowed, or a change that contradicts the file.
     """
-    settings = config.read(Workdir(path).config)
+    place = Workdir(path)
+    settings = config.read(place.config)
+    if data:
+        settings = run_data.with_other(settings, place, data)
     settings.evaluate.update(changes)
     if episodes:
         settings = with_episodes(settings, episodes, changes)
@@ -83,14 +88,14 @@ def planned_facts(settings: ConfigDict) -> dict[str, Any]:
     return protocol_facts(settings, build.protocol(settings), 0)
 
 
-def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = None) -> Tested:
+def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = None, other_data: bool = False) -> Tested:
     """Evaluates a workdir and keeps every answer.
 
     Raises:
       MtlError: as `evaluate.evaluate`.
     """
     place, protocol = Workdir(path), build.protocol(settings)
-    dataset = build.dataset(settings.data)
+    dataset, trained = run_data.opened(settings, place, settings.evaluate.split, other=other_data)
     split = choose_split(dataset, settings.evaluate.split)
     step, model = phases.trained(settings, place, split.images.shape[1:])
     tasks = choose_tasks(dataset, split, protocol, episodes)
@@ -100,8 +105,8 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
     )  # fmt: skip
     facts = {
         **protocol_facts(settings, protocol, step),
-        "episodes": frozen_episodes.content_hash(split, tasks), "data": dataset.fingerprint,
-        "caveats": list(dataset.caveats),
+        "episodes": frozen_episodes.content_hash(split, tasks), "distinct_tasks": count_distinct(*tasks),
+        **run_data.facts(dataset, trained),
     }  # fmt: skip
     return Tested(place, settings, dataset, split, tasks, protocol, model, facts, answers)
 
@@ -221,15 +226,6 @@ def costs(timing: Path) -> dict[str, dict[str, float]]:
 def commands(place: Workdir) -> list[dict[str, Any]]:
     """The commands that were started in a workdir, with their times and versions."""
     return list(read_jsonl(place.commands)) if place.commands.exists() else []
-
-
-def trained_on(place: Workdir) -> str:
-    """The fingerprint of the data that a run was trained on; '' where no checkpoint says it."""
-    for phase in ("meta", "pretrain"):
-        checkpoints = Checkpoints(place.checkpoints(phase))
-        for step in checkpoints.steps()[-1:]:
-            return str(manifest.read(checkpoints.directory / str(step)).metadata.get("data", ""))
-    return ""
 
 
 def class_names(tested: Tested, classes: Sequence[int]) -> list[str]:

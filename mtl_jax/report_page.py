@@ -9,10 +9,10 @@ import shlex
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtl_jax import config, plots, report_data, report_plots
+from mtl_jax import config, plots, report_data, report_plots, run_data
 from mtl_jax import report_html as page
 from mtl_jax.errors import MtlError
-from mtl_jax.metrics import mean_interval
+from mtl_jax.metrics import describe_tasks, in_percent, mean_interval
 from mtl_jax.report_album import Album, Page
 from mtl_jax.report_data import Tested
 from mtl_jax.report_html import Section
@@ -24,8 +24,7 @@ PAIR_IMAGES = 4
 def run_page(tested: Tested) -> Page:
     """The report of one run."""
     album = Album()
-    mean, ci95 = mean_interval(tested.accuracies)
-    headline = f"{100 * mean:.2f} ± {100 * ci95:.2f} %"
+    headline = f"{in_percent(*mean_interval(tested.accuracies, tested.facts['distinct_tasks']))} %"
     facts = _protocol_line(tested)
     sections = [
         Section("Learning curves", _learning_curves(tested, album)),
@@ -46,7 +45,8 @@ def run_page(tested: Tested) -> Page:
 def _protocol_line(tested: Tested) -> str:
     f = tested.facts
     return (
-        f"{f['split']} split of {tested.dataset.name}, {f['way']}-way {f['shot']}-shot, {f['num_tasks']} tasks, "
+        f"{f['split']} split of {run_data.describe(f)}; {f['way']}-way {f['shot']}-shot, "
+        f"{describe_tasks(f['num_tasks'], f['distinct_tasks'])}, "
         f"{f['query']} queries a class, {f['inner_steps']} inner steps at {f['inner_lr']}, batch norm: "
         f"{f['batch_norm']}, {f['head']} head, checkpoint {f['checkpoint_step']}, seed {f['seed']}, "
         f"episodes {f['episodes'][:12]}" + "".join(f"; caveat: {caveat}" for caveat in f["caveats"])
@@ -68,8 +68,8 @@ def _learning_curves(tested: Tested, album: Album) -> str:
 
 
 def _inner_loop(tested: Tested, album: Album) -> str:
-    by_step = [mean_interval(column) for column in tested.correct.mean(-1).T]
-    mean, ci95 = (np.array(part) for part in zip(*by_step, strict=True))
+    by_step = [mean_interval(column, tested.facts["distinct_tasks"]) for column in tested.correct.mean(-1).T]
+    mean, ci95 = np.array(by_step, float).T
     best = int(mean.argmax())
     drawn = album.add("accuracy_by_step", f"accuracy from {100 * mean[0]:.1f} % to {100 * mean[-1]:.1f} %",
                       lambda: report_plots.accuracy_by_step(mean, ci95))  # fmt: skip
@@ -179,11 +179,13 @@ def _origin(tested: Tested) -> str:
     ran = [f"{record['command']}   # {record['time']}" for record in started]
     f = tested.facts
     sizes = [f"--{name}={f[name]}" for name in ("split", "num_tasks", "way", "shot")]
-    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *sizes])
-    trained = report_data.trained_on(tested.place)
+    is_other = f["trained_on"] and f["trained_on"][0]["fingerprint"] != f["fingerprint"]
+    other = [f"--data={tested.settings.data.name}:{tested.settings.data.path}"] if is_other else []
+    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *other, *sizes])
+    trained = ", ".join(f"{one['dataset']} {one['fingerprint']}" for one in f["trained_on"] or ()) or "not known"
     rows = [
-        ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["data"]),
-        ("trained on", trained if trained and trained != f["data"] else "the same data"),
+        ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["fingerprint"]),
+        ("trained on", trained),
         ("episodes (SHA-256)", f["episodes"]), ("Python", platform.python_version()),
         *((name, importlib.metadata.version(name)) for name in PACKAGES),
     ]  # fmt: skip

@@ -31,7 +31,7 @@ def both_themes(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
 
 
 def accuracy_by_step(mean: np.ndarray, ci95: np.ndarray) -> Figure:
-    """Mean query accuracy after 0, 1, ... inner steps, [steps + 1], with its CI95 as a band."""
+    """Mean query accuracy after 0, 1, ... inner steps, [steps + 1], with its CI95 as a band, where it is not NaN."""
     figure = new_figure(5.2, 3.2)
     axis = figure.subplots()
     steps = np.arange(len(mean))

@@ -9,16 +9,18 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config, evaluate, hosts, train, workdir
 from mtl_jax.errors import ConfigError
+from mtl_jax.metrics import describe_tasks, in_percent
 from mtl_jax.writers import Writer
 
-SHARED = ("split", "num_tasks", "way", "shot", "query", "inner_steps", "inner_lr", "batch_norm", "head", "episodes")
+SHARED = ("dataset", "fingerprint", "split", "num_tasks", "distinct_tasks", "way", "shot", "query")
+SHARED += ("inner_steps", "inner_lr", "batch_norm", "head", "episodes")
 
 
 class Spread(NamedTuple):
     """Of the accuracies of seeds: mean, sample standard deviation (n - 1), the least and the greatest."""
 
     mean: float
-    std: float
+    std: float | None
     least: float
     greatest: float
 
@@ -68,10 +70,10 @@ def seed_path(path: str | Path, number: int) -> Path:
 
 
 def spread(accuracies: Sequence[float]) -> Spread:
-    """How far the accuracies [n] of n seeds are apart. The deviation of one seed is 0: nothing is known of it."""
+    """How far the accuracies [n] of n seeds are apart. One seed has no deviation: nothing is known of it."""
     values = np.asarray(accuracies, np.float64)
-    std = values.std(ddof=1) if len(values) > 1 else 0.0
-    return Spread(float(values.mean()), float(std), float(values.min()), float(values.max()))
+    std = float(values.std(ddof=1)) if len(values) > 1 else None
+    return Spread(float(values.mean()), std, float(values.min()), float(values.max()))
 
 
 def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
@@ -82,13 +84,15 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]
     """
     whole = spread([result["accuracy"] for result in results.values()])
     first = next(iter(results.values()))
-    lines = [f"| seed | {first['split']}, {first['way']}-way {first['shot']}-shot, {first['num_tasks']} tasks |",
-             "| --- | --- |"]  # fmt: skip
-    lines += [f"| {seed} | {100 * r['accuracy']:.2f} ± {100 * r['ci95']:.2f} % |" for seed, r in results.items()]
-    lines.append(
-        f"| mean of {len(results)} | {100 * whole.mean:.2f} %, standard deviation {100 * whole.std:.2f}, "
-        f"{100 * whole.least:.2f} to {100 * whole.greatest:.2f} |"
-    )
+    tasks = describe_tasks(first["num_tasks"], first["distinct_tasks"])
+    lines = [f"| seed | {first['dataset']} {first['fingerprint'][:12]}, {first['split']}, "
+             f"{first['way']}-way {first['shot']}-shot, {tasks} |", "| --- | --- |"]  # fmt: skip
+    lines += [f"| {seed} | {in_percent(r['accuracy'], r['ci95'])} % |" for seed, r in results.items()]
+    if whole.std is not None:
+        lines.append(
+            f"| mean of {len(results)} | {100 * whole.mean:.2f} %, standard deviation {100 * whole.std:.2f}, "
+            f"{100 * whole.least:.2f} to {100 * whole.greatest:.2f} |"
+        )
     each = [{"seed": seed, **{name: r[name] for name in ("accuracy", "ci95", "checkpoint_step")}}
             for seed, r in results.items()]  # fmt: skip
     return "\n".join(lines), {**{name: first[name] for name in SHARED}, **whole._asdict(), "seeds": each}

@@ -29,6 +29,7 @@ from mtl_jax import (
     loop,
     phases,
     plan,
+    run_data,
     signals,
     training_data,
     workdir,
@@ -61,6 +62,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         if backend.on_cpu() and (warning := xla_flags.cpu_warning()):
             _logger.warning("%s", warning)
         workdir.write_json_atomic(own.config, config.to_json(settings))
+        run_data.record(own, dataset, settings.pretrain.init)
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip
             common = {

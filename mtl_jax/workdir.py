@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,11 @@ class Workdir:
         return self.path / "config.json"
 
     @property
+    def data(self) -> Path:
+        """What the run was trained on, JSON: data sets, classes. Beside it data.digests, 16 bytes an image."""
+        return self.path / "data.json"
+
+    @property
     def metrics(self) -> Path:
         """Step and scalars, a JSON line a record: the same bytes for the same run."""
         return self.path / "metrics.jsonl"
@@ -77,15 +83,18 @@ class Workdir:
         return self.path / phase
 
     def evaluation(
-        self, split: str, suffix: str, *, way: int | None = None, shot: int | None = None, episodes: str = ""
-    ) -> Path:
+        self, split: str, suffix: str, *, way: int | None = None, shot: int | None = None, episodes: str = "",
+        dataset: str = "", fingerprint: str = "",
+    ) -> Path:  # fmt: skip
         """`evaluation/SPLIT-{way}way-{shot}shot.SUFFIX`; without way and shot, `evaluation/SPLIT.SUFFIX`.
 
-        Results on a file of episodes have the first 8 digits of its hash after the protocol.
+        Results on a file of episodes have the first 8 digits of its hash after the protocol; those on other data than
+        the run's have its name and the first 8 digits of its fingerprint before the split.
         """
         protocol = "" if way is None else f"-{way}way-{shot}shot"
         given = f"-{episodes[:8]}" if episodes else ""
-        return self.path / "evaluation" / f"{split}{protocol}{given}.{suffix}"
+        data = f"{re.sub('[:/]', '-', dataset)}-{fingerprint[:8]}-" if dataset else ""
+        return self.path / "evaluation" / f"{data}{split}{protocol}{given}.{suffix}"
 
     def create(self) -> "Workdir":
         """Makes the folder. Raises MtlError where that is not possible."""

@@ -45,10 +45,12 @@ def compare(kept: kept_weights.Kept, record: Mapping[str, Any], dataset: Dataset
     problems, line = [], []
     if kept_weights.digest(FOLDER / record["weights"]) != record["weights_sha256"]:
         problems.append("the weight file has another fingerprint")
+    if dataset.fingerprint != record["fingerprint"]:
+        problems.append(f"other images: fingerprint {dataset.fingerprint[:12]}, not {record['fingerprint'][:12]}")
     measured = measure.test(kept, dataset)
     for figure, digest in zip(record["figures"], measured.hashes, strict=True):
         mean, ci95 = metrics.mean_interval(measured.accuracies[: figure["num_tasks"]])
-        line.append(f"{100 * mean:.2f} ± {100 * ci95:.2f} % over {figure['num_tasks']}")
+        line.append(f"{metrics.in_percent(mean, ci95)} % over {figure['num_tasks']}")
         if digest != figure["episodes"]:
             problems.append(f"other tasks: hash {digest[:12]}, not {figure['episodes'][:12]}")
         if abs(mean - figure["accuracy"]) > TOLERANCE:

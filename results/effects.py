@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import build, config, workdir
+from mtl_jax import build, config, metrics, workdir
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.kept_weights import Kept
@@ -41,9 +41,11 @@ def main(flags: argparse.Namespace) -> int:
     if unknown := set(flags.rows) - set(known):
         raise ConfigError(f"row {min(unknown)!r} was not measured, expected one of {', '.join(known)}")
     for name in flags.rows:
-        entries = measure_all(*measure.reopen(known[name], Path(flags.data)))
+        kept, dataset = measure.reopen(known[name], Path(flags.data))
+        record = {"row": name, "data": dataset.name, "fingerprint": dataset.fingerprint}
+        record["variants"] = measure_all(kept, dataset)
         EFFECTS.mkdir(exist_ok=True)
-        workdir.write_json_atomic(EFFECTS / f"{name}.json", {"row": name, "variants": entries})
+        workdir.write_json_atomic(EFFECTS / f"{name}.json", record)
     return 0
 
 
@@ -58,7 +60,7 @@ def measure_all(kept: Kept, dataset: Dataset) -> list[dict[str, Any]]:
             "label": label, "options": dict(options), "inner_lr": float(f"{inner.lr:.6g}"), "inner_steps": inner.steps,
             "num_tasks": len(accuracies), **entry,
         })  # fmt: skip
-        print(f"{label}: {100 * entry['accuracy']:.2f} ± {100 * entry['ci95']:.2f} %", flush=True)
+        print(f"{label}: {metrics.in_percent(entry['accuracy'], entry['ci95'])} %", flush=True)
     return entries
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import ablation, backend, build, config, workdir
+from mtl_jax import ablation, backend, build, config, metrics, run_data, workdir
 from mtl_jax.errors import ConfigError
 from results import measure
 
@@ -42,7 +42,9 @@ def main(flags: argparse.Namespace) -> int:
         row, _, variant = row.partition("+")
         if row not in ablation.ROWS:
             raise ConfigError(f"--run={row}={path}: expected ROW=WORKDIR with a row of {', '.join(ablation.ROWS)}")
-        dataset = dataset or build.dataset(config.read(workdir.Workdir(path).config).data)
+        place = workdir.Workdir(path)
+        dataset = dataset or build.dataset(config.read(place.config).data)
+        run_data.check(dataset, place, "test")
         started = time.monotonic()
         kept = measure.load(row, path, dataset, way=flags.way, shot=flags.shot)
         measured = measure.test(kept, dataset)
@@ -65,7 +67,7 @@ def _write(
     record = record_of(row, variant, kept, measured, first) | about
     workdir.write_json_atomic(FOLDER / f"{name}.json", record)
     mean = record["figures"][0]
-    print(f"{name}: {100 * mean['accuracy']:.2f} ± {100 * mean['ci95']:.2f} %", flush=True)
+    print(f"{name}: {metrics.in_percent(mean['accuracy'], mean['ci95'])} %", flush=True)
 
 
 def row_name(row: str, variant: str, settings: Any, way: int, shot: int) -> str:

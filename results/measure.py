@@ -22,6 +22,7 @@ from mtl_jax import (
     workdir,
 )
 from mtl_jax.data import Dataset, Split
+from mtl_jax.episodes import count_distinct
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.kept_weights import Kept
 from results.records import FOLDER
@@ -32,11 +33,16 @@ CHUNK = 200  # tasks adapted at once
 
 
 class Measured(NamedTuple):
-    """Accuracies [10,000] on the test tasks, the protocol, and the hash of the first 600 and of all tasks."""
+    """Accuracies [10,000] on the test tasks, the protocol, and the data set's fingerprint.
+
+    hashes, distinct: the hash and the number of distinct ones, of the first 600 tasks and of all.
+    """
 
     accuracies: np.ndarray
     protocol: Protocol
     hashes: tuple[str, ...]
+    distinct: tuple[int, ...]
+    fingerprint: str
 
 
 def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
@@ -94,21 +100,23 @@ def test(kept: Kept, dataset: Dataset) -> Measured:
     """The network on the test tasks of its config's seed."""
     split, protocol = dataset.splits["test"], build.protocol(kept.settings)
     tasks = sample_all(split.table(), protocol)
-    hashes = tuple(frozen_episodes.content_hash(split, Tasks(*(part[:count] for part in tasks))) for count in TASKS)
+    parts = [Tasks(*(part[:count] for part in tasks)) for count in TASKS]
+    hashes = tuple(frozen_episodes.content_hash(split, part) for part in parts)
     accuracies = evaluate_tasks(kept.model, split.images, split.table(), protocol, tasks=tasks)
-    return Measured(accuracies, protocol, hashes)
+    distinct = tuple(count_distinct(*part) for part in parts)
+    return Measured(accuracies, protocol, hashes, distinct, dataset.fingerprint)
 
 
 def figures(measured: Measured, first: Measured | None) -> list[dict[str, Any]]:
     """Accuracy, interval and hash over 600 and over 10,000 tasks, and the paired difference to the `first` row."""
     found = []
-    for count, digest in zip(TASKS, measured.hashes, strict=True):
+    for count, digest, distinct in zip(TASKS, measured.hashes, measured.distinct, strict=True):
         rows = measured.accuracies[:count], None if first is None else first.accuracies[:count]
-        found.append({"num_tasks": count, "episodes": digest, **compared(*rows)})
+        found.append({"num_tasks": count, "distinct_tasks": distinct, "episodes": digest, **compared(*rows)})
     return found
 
 
-def compared(accuracies: np.ndarray, first: np.ndarray | None) -> dict[str, float]:
+def compared(accuracies: np.ndarray, first: np.ndarray | None) -> dict[str, float | None]:
     """Accuracy and interval of a row, and the paired difference to the first, if there is one."""
     mean, ci95 = metrics.mean_interval(accuracies)
     entry = {"accuracy": mean, "ci95": ci95}
@@ -131,7 +139,7 @@ def facts(kept: Kept, measured: Measured) -> Mapping[str, Any]:
     """What a figure must not stand without."""
     settings, protocol = kept.settings, measured.protocol
     return {
-        "data": settings["data"]["name"], "backbone": settings["backbone"]["name"],
+        "data": settings["data"]["name"], "fingerprint": measured.fingerprint, "backbone": settings["backbone"]["name"],
         "width": settings["backbone"]["width"], "seed": settings["seed"], "image_shape": list(kept.image_shape),
         "way": protocol.way, "shot": protocol.shot, "query": protocol.query, "evaluate_seed": protocol.seed,
         "inner_lr": protocol.inner.lr, "inner_steps": protocol.inner.steps,

@@ -53,7 +53,8 @@ def main(flags: argparse.Namespace) -> int:
         records.append({"name": name, "options": dict(options), **inner, **measure.compared(accuracies, first)})
         print(f"{name}: {100 * accuracies.mean():.2f} %", flush=True)
     OPTIONS.parent.mkdir(exist_ok=True)
-    workdir.write_json_atomic(OPTIONS, {"num_tasks": TASKS, "variants": records})
+    data = {"data": dataset.name, "fingerprint": dataset.fingerprint}
+    workdir.write_json_atomic(OPTIONS, {**data, "num_tasks": TASKS, "variants": records})
     return 0
 
 

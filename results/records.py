@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax import ablation, metrics
+from mtl_jax.metrics import in_percent
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
@@ -57,7 +58,7 @@ def _network(record: Mapping[str, Any]) -> str:
 
 
 def _cell(figure: Mapping[str, Any]) -> str:
-    return f"{100 * figure['accuracy']:.2f} ± {100 * figure['ci95']:.2f} %"
+    return f"{in_percent(figure['accuracy'], figure['ci95'])} %"
 
 
 def long_table() -> str:
@@ -78,7 +79,7 @@ def long_table() -> str:
 def _difference(figure: Mapping[str, Any]) -> str:
     if "difference" not in figure:
         return "-"
-    return f"{100 * figure['difference']:+.2f} ± {100 * figure['difference_ci95']:.2f}"
+    return in_percent(figure["difference"], figure["difference_ci95"], "+")
 
 
 def _not_run() -> list[str]:

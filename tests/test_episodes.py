@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtl_jax import ClassTable, check_table, sample_episode
-from mtl_jax.episodes import gather, sample_tasks, task_keys
+from mtl_jax.episodes import count_distinct, gather, sample_tasks, task_keys
 from mtl_jax.errors import DataError
 
 
@@ -99,3 +99,17 @@ def test_size_errors_name_split_and_class():
         check_table(table(COUNTS), names, way=7, shot=1, query=1, split="val")
     with pytest.raises(DataError, match=r"val has 2 classes with fewer than 1 \+ 4 images.*class1 \(3\), class4 \(4\)"):
         check_table(table(COUNTS), names, way=5, shot=1, query=4, split="val")
+
+
+def test_distinct_tasks_are_counted_whatever_the_order_of_classes_and_images():
+    support = np.array([[[0, 1], [5, 6]], [[6, 5], [1, 0]], [[0, 2], [5, 6]], [[0, 1], [5, 6]]])
+    query = np.array([[[2, 3], [7, 8]], [[8, 7], [3, 2]], [[1, 3], [7, 8]], [[2, 4], [7, 8]]])
+    assert count_distinct(support[:2], query[:2]) == 1  # the same classes, images and roles in another order
+    assert count_distinct(support, query) == 3  # another support image, another query image
+    assert count_distinct(query, support) == 3
+
+
+def test_small_classes_give_few_distinct_tasks():
+    small = table([3, 3])  # 2-way 1-shot with 2 queries: an image of each class is support, 9 tasks in all
+    keys = jax.random.split(jax.random.key(0), 200)
+    assert count_distinct(*map(np.asarray, sample_tasks(keys, small, way=2, shot=1, query=2))) == 9

@@ -38,3 +38,19 @@ def test_paired_difference_lets_what_is_common_cancel():
     assert ci95 < 1e-9
     with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
         metrics.paired_difference(np.zeros(3), np.zeros(4))
+
+
+def test_one_value_has_no_interval():
+    assert metrics.mean_interval(np.array([0.3])) == (pytest.approx(0.3), None)
+    assert metrics.mean_interval(np.array([0.3, 0.5]), distinct=1).ci95 is None  # one task that was drawn twice
+    assert metrics.mean_interval(np.array([0.3, 0.5]), distinct=2).ci95 > 0
+    assert metrics.paired_difference(np.array([0.5]), np.array([0.3])).ci95 is None
+
+
+def test_figures_as_text():
+    assert metrics.in_percent(0.5, 0.01) == "50.00 ± 1.00"
+    assert metrics.in_percent(0.012345, 0.001, "+", 3) == "+1.234 ± 0.100"
+    assert metrics.in_percent(0.5, None) == "50.00"
+    assert [metrics.describe_tasks(*n) for n in ((1,), (600, 600), (40, 12))] == [
+        "1 task", "600 tasks", "40 tasks, 12 of them distinct",
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ python -m mtl_jax.data prepare NAME [PATH]     any format -> the cache
 python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only where all is well
 python -m mtl_jax.data tfds NAME [DATA_DIR]    fc100 or cifar_fs as a TFDS data set, without TensorFlow
 
-NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, folder or tfds:NAME.
+NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder or tfds:NAME.
 """
 
 import argparse

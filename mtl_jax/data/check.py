@@ -205,7 +205,7 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
     """Returns the classes that stand in another split than the paper has them (problems), and what else differs."""
     known = facts.class_splits(name)
     if known is None:
-        return [], []
+        return [], images_in_all(name, reports)
     belongs = {class_name: split for split, names in known.items() for class_name in names}
     wrong = [
         f"class {class_name!r} is in {split}; in the paper's {name} it is in {belongs[class_name]}"
@@ -229,6 +229,12 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
             f"note: {facts.listed(names)} of {len(names)} images have names on Ravi and Larochelle's list of 60000"
         )
     return wrong, notes
+
+
+def images_in_all(name: str, reports: Reports) -> list[str]:
+    """Returns a note where a set, whose number of images is known, has another number."""
+    wanted, count = facts.IMAGES.get(name), sum(len(report.digests) for _, _, report in each(reports))
+    return [f"note: {count} images, the published {name} has {wanted}"] if wanted and count != wanted else []
 
 
 def fingerprint_of(reports: Reports) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
 IMAGES_PER_CLASS = {"miniimagenet": 600, "fc100": 600, "cifar_fs": 600, "omniglot": 20}
+IMAGES = {"cub": 11788}  # in all, where classes have different numbers
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from mtl_jax.data import (
     cifar100,
     class_folders,
     csv_images,
+    cub,
     glyphs,
     ilsvrc,
     splitting,
@@ -20,7 +21,7 @@ from mtl_jax.data.splitting import Splitting
 from mtl_jax.data.trees import Tree
 from mtl_jax.errors import DataError
 
-NAMES = ("glyphs", "omniglot", "miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "folder")
+NAMES = ("glyphs", "omniglot", "miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "cub", "folder")
 
 # Folders whose names say something about what is in them.
 MEANINGFUL = {*class_folders.SPLIT_FOLDERS, *class_folders.OMNIGLOT_FOLDERS}
@@ -72,6 +73,9 @@ def in_tree(tree: Tree, name: str, how: Splitting) -> Source:
             lambda _: splitting.split(cifar100.read(tree, folder), name, how, tree.place),
             tree.place,
         )
+    folder = cub.find(tree) if name == "cub" else None
+    if folder is not None and not class_folders.has_split_folders(tree):
+        return Source("CUB-200-2011", tree.stamps, lambda _: cub.read(tree, folder, how), tree.place)
     if csv_images.find(tree):
         return Source("images with CSV files", tree.stamps, lambda _: csv_images.read(tree), tree.place)
     files = array_files.find(tree)

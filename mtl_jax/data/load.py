@@ -10,7 +10,7 @@ from mtl_jax.data.find import find
 from mtl_jax.data.source import Contents, Source, Stamp
 from mtl_jax.data.transforms import Transform
 
-COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet")
+COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "cub")
 TURNS = (1, 2, 3)
 UNSAFE = str.maketrans(":/", "--")  # in the names of TFDS data sets
 
@@ -64,7 +64,8 @@ def load(
     """Returns a data set as memory maps of the cache, where it is prepared at the first call.
 
     Args:
-        name: 'glyphs' (needs no path), 'omniglot', 'miniimagenet', 'fc100', 'cifar_fs', 'tieredimagenet', 'folder'.
+        name: 'glyphs' (needs no path), 'omniglot', 'miniimagenet', 'fc100', 'cifar_fs', 'tieredimagenet', 'cub',
+            'folder' or 'tfds:NAME'.
         path: the folder or archive that holds it, in any format that `find` knows.
         image_size: side of the stored square, in pixels; 0 keeps the native size, which must be the same for all.
         resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
