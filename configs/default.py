@@ -52,6 +52,7 @@ def _backbone() -> ConfigDict:
         "norm": "batch",  # batch, layer, none
         "activation": placeholder(str),  # relu, leaky_relu, none; unset: the reference's
         "dropout": placeholder(float),  # rate, in pre-training only; unset: the reference's
+        "dropblock": 0,  # resnet12_640: pixels of the squares that are dropped after blocks 3 and 4; 0: single pixels
         "conv_bias": placeholder(bool),  # biases on all convolutions or on none; unset: where the reference has them
         "norm_scale": True,  # batch norm's trained scale
         "norm_bias": True,  # and offset
@@ -73,6 +74,7 @@ def _pretrain() -> ConfigDict:
         "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), PyTorch's; xavier: Xavier-uniform, biases 0
         "label_smoothing": 0.0,
         "rotation": 0.0,  # weight of telling by what angle an image was turned, of a batch in all four; 0: none
+        "dropblock_ramp": 0,  # steps over which the rate of backbone.dropblock rises from 0; 0: the whole rate at once
         "mixup": 0.0,  # α of the Beta distribution that images and labels are mixed by; 0: none
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it

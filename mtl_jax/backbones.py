@@ -11,7 +11,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.layers import ACTIVATIONS, PYTORCH_INIT, Options, activate, average_map, conv, conv_norm, max_pool
+from mtl_jax.layers import (
+    ACTIVATIONS,
+    PYTORCH_INIT,
+    DropBlock,
+    Options,
+    activate,
+    average_map,
+    conv,
+    conv_norm,
+    max_pool,
+)
 from mtl_jax.types import Array
 
 NAMES = ("conv4", "resnet12", "resnet12_640", "resnet18", "resnet25")
@@ -87,17 +97,25 @@ class ResNet12x640(nn.Module):
     """The ResNet-12 of MetaOptNet, RFS, FEAT and DeepEMD: four blocks of three 3x3 convolutions, 64 to 640: F = 640.
 
     Unlike the TensorFlow implementation's `ResNet12` it normalises its shortcuts and activates its sums, so it trains
-    at the rates that those publications use.
+    at the rates that those publications use. With `dropblock`, DropBlock is what drops after the last two blocks, at
+    `dropblock_share` of the rate, 0 to 1.
     """
 
     options: Options
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
+    def __call__(
+        self,
+        images: Array,
+        train: bool = False,
+        batch_statistics: str | None = None,
+        dropblock_share: Array | float = 1.0,
+    ) -> Array:
         o, mode = self.options, _resolve(train, batch_statistics)
         x = images
         for number, features in enumerate(o.widths(64, 160, 320, 640), 1):
-            x = _ResNet12x640Block(o, features, name=f"block{number}")(x, train, mode)
+            size = o.dropblock if number > 2 else 0
+            x = _ResNet12x640Block(o, features, size, name=f"block{number}")(x, train, mode, dropblock_share)
         return average_map(x)
 
 
@@ -106,9 +124,10 @@ class _ResNet12x640Block(nn.Module):
 
     options: Options
     features: int
+    dropblock: int
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, mode: str) -> Array:
+    def __call__(self, x: Array, train: bool, mode: str, dropblock_share: Array | float) -> Array:
         o, width = self.options, self.features
         names = "shortcut", "shortcut_norm"
         shortcut = conv_norm(o, x, width, 1, mode, names=names, bias=False, active=False)
@@ -116,7 +135,9 @@ class _ResNet12x640Block(nn.Module):
             x = conv_norm(o, x, width, 3, mode, names=(f"conv{i}", f"norm{i}"), bias=False, active=i < 3)
         # All activations are monotone, so pooling first gives the same map for a quarter of the work.
         x = activate(o.activation, max_pool(x + shortcut))
-        return nn.Dropout(o.dropout, deterministic=not train)(x)
+        if not self.dropblock:
+            return nn.Dropout(o.dropout, deterministic=not train)(x)
+        return DropBlock(o.dropout, self.dropblock)(x, dropblock_share) if train and o.dropout else x
 
 
 class ResNet18(nn.Module):
@@ -254,9 +275,10 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         'leaky_relu' with slope 0.1, 'none'), dropout (rate), dtype (of the computation; parameters stay float32),
         conv_bias (None: as the reference has it; True or False: all convolutions), norm_scale and norm_bias (whether
         batch norm has them), norm_epsilon, norm_momentum, norm_unbiased (which variance is averaged), and for
-        resnet18 resize (TensorFlow's bilinear resize of the input to that many pixels, 0 for none); axis_name (the
-        mapped axis that a batch is spread over, for statistics of the whole batch). Left out, or None, they are the
-        reference's own.
+        resnet18 resize (TensorFlow's bilinear resize of the input to that many pixels, 0 for none), for resnet12_640
+        dropblock (pixels of the squares that are dropped after blocks 3 and 4, 0 for single pixels; such a module
+        takes `dropblock_share` as well); axis_name (the mapped axis that a batch is spread over, for statistics of the
+        whole batch). Left out, or None, they are the reference's own.
 
     Raises:
       ConfigError: an unknown name, option or value.
@@ -271,4 +293,6 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     for key, allowed in (("norm", ("batch", "layer", "none")), ("activation", tuple(ACTIVATIONS))):
         if given.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"backbone option {key} is {given[key]!r}, expected one of {', '.join(allowed)}")
+    if given.get("dropblock") and module is not ResNet12x640:
+        raise ConfigError(f"backbone option dropblock is {given['dropblock']}, but {name} has none: resnet12_640 has")
     return module(Options(**{**defaults, **given}))

@@ -18,7 +18,10 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _allowed, _hard_tasks):
+    rules = (
+        _steps, _intervals, _schedules, _dropblock, _inner, _image_sizes, _support_views, _splits, _allowed, _hard_tasks
+    )  # fmt: skip
+    for rule in rules:
         rule(config)
 
 
@@ -54,6 +57,22 @@ def _schedules(config: ConfigDict) -> None:
                 f"config.{phase}.decay is {group.decay!r}, but config.{phase}.decay_every is 0; "
                 "set it to the updates between two decays"
             )
+
+
+def _dropblock(config: ConfigDict) -> None:
+    backbone, ramp = config.backbone, config.pretrain.dropblock_ramp
+    if backbone.dropblock and backbone.name != "resnet12_640":
+        raise ConfigError(
+            f"config.backbone.dropblock is {backbone.dropblock}, but only resnet12_640 has it and "
+            f"config.backbone.name is {backbone.name!r}; set it to 0"
+        )
+    if backbone.dropblock and not backbone.dropout:
+        raise ConfigError(
+            f"config.backbone.dropblock is {backbone.dropblock}, but config.backbone.dropout is {backbone.dropout}: "
+            "nothing is dropped; set the rate, 0.1 in publications"
+        )
+    if ramp and not backbone.dropblock:
+        raise ConfigError(f"config.pretrain.dropblock_ramp is {ramp}, but config.backbone.dropblock is 0; set it too")
 
 
 def _inner(config: ConfigDict) -> None:

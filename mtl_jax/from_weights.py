@@ -51,7 +51,12 @@ def model(config: Config, path: str) -> Model:
         raise CheckpointError(f"{path}: a pre-training file, without a head; train with --config.pretrain.init={path}")
     way, wanted = weights.head["kernel"].shape[1], config["meta"]["way"]
     if way != wanted:
-        raise CheckpointError(f"{path}: its head is for {way} classes; give --config.meta.way={way}, not {wanted}")
+        advice = (
+            "" if weights.ss else f"; or, if they are its training classes, train with --config.pretrain.init={path}"
+        )
+        raise CheckpointError(
+            f"{path}: its head is for {way} classes; give --config.meta.way={way}, not {wanted}{advice}"
+        )
     groups = {"head": weights.head, **({"ss": weights.ss} if weights.ss else {})}
     return Model(build.embedding(config), jax.tree.map(jnp.asarray, _single(groups)), Frozen(params, batch_stats))
 

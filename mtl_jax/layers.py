@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mtl_jax.backend import on_cpu
+from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array
 
 LEAK = 0.1
@@ -37,6 +38,7 @@ class Options:
     norm: str = "batch"
     activation: str = "relu"
     dropout: float = 0.0
+    dropblock: int = 0
     dtype: Any = None
     conv_bias: bool | None = None
     norm_scale: bool = True
@@ -387,6 +389,40 @@ def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
         first = jnp.array([True, False])
         chosen = (top[:, :, None, :, None] == first[:, None, None, None]) & (left[..., None, :] == first[:, None])
     return _largest(x), jnp.where(chosen, tangent, 0).sum((2, 4))
+
+
+class DropBlock(nn.Module):
+    """Sets squares of size x size pixels of a map to 0 (Ghiasi et al., 2018), by MetaOptNet's and RFS' rule.
+
+    Each channel has its own squares. Their corners are drawn so that about `rate` of the pixels is dropped; what is
+    kept is scaled by the count of all pixels over that of the kept ones, on this device. The published code misses
+    some pixels of its squares where their number and size squared have a common factor, here they are whole.
+    """
+
+    rate: float
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, share: Array | float = 1.0) -> Array:
+        """Maps [B, H, W, C]; share: of the rate, 0 to 1. Raises ConfigError where the maps are smaller than `size`."""
+        b, h, w, c = x.shape
+        room = h - self.size + 1, w - self.size + 1
+        if min(room) < 1:
+            raise ConfigError(
+                f"backbone option dropblock is {self.size}, but a map it drops from has {h} x {w} pixels; "
+                "publications have 5 for images of 84 pixels, 2 for 32"
+            )
+        chance = self.rate * share * (h * w) / (self.size**2 * room[0] * room[1])
+        corners = jax.random.bernoulli(self.make_rng("dropout"), jnp.minimum(chance, 1), (b, *room, c))
+        kept = ~squares(corners, self.size)
+        factor = kept.size / jnp.maximum(kept.sum(), 1)
+        return jnp.where(kept, x * factor.astype(x.dtype), 0)
+
+
+def squares(corners: Array, size: int) -> Array:
+    """Which pixels lie in a square, by its top left corner: bool [B, H, W, C] -> [B, H + size - 1, W + size - 1, C]."""
+    around = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
+    return jax.lax.reduce_window(corners, False, jax.lax.bitwise_or, (1, size, size, 1), (1, 1, 1, 1), around)
 
 
 def average_map(x: Array) -> Array:

@@ -55,6 +55,7 @@ def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> Pre
     take = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"], rotation=group["rotation"],
+        dropblock_ramp=group["dropblock_ramp"],
     )  # fmt: skip
     init = functools.partial(
         pretrain.init_state, backbone=module, classifier=classifier, image_shape=shape, optimizer=optimizer,

@@ -78,11 +78,15 @@ def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...])
 
 
 def training_features(
-    params: Params, batch_stats: Params, images: Array, key: Array, *, backbone: nn.Module, batch_statistics: str
-) -> tuple[Array, Params]:
-    """Features [B, F] of a training batch [B, H, W, C], by a backbone's params, and its new batch_stats."""
+    params: Params, batch_stats: Params, images: Array, key: Array, *, backbone: nn.Module, batch_statistics: str,
+    **options: Array,
+) -> tuple[Array, Params]:  # fmt: skip
+    """Features [B, F] of a training batch [B, H, W, C], by a backbone's params, and its new batch_stats.
+
+    options: what else the backbone takes, `dropblock_share`.
+    """
     features, new = backbone.apply(
-        {"params": params, "batch_stats": batch_stats}, images,
+        {"params": params, "batch_stats": batch_stats}, images, **options,
         train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
     )  # fmt: skip
     return features, new.get("batch_stats", batch_stats)
@@ -91,7 +95,7 @@ def training_features(
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
-    rotation: float = 0.0,
+    rotation: float = 0.0, **options: Array,
 ) -> tuple[Array, tuple[Array, Params]]:  # fmt: skip
     """Mean cross-entropy of a batch.
 
@@ -104,6 +108,7 @@ def classification_loss(
       label_smoothing: what part of a label is spread over all classes.
       rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: the batch in all four
         rotations, each with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
+      **options: as in `training_features`.
 
     Returns:
       (loss [], (accuracy [], new batch_stats)).
@@ -112,7 +117,7 @@ def classification_loss(
         turns = jnp.repeat(jnp.arange(4), len(images))
         images, labels = all_rotations(images), jnp.concatenate([labels] * 4)
     features, batch_stats = training_features(
-        params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics
+        params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics, **options
     )
     logits = classifier.apply({"params": params["classifier"]}, features)
     mixed = labels.ndim == 2
@@ -125,17 +130,23 @@ def classification_loss(
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
 
 
+def ramped(step: Array, ramp: int) -> dict[str, Array]:
+    """{'dropblock_share'}: it rises from 1 / ramp at step 0 to 1 after `ramp` steps; {} where `ramp` is 0, for none."""
+    return {"dropblock_share": jnp.minimum((step + 1) / ramp, 1)} if ramp else {}
+
+
 def train_step(
     state: PretrainState, images: Array, labels: Array, key: Array, *,
-    optimizer: optax.GradientTransformation, axis_name: str | None = None, **options: Any,
+    optimizer: optax.GradientTransformation, axis_name: str | None = None, dropblock_ramp: int = 0, **options: Any,
 ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
-    """One step of pre-training; `options` as in `classification_loss`.
+    """One step of pre-training; `options` as in `classification_loss`, `dropblock_ramp` as in `ramped`.
 
     With `axis_name`, the batch is spread over that mapped axis (and the backbone has to know its name too, for BN).
 
     Returns:
       (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
+    options |= ramped(state.step, dropblock_ramp)
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
     (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
     if axis_name:

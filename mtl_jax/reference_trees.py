@@ -19,6 +19,7 @@ Names = dict[str, tuple[str, Shape]]  # the reference's key -> this project's pa
 _WIDEST = {
     "resnet25": ("stage3/block4/conv2/kernel", 640),
     "resnet12": ("block4/conv3/kernel", 512),
+    "resnet12_640": ("block4/conv3/kernel", 640),
     "resnet18": ("stage4/block2/conv2/kernel", 512),
 }
 
@@ -26,8 +27,8 @@ _WIDEST = {
 class ReferenceWeights(NamedTuple):
     """What a weight file of a reference holds, as this project's trees of NumPy arrays; None for what it has not.
 
-    backbone: 'resnet25' (PyTorch), 'resnet12' or 'resnet18' (TensorFlow). params: Θ. batch_stats: BN's averages.
-    ss: Φ, for `apply_scale_shift(params, ss)`. head: θ, {'kernel': [F, N], 'bias': [N]}.
+    backbone: 'resnet25', 'resnet12_640' (PyTorch), 'resnet12' or 'resnet18' (TensorFlow). params: Θ. batch_stats:
+    BN's averages. ss: Φ, for `apply_scale_shift(params, ss)`. head: θ, {'kernel': [F, N], 'bias': [N]}.
     """
 
     backbone: str
@@ -49,7 +50,7 @@ class ReferenceWeights(NamedTuple):
 
 def reference_module(name: str, width: float, **options: Any) -> nn.Module:
     """A reference's backbone: TensorFlow's batch norm has eps 1e-3 and neither a scale nor a trained offset."""
-    if name != "resnet25":
+    if name in ("resnet12", "resnet18"):
         options = {"norm_scale": False, "norm_bias": False, "norm_epsilon": 1e-3, **options}
     return create_backbone(name, width=width, **options)
 

@@ -1,10 +1,10 @@
-"""Weight files of the two reference implementations, in both directions.
+"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet, in both directions.
 
     python -m mtl_jax.reference_weights info FILE
     python -m mtl_jax.reference_weights convert FILE OUT.pth|OUT.safetensors|OUT.npy
 
-FILE is a .pth of the PyTorch code; a .npy of the TensorFlow code, several with commas between, or their folder; a
-.safetensors written here; or a workdir of train.py.
+FILE is a .pth (.pt, .pth.tar) of PyTorch code; a .npy of the TensorFlow code, several with commas between, or their
+folder; a .safetensors; or a workdir of train.py.
 """
 
 import sys
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import cli, named_arrays, reference_pytorch, reference_tensorflow, weight_files
+from mtl_jax import cli, named_arrays, reference_pytorch, reference_tensorflow, state_dicts, weight_files
 from mtl_jax.errors import CheckpointError
 from mtl_jax.reference_trees import ReferenceWeights
 
@@ -22,13 +22,14 @@ GROUPS = ("params", "batch_stats", "ss", "head")
 
 
 def load_reference_weights(path_or_mapping: str | Path | Mapping[str, Any]) -> ReferenceWeights:
-    """The weights of a reference's file: PyTorch's resnet25, or TensorFlow's resnet12 or resnet18.
+    """The weights of a published file: MTL's resnet25 (PyTorch), resnet12 or resnet18 (TensorFlow), or a resnet12_640.
 
     Args:
-      path_or_mapping: a `.pth` (needs PyTorch); a `.npy`, several of them separated by commas, or a folder of them; a
-        `.safetensors` that `export_safetensors` wrote; or what has been loaded already: a state dict, {'params': state
-        dict}, a `weights` dict of the TensorFlow code, or {'weights': ..., 'ss_weights': ..., 'fc_weights': ...}. A
-        pre-training file gives Θ alone, a meta-training one Φ and θ as well.
+      path_or_mapping: a `.pth`, `.pt` or `.pth.tar` (needs PyTorch); a `.npy`, several of them separated by commas, or
+        a folder of them; a `.safetensors`, of `export_safetensors` or of a state dict; or what has been loaded already:
+        a state dict, bare or as a trainer wraps it (`state_dicts`), a `weights` dict of the TensorFlow code, or
+        {'weights': ..., 'ss_weights': ..., 'fc_weights': ...}. A pre-training file gives Θ alone, or with its
+        classifier as θ; a meta-training one Φ and θ as well.
 
     Returns:
       ReferenceWeights(backbone, params, batch_stats, ss, head), None for what the file has not.
@@ -42,14 +43,14 @@ def load_reference_weights(path_or_mapping: str | Path | Mapping[str, Any]) -> R
     paths = [Path(part) for part in text.split(",")]
     paths = sorted(paths[0].glob("*.npy")) if len(paths) == 1 and paths[0].is_dir() else paths
     for path in paths:
-        if not path.is_file() or path.suffix not in weight_files.SUFFIXES:
+        if not path.is_file() or not path.name.endswith(weight_files.SUFFIXES):
             what = "no weight file" if path.exists() else "there is no such file"
             raise CheckpointError(f"{path}: {what}; expected one of {', '.join(weight_files.SUFFIXES)}")
     if not paths:
         raise CheckpointError(f"{text}: a folder without .npy files; give a weight file")
     if len(paths) == 1 and paths[0].suffix == ".safetensors":
         return _from_safetensors(paths[0])
-    if len(paths) == 1 and paths[0].suffix == ".pth":
+    if len(paths) == 1 and paths[0].name.endswith(weight_files.PYTORCH):
         return _from_mapping(weight_files.read_pth(paths[0]), text)
     return reference_tensorflow.from_dicts(_by_kind(paths), text)
 
@@ -67,30 +68,33 @@ def _by_kind(paths: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
 
 
 def _from_mapping(mapping: Any, where: str) -> ReferenceWeights:
-    if isinstance(mapping, Mapping) and reference_pytorch.is_state_dict(mapping):
-        return reference_pytorch.from_state_dict(mapping, where)
+    state = state_dicts.unwrapped(mapping) if isinstance(mapping, Mapping) else {}
+    if reference_pytorch.backbone_of(state):
+        return reference_pytorch.from_state_dict(state, where)
     if isinstance(mapping, Mapping) and mapping.keys() & set(reference_tensorflow.KINDS):
         return reference_tensorflow.from_dicts(mapping, where)
     if isinstance(mapping, Mapping) and reference_tensorflow.kind_of(mapping):
         return reference_tensorflow.from_dicts({reference_tensorflow.kind_of(mapping): mapping}, where)
-    keys = ", ".join(sorted(map(str, mapping))[:5]) if isinstance(mapping, Mapping) else type(mapping).__name__
-    raise CheckpointError(f"{where}: not the weights of a reference: found {keys or 'nothing'}; expected conv1.weight, "
-                          "encoder.conv1.weight or block1_conv1 among the keys")  # fmt: skip
+    keys = ", ".join(sorted(state)[:5]) if isinstance(mapping, Mapping) else type(mapping).__name__
+    raise CheckpointError(
+        f"{where}: not the weights of a known network: found {keys or 'nothing'}; expected conv1.weight (resnet25), "
+        "layer1.0.conv3.weight (resnet12_640) or block1_conv1 (TensorFlow) among the keys, with or without a prefix"
+    )
 
 
 def _from_safetensors(path: Path) -> ReferenceWeights:
     arrays, metadata = weight_files.read_safetensors(path)
     trees = named_arrays.nest(arrays)
     if "backbone" not in metadata or "params" not in trees or trees.keys() - set(GROUPS):
-        raise CheckpointError(f"{path}: not a file of this project: no backbone in its metadata; convert it here")
+        return _from_mapping(arrays, str(path))
     return ReferenceWeights(metadata["backbone"], *(trees.get(group) for group in GROUPS))
 
 
 def export_pth(weights: ReferenceWeights, path: str | Path) -> None:
-    """Writes a `.pth` that the PyTorch code loads; `reference_pytorch.to_state_dict` is its mapping.
+    """Writes a `.pth` that MTL's code loads (of resnet25) or RFS' (of resnet12_640); `to_state_dict` is its mapping.
 
     Raises:
-      MtlError: PyTorch is not installed. CheckpointError: the weights are not a resnet25's.
+      MtlError: PyTorch is not installed. CheckpointError: the weights are another backbone's.
     """
     weight_files.write_pth(Path(path), reference_pytorch.to_state_dict(weights))
 
@@ -153,7 +157,9 @@ def main(argv: Sequence[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (("info", "what a file holds"), ("convert", "write it in another format")):
         command = commands.add_parser(name, help=about)
-        command.add_argument("file", help=".pth, .npy (several: with commas), folder of .npy, .safetensors, or workdir")
+        command.add_argument(
+            "file", help=".pth, .pt, .pth.tar, .npy (several: with commas), folder of .npy, .safetensors, or workdir"
+        )
         if name == "convert":
             command.add_argument("out", type=Path, help="ends in .pth, .npy or .safetensors")
     arguments = parser.parse_args(argv[1:])
@@ -166,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _convert(weights: ReferenceWeights, out: Path) -> None:
-    exports = dict(zip(weight_files.SUFFIXES, (export_pth, export_npy, export_safetensors), strict=True))
+    exports = {".pth": export_pth, ".pt": export_pth, ".npy": export_npy, ".safetensors": export_safetensors}
     if out.suffix not in exports:
         raise CheckpointError(f"{out}: expected a name that ends in {', '.join(exports)}")
     try:

@@ -1,5 +1,7 @@
 """Reading and writing weight files without running what is in them: .pth, .npy, .safetensors -> mappings of arrays."""
 
+import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +13,34 @@ import safetensors.numpy
 from mtl_jax.data import safe_pickle
 from mtl_jax.errors import CheckpointError, MtlError
 
-SUFFIXES = (".pth", ".npy", ".safetensors")
+PYTORCH = (".pth", ".pt", ".pth.tar")
+SUFFIXES = (*PYTORCH, ".npy", ".safetensors")
 _NUMPY = b"\x93NUMPY"
 
 
 def read_pth(path: Path) -> Any:
-    """What a PyTorch file holds, in the old or the new (zip) file format, with tensors and plain containers alone.
+    """What a PyTorch file holds, in the old or the new (zip) file format: tensors, plain containers, command lines.
 
     Raises:
       MtlError: PyTorch is not installed. CheckpointError: the file is damaged or asks for more than data.
     """
     torch = _torch(path)
+    with path.open("rb") as file:
+        if file.read(200).lstrip()[:1] == b"<":
+            raise CheckpointError(f"{path}: a web page, not a PyTorch file; fetch the file that the page leads to")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # RFS and FEAT save theirs beside the weights
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files make it raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{path}: not a PyTorch file of plain tensors ({reason}); fetch it again") from error
+        raise CheckpointError(f"{path}: not a PyTorch file of plain tensors: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    wanted = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if wanted:
+        return f"it needs the code of {wanted[1]}; save the network's state_dict() alone"
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return f"{reason}; fetch it again"
 
 
 def write_pth(path: Path, mapping: Mapping[str, Mapping[str, np.ndarray]]) -> None:

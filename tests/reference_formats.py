@@ -42,6 +42,25 @@ def state_dict(rng, widths=(4, 8, 16, 32), way=5, meta=True):
             "base_learner.vars.0": kernel, "base_learner.vars.1": bias}  # fmt: skip
 
 
+def resnet12(rng, widths=(3, 8, 16, 32), classes=None):
+    """RFS' state dict of the ResNet-12 with these channels; with `classes` its classifier, too."""
+    s, inputs = {}, 3
+    for layer, width in enumerate(widths, 1):
+        sizes = {"conv1": (inputs, 3), "conv2": (width, 3), "conv3": (width, 3), "downsample.0": (inputs, 1)}
+        for (name, (into, size)), norm in zip(sizes.items(), ("bn1", "bn2", "bn3", "downsample.1"), strict=True):
+            kernel = rng.normal(size=(width, into, size, size)) * (2 / (into * size * size)) ** 0.5
+            s[f"layer{layer}.0.{name}.weight"] = kernel
+            place = f"layer{layer}.0.{norm}"
+            s[f"{place}.weight"], s[f"{place}.bias"] = rng.uniform(0.5, 1.5, width), rng.normal(size=width) * 0.1
+            s[f"{place}.running_mean"] = rng.normal(size=width) * 0.1
+            s[f"{place}.running_var"] = rng.uniform(1.0, 3.0, width)
+            s[f"{place}.num_batches_tracked"] = rng.integers(1, 100, ())
+        inputs = width
+    if classes:
+        s |= {"classifier.weight": rng.normal(size=(classes, inputs)), "classifier.bias": rng.normal(size=classes)}
+    return s
+
+
 def dicts(rng, backbone, widths=(3, 6, 13, 26), way=5):
     """The TensorFlow implementation's three dicts of a resnet12 or resnet18 with these channels."""
     weights, ss = {}, {}

@@ -1,5 +1,6 @@
 """Weight files of the two references: both directions, every format, everything that is wrong listed."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -82,6 +83,58 @@ def test_a_mapping_of_something_else_is_named():
         mtl_jax.load_reference_weights({"fc.weight": np.zeros(3)})
 
 
+WRAPPED = {
+    "DataParallel": (True, lambda s: {"params": {f"module.{key}": value for key, value in s.items()}}),
+    "a trainer": (False, lambda s: {"epoch": 9, "state_dict": s, "optimizer": {"state": {}, "param_groups": []}}),
+    "RFS' wrapper": (False, lambda s: {"epoch": 9, "model": s}),
+    "of wrappers": (True, lambda s: {"model": {"state_dict": s}}),
+    "a prefix of its own": (False, lambda s: {f"backbone.{key}": value for key, value in s.items()}),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_state_dicts_as_trainers_wrap_them(case):
+    meta, wrap = WRAPPED[case]
+    state = formats.state_dict(np.random.default_rng(2), meta=meta)
+    found = mtl_jax.load_reference_weights(wrap(state))
+    jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(state)[1:])
+
+
+def test_wrappers_without_end_end():
+    endless = {}
+    endless["params"] = endless
+    with pytest.raises(CheckpointError, match="not the weights of a known network: found params"):
+        mtl_jax.load_reference_weights(endless)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("suffix", "beside"), [(".pt", None), (".pth.tar", argparse.Namespace(rate=0.1))])
+def test_other_suffixes_and_a_command_line_beside_the_weights(tmp_path, state, suffix, beside, zipped):
+    torch = pytest.importorskip("torch")
+    tensors, path = {key: torch.tensor(value) for key, value in state.items()}, tmp_path / f"max_acc{suffix}"
+    torch.save({"params": tensors, "args": beside}, path, _use_new_zipfile_serialization=zipped)
+    found = mtl_jax.load_reference_weights(path)
+    jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(state)[1:])
+    assert from_weights.is_weights(str(path))
+
+
+def test_a_web_page_and_a_whole_network_are_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    page, network = tmp_path / "page.pth", tmp_path / "network.pth"
+    page.write_text("\n<!DOCTYPE html><html>too large to scan for viruses</html>")
+    with pytest.raises(CheckpointError, match=r"page\.pth: a web page, not a PyTorch file; fetch the file"):
+        mtl_jax.load_reference_weights(page)
+    torch.save(torch.nn.Linear(2, 2), network)
+    with pytest.raises(CheckpointError, match=r"network\.pth.*needs the code of torch\.nn.*Linear; save .*state_dict"):
+        mtl_jax.load_reference_weights(network)
+
+
+def test_another_networks_weights_cannot_be_written_as_pth():
+    weights = reference_weights.ReferenceWeights("conv4", {}, None, None, None)
+    with pytest.raises(CheckpointError, match=r"resnet25, resnet12_640 are what can be written as \.pth, not conv4"):
+        to_state_dict(weights)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pth_files_old_and_new(tmp_path, state, zipped):
     torch = pytest.importorskip("torch")
@@ -120,7 +173,7 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}"])
 @pytest.mark.parametrize("suffix", weight_files.SUFFIXES)
 def test_damaged_files_are_named(tmp_path, suffix, content):
-    if suffix == ".pth":
+    if suffix in weight_files.PYTORCH:
         pytest.importorskip("torch")
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(content)

@@ -69,8 +69,14 @@ def test_the_step_that_stopped_a_run_is_not_finite_again_and_the_run_is_left_as_
         {"data.device_budget_gb": 0.0},
         {"runtime.steps_per_dispatch": 2, "pretrain.steps": 4, "runtime.log_every": 2},
         {"hard_tasks.enabled": True, "hard_tasks.round": 3, "hard_tasks.extra": 4, "runtime.chunk": 1},
+        {
+            "backbone.name": "resnet12_640",
+            "backbone.dropout": 0.3,
+            "backbone.dropblock": 1,
+            "pretrain.dropblock_ramp": 4,
+        },
     ],
-    ids=["host", "dispatches of two", "hard tasks in chunks"],
+    ids=["host", "dispatches of two", "hard tasks in chunks", "dropblock"],
 )
 def test_every_kind_of_run_can_be_replayed(tmp_path, words):
     config, workdir = _config(tmp_path, **words), tmp_path / "run"
