@@ -17,7 +17,7 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _hard_tasks):
+    for rule in (_steps, _intervals, _schedules, _rotation, _inner, _image_sizes, _support_views, _splits, _hard_tasks):
         rule(config)
 
 
@@ -53,6 +53,15 @@ def _schedules(config: ConfigDict) -> None:
                 f"config.{phase}.decay is {group.decay!r}, but config.{phase}.decay_every is 0; "
                 "set it to the updates between two decays"
             )
+
+
+def _rotation(config: ConfigDict) -> None:
+    group = config.pretrain
+    if group.rotation and group.rotation_views == "quarter" and group.shuffle == "once":
+        raise ConfigError(
+            "config.pretrain.rotation_views is 'quarter', which turns an image by its place in the batch, but "
+            "config.pretrain.shuffle is 'once': each image would be seen at one angle alone; set shuffle to 'epoch'"
+        )
 
 
 def _inner(config: ConfigDict) -> None:

@@ -55,10 +55,11 @@ def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> Pre
     take = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"], rotation=group["rotation"],
+        rotation_views=group["rotation_views"], rotation_head=group["rotation_head"],
     )  # fmt: skip
     init = functools.partial(
         pretrain.init_state, backbone=module, classifier=classifier, image_shape=shape, optimizer=optimizer,
-        rotation=group["rotation"] > 0,
+        rotation=group["rotation"] > 0, rotation_head=group["rotation_head"],
     )  # fmt: skip
     return PretrainParts(module, init, take)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from mtl_jax.augment import all_rotations
+from mtl_jax.augment import all_rotations, turned
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.types import Array, Params
@@ -41,6 +41,8 @@ class Classifier(nn.Module):
 
 
 ROTATIONS = Classifier(4)  # tells by how many right angles an image was turned
+ROTATION_VIEWS = ("all", "quarter")
+ROTATION_HEADS = ("features", "logits")
 
 
 class PretrainState(NamedTuple):
@@ -57,9 +59,12 @@ class PretrainState(NamedTuple):
 
 def init_state(
     key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any, *,
-    rotation: bool = False,
+    rotation: bool = False, rotation_head: str = "features",
 ) -> PretrainState:  # fmt: skip
-    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too."""
+    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too.
+
+    rotation_head: what that one sees, as in `classification_loss`.
+    """
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
     features = jax.eval_shape(backbone.apply, variables, jnp.zeros((1, *image_shape)))
@@ -67,7 +72,8 @@ def init_state(
     params = {"backbone": variables["params"], "classifier": head}
     if rotation:
         turns_key = jax.random.fold_in(classifier_key, 1)
-        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros(features.shape))["params"]
+        seen = classifier.classes if rotation_head == "logits" else features.shape[-1]
+        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros((1, seen)))["params"]
     return PretrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
 
 
@@ -91,7 +97,7 @@ def training_features(
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
-    rotation: float = 0.0,
+    rotation: float = 0.0, rotation_views: str = "all", rotation_head: str = "features", axis_name: str | None = None,
 ) -> tuple[Array, tuple[Array, Params]]:  # fmt: skip
     """Mean cross-entropy of a batch.
 
@@ -102,15 +108,22 @@ def classification_loss(
       key: for dropout.
       backbone, classifier, batch_statistics: the network.
       label_smoothing: what part of a label is spread over all classes.
-      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: the batch in all four
-        rotations, each with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
+      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: turned images, each
+        with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
+      rotation_views: 'all': the batch in all four rotations; 'quarter': each image in one, by its place in the batch,
+        so at no cost.
+      rotation_head: what the angle is told from: 'features', or the class 'logits'.
+      axis_name: of the mapped axis that the batch is spread over, if any.
+
+    SKD's code (arXiv 2006.09785) has all views, logits, and twice the mean binary cross-entropy of the four outputs:
+    where their biases have learned that an angle is one of four, that is the gradient of a `rotation` of 0.5. EASY's
+    (arXiv 2201.09699) has quarters, features, and half of the sum at a `rotation` of 1.
 
     Returns:
       (loss [], (accuracy [], new batch_stats)).
     """
     if rotation:
-        turns = jnp.repeat(jnp.arange(4), len(images))
-        images, labels = all_rotations(images), jnp.concatenate([labels] * 4)
+        images, labels, turns = _rotated(images, labels, rotation_views, axis_name)
     features, batch_stats = training_features(
         params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics
     )
@@ -121,8 +134,19 @@ def classification_loss(
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
     if rotation:
-        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, features), turns).mean()
+        seen = logits if rotation_head == "logits" else features
+        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, seen), turns).mean()
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
+
+
+def _rotated(images: Array, labels: Array, views: str, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """Turned images, their labels, and by how many right angles each was turned."""
+    count = len(images)
+    if views == "all":
+        return all_rotations(images), jnp.concatenate([labels] * 4), jnp.repeat(jnp.arange(4), count)
+    first = jax.lax.axis_index(axis_name) * count if axis_name else 0
+    turns = (first + jnp.arange(count)) % 4
+    return turned(images, turns), labels, turns
 
 
 def train_step(
@@ -137,7 +161,9 @@ def train_step(
       (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
-    (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
+    (loss, (correct, stats)), grads = value_and_grad(
+        state.params, state.batch_stats, images, labels, key, axis_name=axis_name, **options
+    )  # fmt: skip
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -122,6 +122,9 @@ TRAIN = {
     "--config.data.crop=20 --config.data.image_size=12": r"config\.data\.crop is 20, expected at most .*image_size, 12",
     "--config.hard_tasks.enabled --config.hard_tasks.extra=3": r"hard_tasks\.extra is 3, expected a multiple of .*, 4",
     "--config.inner.adapt=all --config.inner.features=l2": r"inner\.features is 'l2', which .*inner\.adapt 'all'",
+    "--config.pretrain.rotation=1 --config.pretrain.rotation_views=quarter --config.pretrain.shuffle=once": (
+        r"pretrain\.rotation_views is 'quarter', which .* config\.pretrain\.shuffle is 'once'"
+    ),
     "--config.pretrain.init=/nowhere": r"config\.pretrain\.init is '/nowhere': no such file or folder",
     # What the data's index says
     "--config.meta.way=5": r"train has 4 classes, too few for 5-way tasks",
