@@ -39,7 +39,7 @@ def write(path: Path, kept: Kept) -> None:
     tree = {"params": params, "batch_stats": kept.model.frozen.batch_stats, "head": kept.model.learned["head"]}
     settings = json.loads(json.dumps(kept.settings))
     settings["data"].update({"path": "", "cache_dir": ""})
-    settings["pretrain"]["init"] = ""
+    settings["pretrain"].update({"init": "", "teacher": ""})
     content = {"format": FORMAT, "settings": settings, "step": kept.step, "image_shape": list(kept.image_shape)}
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"mtl_jax": json.dumps(content, sort_keys=True)}

@@ -1,5 +1,6 @@
 """Pre-training: plain classification of all base classes, whose classifier is thrown away afterwards."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,12 +50,26 @@ class PretrainState(NamedTuple):
     """What a pre-training step changes.
 
     `params` has the groups 'backbone' and 'classifier', and 'rotation' where rotations are told apart as well.
+    `teacher`, which stays as it is, has the variables of a teacher, if there is one.
     """
 
     step: Array
     params: Params
     batch_stats: Params
     opt_state: optax.OptState
+    teacher: Params | None = None
+
+
+class Distillation(NamedTuple):
+    """What a teacher adds to the loss of labels (Hinton et al., 2015).
+
+    logits: (the teacher's variables, images [B, H, W, C]) -> its logits [B, classes]. weight: of the divergence from
+    the teacher; what is left of 1 is the weight of the labels. temperature: what both networks' logits are divided by.
+    """
+
+    logits: Callable[[Params, Array], Array]
+    weight: float = 0.5
+    temperature: float = 4.0
 
 
 def init_state(
@@ -98,6 +113,7 @@ def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
     rotation: float = 0.0, rotation_views: str = "all", rotation_head: str = "features", axis_name: str | None = None,
+    distillation: Distillation | None = None, teacher: Params | None = None,
 ) -> tuple[Array, tuple[Array, Params]]:  # fmt: skip
     """Mean cross-entropy of a batch.
 
@@ -114,6 +130,8 @@ def classification_loss(
         so at no cost.
       rotation_head: what the angle is told from: 'features', or the class 'logits'.
       axis_name: of the mapped axis that the batch is spread over, if any.
+      distillation: what is learned from a teacher that sees the same images, as RFS (arXiv 2003.11539) has it.
+      teacher: its variables.
 
     SKD's code (arXiv 2006.09785) has all views, logits, and twice the mean binary cross-entropy of the four outputs:
     where their biases have learned that an angle is one of four, that is the gradient of a `rotation` of 0.5. EASY's
@@ -133,10 +151,19 @@ def classification_loss(
     if label_smoothing:
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
+    if distillation:
+        taught = divergence(distillation.logits(teacher, images), logits, distillation.temperature)
+        loss = (1 - distillation.weight) * loss + distillation.weight * taught
     if rotation:
         seen = logits if rotation_head == "logits" else features
         loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, seen), turns).mean()
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
+
+
+def divergence(teacher: Array, student: Array, temperature: float) -> Array:
+    """T^2 KL(teacher || student) of the probabilities at temperature T: logits [B, classes] -> their mean []."""
+    log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+    return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
 
 
 def _rotated(images: Array, labels: Array, views: str, axis_name: str | None) -> tuple[Array, Array, Array]:
@@ -162,12 +189,13 @@ def train_step(
     """
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
     (loss, (correct, stats)), grads = value_and_grad(
-        state.params, state.batch_stats, images, labels, key, axis_name=axis_name, **options
+        state.params, state.batch_stats, images, labels, key, axis_name=axis_name, teacher=state.teacher, **options
     )  # fmt: skip
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = PretrainState(state.step + 1, optax.apply_updates(state.params, updates), stats, opt_state)
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
     kept, finite = keep_if_finite(new, state, (loss, grads))
     return kept._replace(step=new.step), {"loss": loss, "accuracy": correct, "finite": finite}
 

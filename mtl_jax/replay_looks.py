@@ -79,7 +79,9 @@ def pretraining(settings: ConfigDict, place: Workdir, dataset: Dataset, devices:
         params, stats = state.params, state.batch_stats
         views, labels, dropout_key = look(key, state.step, number, images, labels)
         take = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
-        (loss, (accuracy, _)), grads = take(params, stats, views, labels, dropout_key, **options)
+        (loss, (accuracy, _)), grads = take(
+            params, stats, views, labels, dropout_key, teacher=state.teacher, **options
+        )  # fmt: skip
         features, _ = pretrain.training_features(params["backbone"], stats, views, dropout_key, **network)
         logits = options["classifier"].apply({"params": params["classifier"]}, features)
         return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)
