@@ -73,8 +73,13 @@ def _pretrain() -> ConfigDict:
         "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
         "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), PyTorch's; xavier: Xavier-uniform, biases 0
         "label_smoothing": 0.0,
-        "rotation": 0.0,  # weight of telling by what angle an image was turned, of a batch in all four; 0: none
+        "rotation": 0.0,  # weight of telling by what angle an image was turned; 0: images are not turned
+        "rotation_views": "all",  # all: a batch in all four angles; quarter: each image in one, at no cost
+        "rotation_head": "features",  # what the angle is told from: features; logits, those of the classes
         "dropblock_ramp": 0,  # steps over which the rate of backbone.dropblock rises from 0; 0: the whole rate at once
+        "teacher": "",  # a workdir whose pre-trained network this run's learns from, beside the labels
+        "distill_weight": 0.5,  # of the teacher's part of the loss; the rest is the labels'
+        "temperature": 4.0,  # that teacher's and student's logits are divided by
         "mixup": 0.0,  # α of the Beta distribution that images and labels are mixed by; 0: none
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it

@@ -89,6 +89,13 @@ def all_rotations(images: Array) -> Array:
     return jnp.concatenate([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)])
 
 
+def turned(images: Array, turns: Array) -> Array:
+    """Each square image of [B, H, H, C] turned by its own number of right angles, `turns` int [B], 0 to 3."""
+    turns = turns[:, None, None, None]
+    images = jnp.where(turns % 2 == 1, jnp.rot90(images, axes=(1, 2)), images)
+    return jnp.where(turns >= 2, images[:, ::-1, ::-1], images)
+
+
 def mixup(keys: Array, images: Array, labels: Array, *, alpha: float, classes: int) -> tuple[Array, Array]:
     """Each image mixed with its neighbour in the batch, λ x + (1 - λ) x', λ ~ Beta(α, α) (Zhang et al., 2018).
 

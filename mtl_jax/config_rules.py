@@ -19,7 +19,8 @@ _INTERVALS = (
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
     rules = (
-        _steps, _intervals, _schedules, _dropblock, _inner, _image_sizes, _support_views, _splits, _allowed, _hard_tasks
+        _steps, _intervals, _schedules, _dropblock, _rotation, _inner, _image_sizes, _support_views, _splits, _allowed,
+        _hard_tasks,
     )  # fmt: skip
     for rule in rules:
         rule(config)
@@ -73,6 +74,15 @@ def _dropblock(config: ConfigDict) -> None:
         )
     if ramp and not backbone.dropblock:
         raise ConfigError(f"config.pretrain.dropblock_ramp is {ramp}, but config.backbone.dropblock is 0; set it too")
+
+
+def _rotation(config: ConfigDict) -> None:
+    group = config.pretrain
+    if group.rotation and group.rotation_views == "quarter" and group.shuffle == "once":
+        raise ConfigError(
+            "config.pretrain.rotation_views is 'quarter', which turns an image by its place in the batch, but "
+            "config.pretrain.shuffle is 'once': each image would be seen at one angle alone; set shuffle to 'epoch'"
+        )
 
 
 def _inner(config: ConfigDict) -> None:

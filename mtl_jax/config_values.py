@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mtl_jax import augment, backbones, base_learner, feature_transform, meta, optimizers, scale_shift
+from mtl_jax import augment, backbones, base_learner, feature_transform, meta, optimizers, pretrain, scale_shift
 from mtl_jax.configs import default
 from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
@@ -21,6 +21,8 @@ CHOICES = {
     "pretrain.adam_eps": ("after", "before"),
     "pretrain.shuffle": ("epoch", "once"),
     "pretrain.classifier_init": ("uniform", "xavier"),
+    "pretrain.rotation_views": pretrain.ROTATION_VIEWS,
+    "pretrain.rotation_head": pretrain.ROTATION_HEADS,
     "pretrain.decay": optimizers.DECAYS,
     "pretrain.augment.pad": augment.PADS,
     "pretrain.batch_norm": ("train", "batch"),
@@ -79,6 +81,7 @@ RANGES = {
     "backbone.norm_momentum": _FRACTION, "backbone.resize": _FROM_ZERO, "backbone.dropblock": _FROM_ZERO,
     **{f"{phase}.{key}": allowed for phase in ("pretrain", "meta") for key, allowed in _SCHEDULE.items()},
     "pretrain.batch_size": _COUNT, "pretrain.label_smoothing": _RATE,
+    "pretrain.distill_weight": _FRACTION, "pretrain.temperature": _POSITIVE,
     **dict.fromkeys(("pretrain.hidden", "pretrain.rotation", "pretrain.mixup", "pretrain.dropblock_ramp"), _FROM_ZERO),
     **dict.fromkeys(("pretrain.augment.shift", "pretrain.augment.resized_crop"), _FROM_ZERO),
     "pretrain.augment.resized_crop_scale": Range(0, 1, over=True), "pretrain.augment.jitter": _FRACTION,

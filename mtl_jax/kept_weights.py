@@ -54,7 +54,7 @@ def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.f
         raise CheckpointError(f"{path}: {', '.join(sorted(learned))} were learned; only Φ can stand on another file")
     settings = json.loads(json.dumps(kept.settings))
     settings["data"].update({"path": "", "cache_dir": ""})
-    settings["pretrain"]["init"] = ""
+    settings["pretrain"].update({"init": "", "teacher": ""})
     content = {"format": FORMAT, "settings": settings, "step": kept.step, "image_shape": list(kept.image_shape)}
     if base is not None:
         content["base"] = {"file": base.name, "sha256": digest(base)}

@@ -1,13 +1,14 @@
 """Pre-training and meta-training as phases of the loop: what they start from, their step, their validation."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pretrain, pretrain_dispatch
+from mtl_jax import build, from_weights, hard_tasks, meta, metrics, parallel, pretrain, pretrain_dispatch, teacher
 from mtl_jax.base_learner import init_head
 from mtl_jax.checkpoint import Checkpoints, Restored
 from mtl_jax.data import Dataset, Split
@@ -52,16 +53,29 @@ def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> Pre
             f"config.pretrain.rotation is {group['rotation']}, but images are {shape[0]} x {shape[1]} pixels; turning "
             "them needs squares: set data.image_size, or rotation to 0"
         )
+    variables, distillation = _teacher(config)
     take = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=module, classifier=classifier,
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"], rotation=group["rotation"],
         dropblock_ramp=group["dropblock_ramp"],
+        rotation_views=group["rotation_views"], rotation_head=group["rotation_head"],
+        distillation=distillation,
     )  # fmt: skip
-    init = functools.partial(
+    fresh = functools.partial(
         pretrain.init_state, backbone=module, classifier=classifier, image_shape=shape, optimizer=optimizer,
-        rotation=group["rotation"] > 0,
+        rotation=group["rotation"] > 0, rotation_head=group["rotation_head"],
     )  # fmt: skip
-    return PretrainParts(module, init, take)
+    return PretrainParts(module, lambda key: fresh(key)._replace(teacher=variables), take)
+
+
+def _teacher(config: Config) -> tuple[Params | None, pretrain.Distillation | None]:
+    """The variables of a run's teacher and what it adds to the loss, where `pretrain.teacher` names one."""
+    group = config["pretrain"]
+    if not group["teacher"]:
+        return None, None
+    found = _selected(teacher.checkpoints(config), group["select"])
+    variables, logits = teacher.network(found, config["runtime"]["dtype"])
+    return variables, pretrain.Distillation(logits, group["distill_weight"], group["temperature"])
 
 
 def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device]) -> Phase:
@@ -78,7 +92,7 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
         dispatch=dispatch.run, close=dispatch.close,
         items=lambda state: _items(state, ("params", "batch_stats", "opt_state")),
         restore=lambda items, step: parallel.replicate(
-            pretrain.PretrainState(jnp.int32(step), **items), devices
+            pretrain.PretrainState(jnp.int32(step), **items, teacher=state.teacher), devices
         ),
         validate=_pretrain_validation(config, dataset, module, devices),
         unit="images", per_step=group["batch_size"],
@@ -197,7 +211,7 @@ def _phase(config: Config, group: Config, name: str, **fields: Any) -> Phase:
 
 def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
     """The backbone to meta-train, (params, batch_stats): from this run's pre-training, or from `pretrain.init`."""
-    init = config["pretrain"]["init"]
+    init = os.path.expanduser(config["pretrain"]["init"])
     if init and from_weights.is_weights(init):
         return from_weights.backbone(config, init)
     source = Workdir(init) if init else place

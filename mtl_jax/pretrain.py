@@ -1,5 +1,6 @@
 """Pre-training: plain classification of all base classes, whose classifier is thrown away afterwards."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from mtl_jax.augment import all_rotations
+from mtl_jax.augment import all_rotations, turned
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.types import Array, Params
@@ -41,25 +42,44 @@ class Classifier(nn.Module):
 
 
 ROTATIONS = Classifier(4)  # tells by how many right angles an image was turned
+ROTATION_VIEWS = ("all", "quarter")
+ROTATION_HEADS = ("features", "logits")
 
 
 class PretrainState(NamedTuple):
     """What a pre-training step changes.
 
     `params` has the groups 'backbone' and 'classifier', and 'rotation' where rotations are told apart as well.
+    `teacher`, which stays as it is, has the variables of a teacher, if there is one.
     """
 
     step: Array
     params: Params
     batch_stats: Params
     opt_state: optax.OptState
+    teacher: Params | None = None
+
+
+class Distillation(NamedTuple):
+    """What a teacher adds to the loss of labels (Hinton et al., 2015).
+
+    logits: (the teacher's variables, images [B, H, W, C]) -> its logits [B, classes]. weight: of the divergence from
+    the teacher; what is left of 1 is the weight of the labels. temperature: what both networks' logits are divided by.
+    """
+
+    logits: Callable[[Params, Array], Array]
+    weight: float = 0.5
+    temperature: float = 4.0
 
 
 def init_state(
     key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any, *,
-    rotation: bool = False,
+    rotation: bool = False, rotation_head: str = "features",
 ) -> PretrainState:  # fmt: skip
-    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too."""
+    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too.
+
+    rotation_head: what that one sees, as in `classification_loss`.
+    """
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
     features = jax.eval_shape(backbone.apply, variables, jnp.zeros((1, *image_shape)))
@@ -67,7 +87,8 @@ def init_state(
     params = {"backbone": variables["params"], "classifier": head}
     if rotation:
         turns_key = jax.random.fold_in(classifier_key, 1)
-        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros(features.shape))["params"]
+        seen = classifier.classes if rotation_head == "logits" else features.shape[-1]
+        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros((1, seen)))["params"]
     return PretrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
 
 
@@ -95,7 +116,8 @@ def training_features(
 def classification_loss(
     params: Params, batch_stats: Params, images: Array, labels: Array, key: Array, *,
     backbone: nn.Module, classifier: Classifier, batch_statistics: str = "train", label_smoothing: float = 0.0,
-    rotation: float = 0.0, **options: Array,
+    rotation: float = 0.0, rotation_views: str = "all", rotation_head: str = "features", axis_name: str | None = None,
+    distillation: Distillation | None = None, teacher: Params | None = None, **options: Array,
 ) -> tuple[Array, tuple[Array, Params]]:  # fmt: skip
     """Mean cross-entropy of a batch.
 
@@ -106,16 +128,25 @@ def classification_loss(
       key: for dropout.
       backbone, classifier, batch_statistics: the network.
       label_smoothing: what part of a label is spread over all classes.
-      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: the batch in all four
-        rotations, each with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
+      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: turned images, each
+        with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
+      rotation_views: 'all': the batch in all four rotations; 'quarter': each image in one, by its place in the batch,
+        so at no cost.
+      rotation_head: what the angle is told from: 'features', or the class 'logits'.
+      axis_name: of the mapped axis that the batch is spread over, if any.
+      distillation: what is learned from a teacher that sees the same images, as RFS (arXiv 2003.11539) has it.
+      teacher: its variables.
       **options: as in `training_features`.
+
+    SKD's code (arXiv 2006.09785) has all views, logits, and twice the mean binary cross-entropy of the four outputs:
+    where their biases have learned that an angle is one of four, that is the gradient of a `rotation` of 0.5. EASY's
+    (arXiv 2201.09699) has quarters, features, and half of the sum at a `rotation` of 1.
 
     Returns:
       (loss [], (accuracy [], new batch_stats)).
     """
     if rotation:
-        turns = jnp.repeat(jnp.arange(4), len(images))
-        images, labels = all_rotations(images), jnp.concatenate([labels] * 4)
+        images, labels, turns = _rotated(images, labels, rotation_views, axis_name)
     features, batch_stats = training_features(
         params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics, **options
     )
@@ -125,14 +156,34 @@ def classification_loss(
     if label_smoothing:
         uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
         loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
+    if distillation:
+        taught = divergence(distillation.logits(teacher, images), logits, distillation.temperature)
+        loss = (1 - distillation.weight) * loss + distillation.weight * taught
     if rotation:
-        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, features), turns).mean()
+        seen = logits if rotation_head == "logits" else features
+        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, seen), turns).mean()
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
 
 
 def ramped(step: Array, ramp: int) -> dict[str, Array]:
     """{'dropblock_share'}: it rises from 1 / ramp at step 0 to 1 after `ramp` steps; {} where `ramp` is 0, for none."""
     return {"dropblock_share": jnp.minimum((step + 1) / ramp, 1)} if ramp else {}
+
+
+def divergence(teacher: Array, student: Array, temperature: float) -> Array:
+    """T^2 KL(teacher || student) of the probabilities at temperature T: logits [B, classes] -> their mean []."""
+    log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
+    return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+
+
+def _rotated(images: Array, labels: Array, views: str, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """Turned images, their labels, and by how many right angles each was turned."""
+    count = len(images)
+    if views == "all":
+        return all_rotations(images), jnp.concatenate([labels] * 4), jnp.repeat(jnp.arange(4), count)
+    first = jax.lax.axis_index(axis_name) * count if axis_name else 0
+    turns = (first + jnp.arange(count)) % 4
+    return turned(images, turns), labels, turns
 
 
 def train_step(
@@ -148,11 +199,14 @@ def train_step(
     """
     options |= ramped(state.step, dropblock_ramp)
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
-    (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
+    (loss, (correct, stats)), grads = value_and_grad(
+        state.params, state.batch_stats, images, labels, key, axis_name=axis_name, teacher=state.teacher, **options
+    )  # fmt: skip
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = PretrainState(state.step + 1, optax.apply_updates(state.params, updates), stats, opt_state)
+    params = optax.apply_updates(state.params, updates)
+    new = state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
     kept, finite = keep_if_finite(new, state, (loss, grads))
     return kept._replace(step=new.step), {"loss": loss, "accuracy": correct, "finite": finite}
 

@@ -70,6 +70,7 @@ def pretraining(settings: ConfigDict, place: Workdir, dataset: Dataset, devices:
     parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
     options = {name: value for name, value in parts.take.keywords.items() if name != "optimizer"}
     ramp = options.pop("dropblock_ramp")
+    options["axis_name"] = parallel.AXIS
     network = {name: options[name] for name in ("backbone", "batch_statistics")}
     order_key, key = (phases.stream(settings, number) for number in (phases.ORDER, phases.AUGMENT))
     batches = pretrain_dispatch.epochs(settings, split, devices, order_key)
@@ -79,7 +80,9 @@ def pretraining(settings: ConfigDict, place: Workdir, dataset: Dataset, devices:
         params, stats, share = state.params, state.batch_stats, pretrain.ramped(state.step, ramp)
         views, labels, dropout_key = look(key, state.step, number, images, labels)
         take = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
-        (loss, (accuracy, _)), grads = take(params, stats, views, labels, dropout_key, **options, **share)
+        (loss, (accuracy, _)), grads = take(
+            params, stats, views, labels, dropout_key, teacher=state.teacher, **options, **share
+        )  # fmt: skip
         features, _ = pretrain.training_features(params["backbone"], stats, views, dropout_key, **network, **share)
         logits = options["classifier"].apply({"params": params["classifier"]}, features)
         return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build
+from mtl_jax import build, teacher
 from mtl_jax.data import Dataset
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ def load(settings: ConfigDict) -> Dataset:
 
     Raises:
       DataError: it cannot give the tasks asked for, which is seen before an image is decoded; or see `data.load`.
-      ConfigError: its images have another number of channels than mean and std.
+      ConfigError: its images have another number of channels than mean and std, or the teacher knows others.
     """
 
     def inspect(contents):
@@ -37,6 +37,7 @@ def load(settings: ConfigDict) -> Dataset:
         split = dataset.splits[name]
         _check_tasks(settings, name, split.table(), split.class_names)
     _check_channels(settings, dataset)
+    teacher.check(settings, dataset)
     for caveat in dataset.caveats:
         _logger.warning("data.allow lets through: %s", caveat)
     return dataset

@@ -94,15 +94,20 @@ def meta_training(devices, mode, repeat=1):
     return {"losses": losses, "tasks": tasks, "arrays": arrays, "retraced": traced[-1] - traced[0]}
 
 
-def pretraining(devices):
+def pretraining(devices, **options):
     """Losses, parameters and averages of three steps whose batch is spread over the devices."""
     axis = parallel.AXIS if len(devices) > 1 else None
     module, classifier = small_backbone(**OPTIONS, axis_name=axis), pretrain.Classifier(8)
     optimizer = optimizers.sgd(0.1)
-    state = pretrain.init_state(jax.random.key(0), module, classifier, IMAGES.shape[1:], optimizer)
+    state = pretrain.init_state(jax.random.key(0), module, classifier, IMAGES.shape[1:], optimizer, rotation=True)
     state = state._replace(params=floats(state.params), batch_stats=floats(state.batch_stats))
     state = state._replace(opt_state=optimizer.init(state.params))
-    take = functools.partial(pretrain.train_step, backbone=module, classifier=classifier, optimizer=optimizer)
+    if "distillation" in options:
+        other = jax.tree.map(lambda leaf: leaf / 2, state.params | {"batch_stats": state.batch_stats})
+        state = state._replace(teacher=other)
+    take = functools.partial(
+        pretrain.train_step, backbone=module, classifier=classifier, optimizer=optimizer, **options
+    )  # fmt: skip
     each = 8 // len(devices)
 
     def step(number, axis, state, images, key):
@@ -118,6 +123,13 @@ def pretraining(devices):
     return {"losses": losses, "arrays": named((state.params, state.batch_stats))}
 
 
+def taught(variables, images):
+    """A teacher's logits."""
+    variables = {"params": variables["backbone"], "batch_stats": variables["batch_stats"]}, variables["classifier"]
+    features = small_backbone(**OPTIONS).apply(variables[0], images, batch_statistics="running")
+    return pretrain.Classifier(8).apply({"params": variables[1]}, features)
+
+
 def main(what: str) -> None:
     """Runs `what`, 'pretrain' or a BN mode, on each number of devices."""
     all_devices = jax.local_devices()
@@ -127,6 +139,11 @@ def main(what: str) -> None:
         runs[count] = pretraining(devices) if what == "pretrain" else meta_training(devices, what)
     if what == "running":
         runs["scan"] = meta_training(all_devices[:2], what, repeat=5)
+    if what == "pretrain":
+        for count in (1, 4):
+            runs[f"quarter {count}"] = pretraining(
+                all_devices[:count], rotation=1.0, rotation_views="quarter", distillation=pretrain.Distillation(taught)
+            )
     print(json.dumps(runs))
 
 

@@ -56,3 +56,8 @@ def test_steps_in_one_dispatch_are_the_same_steps():
 @pytest.mark.parametrize("devices", ["2", "4"])
 def test_pretraining_normalises_and_averages_over_the_whole_batch(devices):
     assert_same(runs("pretrain")["1"], runs("pretrain")[devices])
+
+
+def test_images_are_turned_by_their_place_in_the_whole_batch_and_shown_to_the_teacher():
+    assert_same(runs("pretrain")["quarter 1"], runs("pretrain")["quarter 4"])
+    assert runs("pretrain")["quarter 1"]["losses"] != runs("pretrain")["1"]["losses"]

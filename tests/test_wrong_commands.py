@@ -125,6 +125,9 @@ TRAIN = {
     "--config.backbone.dropblock=2": r"dropblock is 2, but only resnet12_640 has it and .*name is 'conv4'",
     "--config.backbone.dropblock=2 --config.backbone.name=resnet12_640": r"dropblock is 2, but .*dropout is None: noth",
     "--config.pretrain.dropblock_ramp=9": r"pretrain\.dropblock_ramp is 9, but config\.backbone\.dropblock is 0",
+    "--config.pretrain.rotation=1 --config.pretrain.rotation_views=quarter --config.pretrain.shuffle=once": (
+        r"pretrain\.rotation_views is 'quarter', which .* config\.pretrain\.shuffle is 'once'"
+    ),
     "--config.pretrain.init=/nowhere": r"config\.pretrain\.init is '/nowhere': no such file or folder",
     # What the data's index says
     "--config.meta.way=5": r"train has 4 classes, too few for 5-way tasks",
