@@ -29,11 +29,15 @@ TESTED = {"as they are": ("plain", 0.03), "unit length": ("l2", 3.0)}  # feature
 
 
 class Rung(NamedTuple):
-    """A part of the recipe: the rung that it is built on, and the values that it changes by dotted key."""
+    """A part of the recipe: the rung that it is built on, and the values that it changes by dotted key.
+
+    teacher: the rung whose network is learned from, if any.
+    """
 
     label: str
     after: str | None
     options: Mapping[str, Any]
+    teacher: str = ""
 
 
 RUNGS: Mapping[str, Rung] = {
@@ -47,6 +51,17 @@ RUNGS: Mapping[str, Rung] = {
     "no_smoothing": Rung("no label smoothing", "published_block", {"pretrain.label_smoothing": 0.0}),
     "black": Rung("crops padded with black", "no_smoothing", {"pretrain.augment.pad": "zero"}),
     "jitter": Rung("colour jitter 0.4", "black", {"pretrain.augment.jitter": 0.4}),
+    "rotation_quarter": Rung("each image at one of four angles, told from the features", "jitter", {
+        "pretrain.rotation": 1.0, "pretrain.rotation_views": "quarter",
+    }),
+    "rotation_quarter_logits": Rung("the angle told from the class logits", "rotation_quarter", {
+        "pretrain.rotation_head": "logits",
+    }),
+    "rotation_all": Rung("each image at all four angles, at four times the cost", "rotation_quarter", {
+        "pretrain.rotation_views": "all",
+    }),
+    "distilled": Rung("a second network taught by the first", "jitter", {}, "jitter"),
+    "rotation_distilled": Rung("a second network taught by that one", "rotation_quarter", {}, "rotation_quarter"),
 }  # fmt: skip
 
 
@@ -84,6 +99,8 @@ def config_of(rung: str, flags: argparse.Namespace) -> ConfigDict:
     settings.data.path = str(Path(flags.data) / "fc100")
     settings.seed, settings.meta.learn, settings.backbone.width = flags.seed, "none", flags.width
     presets.three_drops(settings, flags.epochs * (presets.FC100.images // settings.pretrain.batch_size))
+    if teacher := RUNGS[rung].teacher:
+        settings.pretrain.teacher = str(Path(flags.workdir) / ladder_name(teacher, vars(flags)))
     return measure.changed(settings, options_of(rung))
 
 

@@ -151,7 +151,7 @@ def test_a_packed_plan_comes_out_as_it_went_in(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rung", ladder.RUNGS)
 def test_every_rung_is_a_config(rung):
-    flags = argparse.Namespace(data="D", width=0.25, epochs=15, seed=1)
+    flags = argparse.Namespace(data="D", workdir="W", width=0.25, epochs=15, seed=1)
     settings = ladder.config_of(rung, flags)
     config.validate(settings)
     assert settings.pretrain.steps == 15 * (36_000 // settings.pretrain.batch_size)
