@@ -75,8 +75,8 @@ def read(place: Workdir) -> list[TrainedOn]:
       CheckpointError: data.json or data.digests is damaged.
     """
     if not place.data.exists():
-        found = _by_checkpoint(place).get("data", "")
-        return [TrainedOn(config.read(place.config).data.name, found)] if found else []
+        found = _by_checkpoint(place)
+        return [TrainedOn(found["config"]["data"]["name"], found["data"])] if found else []
     content = _content(place)
     try:
         sets = content["trained_on"]

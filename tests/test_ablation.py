@@ -67,6 +67,16 @@ def test_the_table_pairs_rows_over_the_tasks_that_both_have():
     assert "| +20.00 ± " in text
 
 
+def test_a_row_of_one_task_has_no_interval_and_says_how_many_tasks_are_distinct():
+    text, records = ablation.table({
+        "train_all": Scores(np.array([0.5]), 0.1, 3, 1), "ss_all": Scores(np.array([0.2, 0.4, 0.6]), 0.1, 3, 2),
+    })  # fmt: skip
+    assert records[0]["ci95"] is records[0]["difference_ci95"] is records[1]["difference_ci95"] is None
+    assert [row["distinct_tasks"] for row in records] == [1, 2]
+    assert "| 1 | 3, 0.1 | 50.00 % | +0.00 over 1 |" in text
+    assert "| 3, 2 distinct | 3, 0.1 | 40.00 ± " in text
+
+
 def test_rows_run_from_one_pretraining_to_the_table(tiny_run, tmp_path, monkeypatch):  # noqa: F811
     settings = tiny_config()
     settings.pretrain.init = str(tiny_run)
@@ -75,7 +85,7 @@ def test_rows_run_from_one_pretraining_to_the_table(tiny_run, tmp_path, monkeypa
     settings.evaluate.query = 2
     monkeypatch.setattr(ablation, "FACTORS", (1.0, 2.0))
     scores = ablation.run(settings, tmp_path, ["train_all", "maml"], tasks=20, few_tasks=4)
-    assert [len(row.accuracies) for row in scores.values()] == [4, 4]
+    assert [len(row.accuracies) for row in scores.values()] == [row.distinct for row in scores.values()] == [4, 4]
     assert all(row.lr in (1.0, 2.0) and row.steps in (1, 2) for row in scores.values())
     assert json.loads((tmp_path / "maml" / "config.json").read_text())["pretrain"]["init"] == str(tiny_run)
     assert not (tmp_path / "maml" / "pretrain").exists()

@@ -14,11 +14,12 @@ from mtl_jax.configs import glyphs
 
 from mtl_jax import ablation, base_learner, build, checkpoint, config, from_weights, kept_weights, scale_shift
 from mtl_jax.classifier import FewShotClassifier
+from mtl_jax.data import Dataset
 from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluation import Model
 from mtl_jax.kept_weights import Kept
 from mtl_jax.meta import Frozen, backbone_params
-from results import check, gpu, ladder, records, sweep
+from results import check, gpu, ladder, measure, records, sweep
 
 ROOT = Path(__file__).parents[1]
 UNPACK = ROOT.parent / "shared" / "data" / "unpack.py"
@@ -37,10 +38,12 @@ def test_every_row_has_what_a_figure_must_not_stand_without():
     rows = records.measured_rows()
     assert rows
     for name, row in rows.items():
+        assert len(row["fingerprint"]) == 32, name
         assert row["commands"] and row["commit"] and row["source"] and row["reduced"] and row["device"], name
         for figure in row["figures"]:
             assert 0 < figure["accuracy"] < 1 and len(figure["episodes"]) == 64, name
             assert 0 < figure["ci95"] < 0.02, name
+            assert figure["distinct_tasks"] == figure["num_tasks"], name
         assert not any("/tmp" in command or "/work" in command for command in row["commands"]), name
 
 
@@ -191,6 +194,17 @@ def test_a_network_too_large_to_be_kept_is_skipped(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(check, "measured_rows", lambda: {name: rows[name]})
     assert check.main(argparse.Namespace(only="", data=tmp_path)) == 1
     assert f"{name}: skipped, its network of 32 MB is not kept\n0 rows tested" in capsys.readouterr().out
+
+
+def test_other_images_are_a_problem_even_where_the_figure_is_the_same(monkeypatch):
+    row = records.measured_rows()[ROW]
+    accuracies = np.full(10_000, row["figures"][0]["accuracy"])
+    hashes = tuple(figure["episodes"] for figure in row["figures"])
+    measured = measure.Measured(accuracies, None, hashes, (600, 10_000), "f" * 32)
+    monkeypatch.setattr(measure, "test", lambda kept, dataset: measured)
+    found = Dataset("omniglot", "", "f" * 32, {})
+    problems, _ = check.compare(None, {**row, "figures": row["figures"][:2]}, found)
+    assert problems == [f"other images: fingerprint {'f' * 12}, not {row['fingerprint'][:12]}"]
 
 
 @pytest.mark.slow

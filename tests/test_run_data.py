@@ -101,9 +101,8 @@ def test_runs_of_before_data_json_are_known_by_their_checkpoints(place, caplog):
     assert run_data.read(place) == []
     assert run_data.check(dataset("b" * 32), place, "test") == []
     assert "does not say what it was trained on" in caplog.text
-    Checkpoints(place.checkpoints("meta")).save(
-        1, {"a": {"b": np.zeros(1)}}, {"data": "a" * 32, "image_shape": [8, 8, 1]}
-    )
+    metadata = {"data": "a" * 32, "image_shape": [8, 8, 1], "config": {"data": {"name": "folder"}}}
+    Checkpoints(place.checkpoints("meta")).save(1, {"a": {"b": np.zeros(1)}}, metadata)
     with pytest.raises(ConfigError, match="was trained on other images"):
         run_data.check(dataset("b" * 32), place, "test")
     assert run_data.check(dataset("b" * 32), place, "test", other=True)
