@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax import support_views
+from mtl_jax import backbones, support_views
 from mtl_jax.errors import ConfigError
 
 _INTERVALS = (
@@ -17,7 +17,8 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    for rule in (_steps, _intervals, _schedules, _inner, _image_sizes, _support_views, _splits, _hard_tasks):
+    first = _backbone, _norm_affine, _steps, _intervals, _schedules, _inner
+    for rule in (*first, _image_sizes, _support_views, _splits, _hard_tasks):
         rule(config)
 
 
@@ -26,6 +27,19 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def _backbone(config: ConfigDict) -> None:
+    backbones.check_unread(config.backbone.name, config.backbone, "config.backbone.")
+
+
+def _norm_affine(config: ConfigDict) -> None:
+    options = config.backbone
+    if config.meta.norm_affine and (options.norm != "batch" or not (options.norm_scale or options.norm_bias)):
+        raise ConfigError(
+            f"config.meta.norm_affine is true, but config.backbone.norm is {options.norm!r} and norm_scale and "
+            f"norm_bias are {options.norm_scale} and {options.norm_bias}: there is nothing to learn; set it to false"
+        )
 
 
 def _steps(config: ConfigDict) -> None:
@@ -112,6 +126,22 @@ def check_init(config: ConfigDict) -> None:
     init = config.pretrain.init
     if init and not Path(init).expanduser().exists():
         raise ConfigError(f"config.pretrain.init is {init!r}: no such file or folder; give a workdir or a weight file")
+
+
+def check_chunk(config: Mapping[str, Any], chunk: int, tasks: int) -> None:
+    """Whether a device's tasks can be taken `chunk` at a time: what is left over would be left out.
+
+    Raises:
+      ConfigError: names the key.
+    """
+    if chunk > tasks or tasks % chunk:
+        raise ConfigError(f"config.runtime.chunk is {chunk}, expected a divisor of the {tasks} tasks of a device, or 0")
+    every = config["runtime"]["steps_per_dispatch"]
+    if chunk < tasks and every > 1:
+        raise ConfigError(
+            f"config.runtime.steps_per_dispatch is {every}, but tasks are taken {chunk} of {tasks} at a time "
+            "(runtime.chunk, runtime.memory_gb), which needs steps_per_dispatch 1"
+        )
 
 
 def check_devices(config: ConfigDict, devices: int, there: int) -> None:
