@@ -52,7 +52,7 @@ def decay(weight_decay: float) -> optax.GradientTransformation:
 
     def pull(path, gradient, value):
         names = [getattr(key, "key", None) for key in path]
-        is_scale = names[0] == "ss" and names[-1] == "scale"
+        is_scale = names[:1] == ["ss"] and names[-1] == "scale"
         return gradient + weight_decay * (value - 1 if is_scale else value)
 
     return optax.stateless(lambda gradients, params: jax.tree_util.tree_map_with_path(pull, gradients, params))
