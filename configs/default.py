@@ -56,10 +56,10 @@ def _backbone() -> ConfigDict:
         "conv_bias": placeholder(bool),  # biases on all convolutions or on none; unset: where the reference has them
         "norm_scale": True,  # batch norm's trained scale
         "norm_bias": True,  # and offset
-        "norm_epsilon": 1e-5,
+        "norm_epsilon": 1e-5,  # batch norm's, as all of norm_...: refused with another norm
         "norm_momentum": 0.9,
         "norm_unbiased": placeholder(bool),  # average the unbiased variance; unset: the reference's
-        "resize": 0,  # resnet18: TensorFlow 1's bilinear resize of its input, 224 in the reference; 0: none
+        "resize": 0,  # resnet18 alone: TensorFlow 1's bilinear resize of its input, 224 in the reference; 0: none
     })  # fmt: skip
 
 
@@ -129,17 +129,17 @@ def _meta() -> ConfigDict:
         "tasks_per_step": 4,
         "steps": 500,
         "learn": "ss",  # ss and head; weights (fine-tuning) and head; head; none: no meta-training
-        "blocks": "all",  # all, last (Θ4): the blocks that `learn` keeps to
+        "blocks": "all",  # all, last (Θ4): the blocks that `learn` and `norm_affine` keep to
         "scale": "all",  # convolutions with SS: all, main (no shortcuts)
         "shift": "bias",  # bias: where a convolution has one; nowhere
-        "norm_affine": False,  # meta-learn batch norm's scale and offset as well
+        "norm_affine": False,  # meta-learn batch norm's scale and offset as well, in the same blocks
         "batch_norm": "running",  # running, batch, train
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
         "lr": 1e-3,  # of all that is learned but the head
         "head_lr": 1e-3,
         "momentum": 0.9,
-        "weight_decay": 0.0,
+        "weight_decay": 0.0,  # pulls SS to where it changes nothing (scales to 1), all else to 0
         "decay": "constant",  # constant, cosine, steps, restarts
         "decay_every": 0,
         "decay_factor": 0.5,
@@ -168,7 +168,7 @@ def _evaluate() -> ConfigDict:
         "way": placeholder(int),  # unset: meta.way
         "shot": placeholder(int),  # unset: meta.shot
         "query": 15,
-        "seed": 1,  # of the tasks, apart from `seed`
+        "seed": 1,  # of the tasks, apart from `seed`; on val not those that training's validation has
         "inner_steps": placeholder(int),  # unset: inner.steps
         "inner_lr": placeholder(float),  # unset: inner.lr
         "flips": False,  # double the support set by its mirror images
@@ -191,5 +191,5 @@ def _runtime() -> ConfigDict:
         "keep": 2,  # checkpoints kept, besides the best
         "skip_nonfinite": 0,  # steps of a phase that may be left out as not finite; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
-        "task_chunk": 1000,  # tasks adapted at once in evaluation
+        "task_chunk": 1000,  # tasks adapted at once in evaluation; under batch statistics 2 at most
     })  # fmt: skip

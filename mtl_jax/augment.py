@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array
 
 PADS = ("edge", "zero")
@@ -22,9 +23,16 @@ def normalize(images: Array, *, mean: Sequence[float], std: Sequence[float], dty
 
 
 def center_crop(images: Array, size: int) -> Array:
-    """The middle `size` x `size` pixels of [..., H, W, C], offsets rounded half to even as torchvision does; 0: all."""
+    """The middle `size` x `size` pixels of [..., H, W, C], offsets rounded half to even as torchvision does; 0: all.
+
+    Raises:
+      ConfigError: the images are smaller.
+    """
     if not size:
         return images
+    if size > min(images.shape[-3:-1]):
+        sides = " x ".join(map(str, images.shape[-3:-1]))
+        raise ConfigError(f"a crop of {size} pixels cannot be taken from images of {sides}; lower it")
     top, left = (round((length - size) / 2) for length in images.shape[-3:-1])
     return images[..., top : top + size, left : left + size, :]
 

@@ -5,7 +5,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from mtl_jax.base_learner import step_rates
 from mtl_jax.meta import Embed, Inner, fast_logits, fast_weights, support_loss
 from mtl_jax.types import Array, Episode, Params
 
@@ -33,11 +35,12 @@ def adapted_outcome(
       [...], or [steps + 1, ...] with `every_step`.
     """
     fast, found = fast_weights(params, head, inner.adapt), []
+    rates = np.broadcast_to(step_rates(inner.lr, inner.steps), inner.steps)
     for step in range(inner.steps + 1):
         if every_step or step == inner.steps:
             found.append(_outcome(embed, outcome, fast, params, batch_stats, task))
         if step < inner.steps:
-            fast = _inner_step(embed, fast, params, batch_stats, task, weights, inner.lr)
+            fast = _inner_step(embed, fast, params, batch_stats, task, weights, rates[step])
     return jnp.stack(found) if every_step else found[0]
 
 

@@ -5,6 +5,7 @@ input size from 28 pixels up works.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -281,7 +282,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         whole batch). Left out, or None, they are the reference's own.
 
     Raises:
-      ConfigError: an unknown name, option or value.
+      ConfigError: an unknown name, option or value; or an option that this backbone, or its norm, does not read.
     """
     if name not in _BACKBONES:
         raise ConfigError(f"backbone {name!r} is unknown, expected one of {', '.join(NAMES)}")
@@ -293,6 +294,26 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     for key, allowed in (("norm", ("batch", "layer", "none")), ("activation", tuple(ACTIVATIONS))):
         if given.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"backbone option {key} is {given[key]!r}, expected one of {', '.join(allowed)}")
-    if given.get("dropblock") and module is not ResNet12x640:
-        raise ConfigError(f"backbone option dropblock is {given['dropblock']}, but {name} has none: resnet12_640 has")
+    if given.get("width", 1) <= 0 or not 0 <= given.get("dropout", 0) < 1:
+        raise ConfigError(f"backbone options {given}: expected a width of more than 0, a dropout of 0 or more, below 1")
+    check_unread(name, given, "backbone option ")
     return module(Options(**{**defaults, **given}))
+
+
+def unread(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say something which a backbone, or its norm, does not read, with the values that say nothing."""
+    unset = {field.name: field.default for field in dataclasses.fields(Options)} | _BACKBONES[name][1]
+    special = {"resnet18": "resize", "resnet12_640": "dropblock"}
+    keys = tuple(option for owner, option in special.items() if owner != name)
+    if options.get("norm", "batch") != "batch":
+        keys += tuple(key for key in unset if key.startswith("norm_"))
+    return {key: unset[key] for key in keys if options.get(key) not in (None, unset[key])}
+
+
+def check_unread(name: str, options: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError where options are `unread`, naming all of them with `where` before each."""
+    if found := unread(name, options):
+        given = ", ".join(f"{where}{key} is {options[key]!r}" for key in found)
+        wanted = ", ".join(f"{key} {value!r}" for key, value in found.items())
+        norm = options.get("norm", "batch")
+        raise ConfigError(f"{given}, but {name} with norm {norm!r} does not read that; leave {wanted}")

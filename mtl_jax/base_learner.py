@@ -4,14 +4,14 @@
 descent on a linear layer never leaves the span of its support features, so the loop can run on S x N coefficients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from mtl_jax.backend import on_cpu
 from mtl_jax.errors import ConfigError
-from mtl_jax.metrics import cross_entropy
+from mtl_jax.metrics import check_labels, cross_entropy
 from mtl_jax.types import Array, Params
 
 HEAD_INITS = ("he", "xavier", "zero")
@@ -52,7 +52,7 @@ def adapt(
     params: Params,
     *,
     steps: int,
-    lr: float | Array,
+    lr: float | Array | Params,
     first_order: bool = True,
     remat: bool = False,
 ) -> Params:
@@ -65,25 +65,67 @@ def adapt(
       loss: a scalar function of `params`.
       params: any tree.
       steps: number of updates.
-      lr: step size β, or a tree of them with the structure of `params`.
+      lr: step size β; or one for each step, [steps]; or a tree with the structure of `params`, whose leaves are numbers
+        or have the shapes of the parameters.
       first_order: take the gradients as constants when the result is differentiated (FOMAML).
       remat: recompute each step's activations in the backward pass instead of keeping them.
 
     Returns:
       The adapted tree.
-    """
-    rate = lr if jax.tree.structure(lr) == jax.tree.structure(params) else jax.tree.map(lambda _: lr, params)
 
-    def step(params):
+    Raises:
+      ConfigError: `lr` is none of these.
+    """
+
+    def step(params, rate):
         gradients = jax.grad(loss)(params)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
         return jax.tree.map(lambda p, r, g: p - r * g, params, rate, gradients)
 
     step = jax.checkpoint(step) if remat else step
-    for _ in range(steps):
-        params = step(params)
+    for rate in _rate_trees(lr, params, steps):
+        params = step(params, rate)
     return params
+
+
+def _rate_trees(lr, params, steps):
+    """The rate of every parameter, a tree a step."""
+    by_step = jax.tree_util.all_leaves([lr]) and jnp.shape(lr) == (steps,)
+    if by_step and jax.tree_util.all_leaves([params]) and jnp.shape(params) == (steps,):
+        raise ConfigError(
+            f"lr and params both have shape {(steps,)}, and there are {steps} steps: rates of steps or of elements? "
+            "Put params into a dict, and rates of elements into one like it"
+        )
+    if by_step or jax.tree.structure(lr) != jax.tree.structure(params):
+        lr = step_rates(lr, steps)
+        return [jax.tree.map(lambda _, rate=rate: rate, params) for rate in (lr if jnp.ndim(lr) else [lr] * steps)]
+    for (path, rate), leaf in zip(jax.tree.leaves_with_path(lr), jax.tree.leaves(params), strict=True):
+        if jnp.shape(rate) not in ((), jnp.shape(leaf)):
+            name, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
+            raise ConfigError(
+                f"lr{name} has shape {jnp.shape(rate)}, expected a number or that of the parameter, {shape}; "
+                "rates of steps are no tree but one array, [steps]"
+            )
+    return [lr] * steps
+
+
+def step_rates(lr: float | Sequence[float] | Array, steps: int) -> float | Array:
+    """A rate as it is, or the rates of all steps as an array [steps].
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if isinstance(lr, list | tuple) and jax.tree_util.all_leaves(lr):
+        lr = jnp.asarray(lr)
+    if not jax.tree_util.all_leaves([lr]):
+        raise ConfigError(
+            f"lr is {jax.tree.structure(lr)}, expected a number or [steps] of them; a tree of rates is for `adapt` and "
+            "has the structure of its `params`"
+        )
+    if jnp.shape(lr) not in ((), (steps,)):
+        raise ConfigError(f"lr has shape {jnp.shape(lr)}, expected a number, or a rate for each of the {steps} steps")
+    return lr
 
 
 def adapt_head(
@@ -103,7 +145,7 @@ def adapt_head(
       features: [S, F] support features.
       labels: int [S].
       steps: number of full-batch updates.
-      lr: step size β.
+      lr: step size β, or one for each step, [steps].
       first_order: the inner gradients are constants for the outer derivative, so that it passes to the initial head
         by the identity and to the support features not at all.
       weights: [S] weight of each row; None for 1 / S each, the mean. (The TensorFlow implementation divides the sum by
@@ -111,24 +153,28 @@ def adapt_head(
 
     Returns:
       The adapted head.
+
+    Raises:
+      ConfigError: shapes that do not belong together, or labels outside 0..N-1; under `jit`, where labels cannot be
+        looked at, those make every number NaN.
     """
     return _head_trajectory(head, features, labels, steps, lr, first_order, weights)[0]
 
 
 def _head_trajectory(head, features, labels, steps, lr, first_order, weights):
     """The adapted head, and the heads before each step stacked along axis 0 (unused ones are compiled away)."""
-    weights = _row_weights(weights, features)
+    weights, lr = _row_weights(head, features, labels, weights), step_rates(lr, steps)
 
     def loss(head):
         return (weights * cross_entropy(logits(head, features), labels)).sum()
 
-    def step(head, _):
+    def step(head, rate):
         gradients = jax.grad(loss)(head)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
-        return jax.tree.map(lambda p, g: p - lr * g, head, gradients), head
+        return jax.tree.map(lambda p, g: p - rate * g, head, gradients), head
 
-    return _repeat(step, head, steps)
+    return _repeat(step, head, steps, lr, is_by_step=jnp.ndim(lr) == 1)
 
 
 def adapted_logits(
@@ -148,7 +194,8 @@ def adapted_logits(
     With G = Z Zᵀ + 1 (the ones are the bias), L0 = Z W + b and Y one-hot,
     A <- A - lr * weights * (softmax(L0 + G A) - Y) from A = 0 gives the logits Zq W + b + (Zq Zᵀ + 1) A:
     2 S S N operations a step instead of 4 S F N. It is an identity, so derivatives of every order agree.
-    In first order it is Zq W + b + (Zq sg(Z)ᵀ + 1) sg(A). Where S >= F the plain loop is cheaper and is used.
+    In first order it is Zq W + b + (Zq sg(Z)ᵀ + 1) A, where only lr is no constant in A. Where S >= F the plain loop is
+    cheaper and is used.
 
     Args:
       head: the initial θ, {'kernel': [F, N], 'bias': [N]}.
@@ -160,6 +207,9 @@ def adapted_logits(
 
     Returns:
       [Q, N], or [steps + 1, Q, N] with `trajectory`.
+
+    Raises:
+      ConfigError: as `adapt_head`.
     """
     rows, width = support_features.shape
     if rows >= width:
@@ -170,33 +220,61 @@ def adapted_logits(
         return jax.vmap(logits, (0, None))(heads, query_features)
     initial = jax.lax.stop_gradient(head) if first_order else head
     support = jax.lax.stop_gradient(support_features) if first_order else support_features
-    weights = _row_weights(weights, support)
-    coefficients, before = _span_loop(initial, support, support_labels, steps, lr, weights)
+    weights, lr = _row_weights(head, support, support_labels, weights), step_rates(lr, steps)
+    if first_order:
+        weights = jax.lax.stop_gradient(weights)
+    coefficients, before = _span_loop(initial, support, support_labels, steps, lr, weights, first_order)
     if trajectory:
         coefficients = jnp.concatenate([before, coefficients[None]])
-    if first_order:
-        coefficients = jax.lax.stop_gradient(coefficients)
     return logits(head, query_features) + (query_features @ support.T + 1) @ coefficients
 
 
-def _span_loop(head, support, labels, steps, lr, weights):
+def _span_loop(head, support, labels, steps, lr, weights, first_order):
     """The coefficients A [S, N] after the last step, and before each step [steps, S, N]."""
     gram = support @ support.T + 1
     start = logits(head, support)
     targets = jax.nn.one_hot(labels, start.shape[-1], dtype=start.dtype)
-    rate = (lr * weights)[:, None]
+    is_by_step = jnp.ndim(lr) == 1
+    rates = (lr[:, None] * weights if is_by_step else lr * weights)[..., None]
 
-    def step(a, _):
-        return a - rate * (jax.nn.softmax(start + gram @ a) - targets), a
+    def step(a, rate):
+        residual = jax.nn.softmax(start + gram @ a) - targets
+        return a - rate * (jax.lax.stop_gradient(residual) if first_order else residual), a
 
-    return _repeat(step, jnp.zeros_like(start), steps)
-
-
-def _repeat(step, start, steps):
-    """`jax.lax.scan` without inputs. An accelerator spends more on a loop's turn than on an inner step."""
-    return jax.lax.scan(step, start, length=steps, unroll=1 if on_cpu() else UNROLLED)
+    return _repeat(step, jnp.zeros_like(start), steps, rates, is_by_step)
 
 
-def _row_weights(weights: Array | None, features: Array) -> Array:
-    rows = features.shape[0]
-    return jnp.full(rows, 1 / rows, features.dtype) if weights is None else weights.astype(features.dtype)
+def _repeat(step, start, steps, rates, is_by_step):
+    """`step` again and again, with the same rates or with those of each step along axis 0.
+
+    An accelerator spends more on a loop's turn than on an inner step.
+    """
+    unroll = 1 if on_cpu() else UNROLLED
+    if is_by_step:
+        return jax.lax.scan(step, start, rates, length=steps, unroll=unroll)
+    return jax.lax.scan(lambda carry, _: step(carry, rates), start, length=steps, unroll=unroll)
+
+
+def _check_rows(head, features, labels, weights):
+    """Whether head, features, labels and weights belong together: what does not would be broadcast."""
+    (width, way), rows = jnp.shape(head["kernel"]), jnp.shape(features)[0]
+    wanted = {
+        "features": (features, (rows, width)), "head['bias']": (head["bias"], (way,)), "labels": (labels, (rows,)),
+        "weights": (weights, (rows,)),
+    }  # fmt: skip
+    for name, (given, shape) in wanted.items():
+        if given is not None and jnp.shape(given) != shape:
+            raise ConfigError(
+                f"{name} has shape {jnp.shape(given)}, expected {shape}: there are {rows} support rows and a head of "
+                f"{width} features and {way} classes"
+            )
+    check_labels(labels, way)
+
+
+def _row_weights(head: Params, features: Array, labels: Array, weights: Array | None) -> Array:
+    """The weight of each support row, where all that is given belongs together; NaN for a label outside 0..N-1."""
+    _check_rows(head, features, labels, weights)
+    (rows, _), way = jnp.shape(features), jnp.shape(head["bias"])[0]
+    weights = jnp.full(rows, 1 / rows, features.dtype) if weights is None else weights.astype(features.dtype)
+    labels = jnp.asarray(labels)
+    return jnp.where((labels >= 0) & (labels < way), weights, jnp.nan)

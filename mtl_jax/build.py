@@ -1,7 +1,7 @@
 """From a config's groups to the core's objects: data set, backbone, embedding, inner loop, optimisers, protocol."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,24 @@ def resolve_dtype(dtype: str) -> str:
     return "float32" if on_cpu() else "bfloat16"
 
 
-def prepare(config: Config) -> Callable[[Array], Array]:
-    """What is done to uint8 images before the backbone, without augmentation: centre crop, normalisation."""
-    crop, mean, std = config["crop"], tuple(config["mean"]), tuple(config["std"])
-    return lambda images: augment.normalize(augment.center_crop(images, crop), mean=mean, std=std)
+class Prepare(NamedTuple):
+    """What is done to uint8 images before the backbone, without augmentation: centre crop, normalisation.
+
+    A value, not a function made anew: what is compiled for one is compiled for all that are equal.
+    """
+
+    crop: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Array) -> Array:
+        """uint8 [..., H, W, C] -> float32 [..., crop, crop, C]."""
+        return augment.normalize(augment.center_crop(images, self.crop), mean=self.mean, std=self.std)
+
+
+def prepare(config: Config) -> Prepare:
+    """How images of a config's `data` group are prepared."""
+    return Prepare(config["crop"], tuple(config["mean"]), tuple(config["std"]))
 
 
 def augmentation(config: Config, group: Config) -> Callable[[Array, Array], Array]:
@@ -120,7 +134,7 @@ def learned(key: Array, config: Config, params: Params, features: int) -> Params
     if group["learn"] == "weights":
         groups["params"] = {name: params[name] for name in blocks or params}
     elif group["norm_affine"]:
-        groups["params"] = norm_affine(params)
+        groups["params"] = norm_affine({name: params[name] for name in blocks or params})
     return groups
 
 

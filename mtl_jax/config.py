@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from mtl_jax import config_rules, config_values, config_words
+from mtl_jax import backbones, config_rules, config_values, config_words
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
 from mtl_jax.manifest import read_bounded
@@ -57,6 +57,8 @@ def complete(content: Mapping[str, Any]) -> ConfigDict:
     """A config as JSON has it, with the defaults of the keys that a run of an older version did not know yet."""
     config = default.get_config()
     config.update(content)
+    # What a run's backbone did not read is refused now, and older presets have set it.
+    config.backbone.update(backbones.unread(config.backbone.name, config.backbone))
     return config
 
 

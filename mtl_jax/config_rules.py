@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mtl_jax import support_views
+from mtl_jax import backbones, support_views
 from mtl_jax.data import admission
 from mtl_jax.errors import ConfigError, DataError
 
@@ -19,8 +19,8 @@ _INTERVALS = (
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
     rules = (
-        _steps, _intervals, _schedules, _dropblock, _rotation, _inner, _image_sizes, _support_views, _splits, _allowed,
-        _hard_tasks,
+        _backbone, _norm_affine, _steps, _intervals, _schedules, _dropblock, _rotation, _inner, _image_sizes,
+        _support_views, _splits, _allowed, _hard_tasks,
     )  # fmt: skip
     for rule in rules:
         rule(config)
@@ -31,6 +31,19 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def _backbone(config: ConfigDict) -> None:
+    backbones.check_unread(config.backbone.name, config.backbone, "config.backbone.")
+
+
+def _norm_affine(config: ConfigDict) -> None:
+    options = config.backbone
+    if config.meta.norm_affine and (options.norm != "batch" or not (options.norm_scale or options.norm_bias)):
+        raise ConfigError(
+            f"config.meta.norm_affine is true, but config.backbone.norm is {options.norm!r} and norm_scale and "
+            f"norm_bias are {options.norm_scale} and {options.norm_bias}: there is nothing to learn; set it to false"
+        )
 
 
 def _steps(config: ConfigDict) -> None:
@@ -62,11 +75,6 @@ def _schedules(config: ConfigDict) -> None:
 
 def _dropblock(config: ConfigDict) -> None:
     backbone, ramp = config.backbone, config.pretrain.dropblock_ramp
-    if backbone.dropblock and backbone.name != "resnet12_640":
-        raise ConfigError(
-            f"config.backbone.dropblock is {backbone.dropblock}, but only resnet12_640 has it and "
-            f"config.backbone.name is {backbone.name!r}; set it to 0"
-        )
     if backbone.dropblock and not backbone.dropout:
         raise ConfigError(
             f"config.backbone.dropblock is {backbone.dropblock}, but config.backbone.dropout is {backbone.dropout}: "
@@ -149,6 +157,22 @@ def check_init(config: ConfigDict) -> None:
     init = config.pretrain.init
     if init and not Path(init).expanduser().exists():
         raise ConfigError(f"config.pretrain.init is {init!r}: no such file or folder; give a workdir or a weight file")
+
+
+def check_chunk(config: Mapping[str, Any], chunk: int, tasks: int) -> None:
+    """Whether a device's tasks can be taken `chunk` at a time: what is left over would be left out.
+
+    Raises:
+      ConfigError: names the key.
+    """
+    if chunk > tasks or tasks % chunk:
+        raise ConfigError(f"config.runtime.chunk is {chunk}, expected a divisor of the {tasks} tasks of a device, or 0")
+    every = config["runtime"]["steps_per_dispatch"]
+    if chunk < tasks and every > 1:
+        raise ConfigError(
+            f"config.runtime.steps_per_dispatch is {every}, but tasks are taken {chunk} of {tasks} at a time "
+            "(runtime.chunk, runtime.memory_gb), which needs steps_per_dispatch 1"
+        )
 
 
 def check_devices(config: ConfigDict, devices: int, there: int) -> None:

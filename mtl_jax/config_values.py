@@ -27,7 +27,7 @@ CHOICES = {
     "pretrain.augment.pad": augment.PADS,
     "pretrain.batch_norm": ("train", "batch"),
     "pretrain.select": ("best", "last"),
-    "inner.loss_scale": ("mean", "per_shot"),
+    "inner.loss_scale": meta.LOSS_SCALES,
     "inner.adapt": meta.ADAPT,
     "inner.head_init": base_learner.HEAD_INITS,
     "inner.features": feature_transform.FEATURES,

@@ -40,10 +40,26 @@ def check_table(
         )
 
 
+def check_sizes(table: ClassTable, *, way: int, shot: int, query: int) -> None:
+    """`check_table` where a table can be looked at; under tracing, only what its shape tells.
+
+    Raises:
+      DataError: as `check_table`.
+    """
+    counts = table.counts
+    if isinstance(counts, jax.core.Tracer):
+        counts = np.full(counts.shape, table.indices.shape[1])
+    names = [f"class {number}" for number in range(len(counts))]
+    check_table(ClassTable(None, counts), names, way=way, shot=shot, query=query, split="the table")
+
+
 def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query: int) -> tuple[Array, Array]:
     """Draws one task.
 
     The support images are drawn before the query images, so another `query` keeps the support set of the same key.
+
+    A table that is an argument of a function under `jit` cannot be looked at: of a class with too few images the
+    missing ones are then -1, which JAX takes for the last image of all. Call `check_table` once, outside.
 
     Args:
       key: a JAX key.
@@ -52,7 +68,11 @@ def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query:
 
     Returns:
       (support int32 [N, K], query int32 [N, Q]): positions of images, row n holding class n of the task.
+
+    Raises:
+      DataError: the table has too few classes, or a class too few images.
     """
+    check_sizes(table, way=way, shot=shot, query=query)
     class_key, image_key = jax.random.split(key)
     return sample_images(image_key, table, sample_classes(class_key, table, way), shot=shot, query=query)
 
@@ -110,11 +130,25 @@ def gather(images: Array, support: Array, query: Array) -> Episode:
 
     Returns:
       An Episode with rows in class-major order: [..., N K, ...] and [..., N Q, ...].
+
+    Raises:
+      DataError: positions that are none of an image; under `jit`, where they cannot be looked at, JAX takes another.
     """
+    check_positions(len(images), support, query)
     return Episode(
         images[support.reshape(*support.shape[:-2], -1)], class_major_labels(support),
         images[query.reshape(*query.shape[:-2], -1)], class_major_labels(query),
     )  # fmt: skip
+
+
+def check_positions(count: int, *positions: Array) -> None:
+    """Whether positions, where they can be looked at, are those of `count` images. Raises DataError."""
+    for found in (np.asarray(part) for part in positions if not isinstance(part, jax.core.Tracer)):
+        if found.size and (found.min() < 0 or found.max() >= count):
+            raise DataError(
+                f"positions of images are {found.min()} to {found.max()}, expected 0 to {count - 1}: these are tasks "
+                "of other images, or of a table that `check_table` would refuse"
+            )
 
 
 def class_major_labels(indices: Array) -> Array:

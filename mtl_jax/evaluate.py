@@ -38,7 +38,7 @@ from mtl_jax import (
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table, count_distinct
 from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.evaluation import Protocol, Tasks, evaluate_tasks, sample_all
+from mtl_jax.evaluation import FRESH, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.frozen_episodes import Frozen
 
 _logger = logging.getLogger(__name__)
@@ -124,11 +124,14 @@ def choose_split(dataset: Dataset, name: str) -> Split:
 
 
 def choose_tasks(dataset: Dataset, split: Split, protocol: Protocol, episodes: Frozen | None) -> Tasks:
-    """The tasks of a protocol, or those of a file, found again in the split. Raises DataError where there are none."""
+    """The tasks of a protocol, or those of a file, found again in the split. Raises DataError where there are none.
+
+    On validation they are not those that chose the checkpoint, which have the same seed.
+    """
     if episodes is None:
         sizes = {"way": protocol.way, "shot": protocol.shot, "query": protocol.query}
         check_table(split.table(), split.class_names, **sizes, split=split.name)
-        return sample_all(split.table(), protocol)
+        return sample_all(split.table(), protocol, first=FRESH if split.name == "val" else 0)
     found = frozen_episodes.replay(episodes, split, dataset.fingerprint)
     if found.by_file_name:
         _logger.warning("%d images were known by file name alone: their pixels differ", found.by_file_name)

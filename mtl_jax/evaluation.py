@@ -10,11 +10,15 @@ import numpy as np
 
 from mtl_jax import base_learner, episodes, feature_transform, shares, support_views
 from mtl_jax.backbone_adaptation import adapted_outcome
-from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, loss_weights
+from mtl_jax.errors import ConfigError
+from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, check_inner, loss_weights
 from mtl_jax.metrics import accuracy
 from mtl_jax.shares import Devices
 from mtl_jax.support_views import PLAIN, View
 from mtl_jax.types import Array, ClassTable, Episode, Params
+
+OWN_FEATURES = 2  # tasks embedded at once where each has features of its own: their images have to fit the memory
+FRESH = 2**30  # the number of the first task of a split that training's validation draws none of
 
 
 class Protocol(NamedTuple):
@@ -118,7 +122,8 @@ def evaluate_tasks(
       every_step: return the accuracy after 0, 1, ..., steps updates.
       outcome: what is kept of a task instead of its accuracy, e.g. `answers`.
       embed_batch: images embedded at once.
-      chunk: tasks adapted at once from shared features.
+      chunk: tasks adapted at once from shared features; under batch statistics at most `OWN_FEATURES` of them are
+        embedded at once.
       devices: images and tasks are spread over them; those of several processes must call this alike, and each gets all
         results. None: JAX's default device.
 
@@ -126,9 +131,12 @@ def evaluate_tasks(
       float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; more axes as `outcome` has them.
 
     Raises:
-      ConfigError: crops where features are computed per task.
+      ConfigError: crops where features are computed per task; an inner loop that contradicts itself; a learned head of
+        another way than the protocol's; `tasks` of other sizes or another number.
+      DataError: a table that cannot give the tasks, or positions that are none of an image.
     """
     head = initial_head(model.learned["head"], protocol)
+    check_inner(protocol.inner)
     support_views.check_crops(protocol.crops, protocol.inner.adapt, model.embed.batch_statistics)
     kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     if model.embed.batch_statistics == "train":
@@ -136,7 +144,7 @@ def evaluate_tasks(
     if protocol.inner.adapt != "head":
         return adapt_backbone(model, head, images, table, protocol, **kept)
     if model.embed.batch_statistics == "batch":
-        return adapt_per_task(model, head, images, table, protocol, **kept)
+        return adapt_per_task(model, head, images, table, protocol, chunk=min(chunk, OWN_FEATURES), **kept)
     bank, further = banks(model, images, protocol, batch=embed_batch, devices=devices)
     return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **kept)
 
@@ -147,10 +155,16 @@ def answers(logits: Array, labels: Array) -> Array:
 
 
 def initial_head(head: Params, protocol: Protocol) -> Params:
-    """The learned head, or zeros [F, way] where the protocol asks for them: at any way but the trained one it must."""
+    """The learned head, or zeros [F, way] where the protocol asks for them: at any way but the trained one it must.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    features, way = head["kernel"].shape
+    if not protocol.zero_head and way != protocol.way:
+        raise ConfigError(f"the learned head has {way} classes, but tasks are {protocol.way}-way: set zero_head")
     if not protocol.zero_head:
         return head
-    features = head["kernel"].shape[0]
     return {"kernel": jnp.zeros((features, protocol.way)), "bias": jnp.zeros(protocol.way)}
 
 
@@ -160,21 +174,39 @@ def sample(table: ClassTable, protocol: Protocol, start: int | Array, count: int
     return episodes.sample_tasks(keys, table, way=protocol.way, shot=protocol.shot, query=protocol.query)
 
 
-def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000) -> Tasks:
-    """All tasks of a protocol, as NumPy arrays."""
-    draw = _drawer(table, protocol, None)
-    drawn = [draw(start, min(chunk, protocol.num_tasks)) for start in range(0, protocol.num_tasks, chunk)]
+def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000, first: int = 0) -> Tasks:
+    """All tasks of a protocol, numbered from `first` on, as NumPy arrays."""
+    draw = _drawer(table, protocol, None, None)
+    drawn = [draw(first + start, min(chunk, protocol.num_tasks)) for start in range(0, protocol.num_tasks, chunk)]
     return Tasks(*(np.concatenate(part)[: protocol.num_tasks] for part in zip(*drawn, strict=True)))
 
 
-def _drawer(table: ClassTable, protocol: Protocol, tasks: Tasks | None) -> Callable[[int, int], tuple[Array, Array]]:
-    """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task anything will do."""
+def _drawer(
+    table: ClassTable, protocol: Protocol, tasks: Tasks | None, images: int | None
+) -> Callable[[int, int], tuple[Array, Array]]:
+    """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task anything will do.
+
+    Raises ConfigError and DataError for what a figure must not be made of; `images` is how many there are, if known.
+    """
+    if images is not None:
+        episodes.check_positions(images, *(tasks or [np.max(table.indices, initial=0)]))
     if tasks is not None:
+        _check_tasks(tasks, protocol)
         return lambda start, count: tuple(
             np.take(part, np.arange(start, start + count), axis=0, mode="wrap") for part in tasks
         )
+    episodes.check_sizes(table, way=protocol.way, shot=protocol.shot, query=protocol.query)
     table, static = ClassTable(*map(jnp.asarray, table)), _without_numbers(protocol)
     return lambda start, count: _sample(table, protocol.seed, start, static, count)
+
+
+def _check_tasks(tasks: Tasks, protocol: Protocol) -> None:
+    """Whether given tasks are those that a protocol names: fewer would be repeated. Raises ConfigError."""
+    wanted = [(protocol.num_tasks, protocol.way, each) for each in (protocol.shot, protocol.query)]
+    if [np.shape(part) for part in tasks] != wanted:
+        found = " and ".join(str(np.shape(part)) for part in tasks)
+        raise ConfigError(f"tasks have shapes {found}, expected {wanted[0]} and {wanted[1]}: the protocol's number of "
+                          "tasks, way, and shot or query")  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("protocol", "count"))
@@ -200,7 +232,7 @@ def adapt_on_bank(
     Returns:
       As `evaluate_tasks`.
     """
-    draw, static, lr = _drawer(table, protocol, tasks), _without_numbers(protocol), jnp.float32(protocol.inner.lr)
+    draw, static, lr = _drawer(table, protocol, tasks, len(bank)), _without_numbers(protocol), _rates(protocol)
     shared = shares.replicate((head, bank, further), devices)
 
     def run(start, count):
@@ -213,6 +245,10 @@ def adapt_on_bank(
 def _without_numbers(protocol: Protocol) -> Protocol:
     """What of a protocol a compiled function depends on: another rate, seed or number of tasks compiles nothing new."""
     return protocol._replace(num_tasks=0, seed=0, inner=protocol.inner._replace(lr=0.0))
+
+
+def _rates(protocol: Protocol) -> Array:
+    return jnp.asarray(base_learner.step_rates(protocol.inner.lr, protocol.inner.steps), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("protocol", "every_step", "outcome"))
@@ -246,14 +282,14 @@ def adapt_per_task(
     tasks: Tasks | None = None,
     every_step: bool = False,
     outcome: Outcome = accuracy,
-    chunk: int = 2,
+    chunk: int = OWN_FEATURES,
     devices: Devices = None,
 ) -> np.ndarray:
     """Accuracy of every task with features computed per task, support and query set each as a batch of its own.
 
     Arguments and result as `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
     """
-    static, lr, draw = _without_numbers(protocol), jnp.float32(protocol.inner.lr), _drawer(table, protocol, tasks)
+    static, lr, draw = _without_numbers(protocol), _rates(protocol), _drawer(table, protocol, tasks, len(images))
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
     weights = shares.replicate(weights, devices)
 
@@ -285,7 +321,8 @@ def adapt_backbone(
 
     It runs task by task, so on one device of each process.
     """
-    draw, params, inner = _drawer(table, protocol, tasks), backbone_params(model.learned, model.frozen), protocol.inner
+    draw, inner = _drawer(table, protocol, tasks, len(images)), protocol.inner
+    params = backbone_params(model.learned, model.frozen)
 
     def run(start, count):
         support, query = (np.asarray(part[0]) for part in draw(start, count))
@@ -315,7 +352,7 @@ def predict_task(
       model: the network.
       images: uint8 [M, H, W, C].
       support, query: int [N, K] and [N, Q], positions in `images`.
-      protocol: the inner loop.
+      protocol: way and the inner loop.
 
     Returns:
       int32 [N Q], in class-major order.
@@ -325,5 +362,6 @@ def predict_task(
     task = Tasks(*np.split(places[None], [support.shape[1]], axis=2))
     own = np.asarray(images)[rows.ravel()]
     empty = ClassTable(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
-    found = evaluate_tasks(model, own, empty, protocol._replace(num_tasks=1), tasks=task, outcome=answers)
+    own_sizes = protocol._replace(num_tasks=1, shot=support.shape[1], query=query.shape[1])
+    found = evaluate_tasks(model, own, empty, own_sizes, tasks=task, outcome=answers)
     return found[0].astype(np.int32)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax import episodes, meta, optimizers
+from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array, ClassTable, Params
 
 
@@ -65,7 +66,15 @@ def sample_classes(key: Array, pool: Array, way: int) -> Array:
 def sample_tasks(
     keys: Array, table: ClassTable, pool: Array, *, way: int, shot: int, query: int
 ) -> tuple[Array, Array]:
-    """A hard task for every key: (support int32 [T, N, K], query int32 [T, N, Q]), positions of images."""
+    """A hard task for every key: (support int32 [T, N, K], query int32 [T, N, Q]), positions of images.
+
+    Raises:
+      DataError: the table has too few classes, or a class too few images; see `episodes.sample_episode`.
+      ConfigError: the pool is not of the table's classes.
+    """
+    episodes.check_sizes(table, way=way, shot=shot, query=query)
+    if pool.shape != table.counts.shape:
+        raise ConfigError(f"the pool has shape {pool.shape}, expected {table.counts.shape}: a number for each class")
 
     def sample(key):
         class_key, image_key = jax.random.split(key)

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import base_learner, feature_transform, scale_shift
+from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import class_accuracy, cross_entropy
 from mtl_jax.types import Array, Episode, Params
 
 ADAPT = ("head", "last_block", "all")
+LOSS_SCALES = ("mean", "per_shot")
 
 
 class Frozen(NamedTuple):
@@ -30,14 +32,15 @@ class Frozen(NamedTuple):
 class Inner(NamedTuple):
     """The inner loop.
 
-    steps: number of updates. lr: β. first_order: whether inner gradients are constants. loss_scale: 'mean' over the
-    support rows, or 'per_shot': their sum divided by K, N times as large. adapt: what moves: 'head' (MTL), 'last_block'
-    or 'all' the backbone's weights with it (fine-tuning, MAML). remat: recompute activations of such steps. features:
-    what is done to them before the head, where that alone moves; see `feature_transform`.
+    steps: number of updates. lr: β, or a tuple of one a step. first_order: whether inner gradients are constants.
+    loss_scale: 'mean' over the support rows, or 'per_shot': their sum divided by K, N times as large. adapt: what
+    moves: 'head' (MTL), 'last_block' or 'all' the backbone's weights with it (fine-tuning, MAML). remat: recompute
+    activations of such steps. features: what is done to them before the head, where that alone moves; see
+    `feature_transform`.
     """
 
     steps: int
-    lr: float
+    lr: float | tuple[float, ...]
     first_order: bool = True
     loss_scale: str = "mean"
     adapt: str = "head"
@@ -98,8 +101,16 @@ def backbone_params(learned: Params, frozen: Frozen) -> Params:
 
 
 def loss_weights(labels: Array, way: int, loss_scale: str, shot: int | None = None) -> Array:
-    """The weight of each row's cross-entropy: 1 / rows ('mean'), or 1 / K ('per_shot'), K = rows / way unless given."""
+    """The weight of each row's cross-entropy: 1 / rows ('mean'), or 1 / K ('per_shot'), K = rows / way unless given.
+
+    Raises:
+      ConfigError: another `loss_scale`, or rows that are not K of each class.
+    """
     rows = labels.shape[0]
+    if loss_scale not in LOSS_SCALES:
+        raise ConfigError(f"loss_scale is {loss_scale!r}, expected one of {', '.join(LOSS_SCALES)}")
+    if loss_scale == "per_shot" and not shot and (rows == 0 or rows % way):
+        raise ConfigError(f"loss_scale is 'per_shot', but {rows} support rows are not as many of each of {way} classes")
     return jnp.full(rows, 1 / rows if loss_scale == "mean" else 1 / (shot or rows // way))
 
 
@@ -114,7 +125,11 @@ def episode_logits(
       episode: one task.
       embed: the backbone in its BN mode. Under batch statistics the two sets are normalised apart, query first.
       inner: the inner loop.
+
+    Raises:
+      ConfigError: a value of `inner` that there is not, or that its `adapt` does not read; labels that do not fit.
     """
+    check_inner(inner)
     params, head = backbone_params(learned, frozen), learned["head"]
     weights = loss_weights(episode.support_labels, head["bias"].shape[-1], inner.loss_scale)
     if inner.adapt != "head":
@@ -126,6 +141,14 @@ def episode_logits(
         steps=inner.steps, lr=inner.lr, first_order=inner.first_order, weights=weights,
     )  # fmt: skip
     return logits, stats
+
+
+def check_inner(inner: Inner) -> None:
+    """Whether an inner loop's values go together. Raises ConfigError."""
+    if inner.adapt not in ADAPT:
+        raise ConfigError(f"adapt is {inner.adapt!r}, expected one of {', '.join(ADAPT)}")
+    if inner.features != "plain" and inner.adapt != "head":
+        raise ConfigError(f"features is {inner.features!r}, expected 'plain': adapt {inner.adapt!r} reads no other")
 
 
 def _embed_both(params, stats, episode, embed, first_order):

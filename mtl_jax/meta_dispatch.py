@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import hard_tasks, meta, parallel
+from mtl_jax import config_rules, hard_tasks, meta, parallel
 from mtl_jax.data import Split
 from mtl_jax.meta import MetaState
 from mtl_jax.task_sources import Sizes, Source, source
@@ -44,10 +44,15 @@ def dispatcher(
       keys: of the normal tasks' stream and of the hard tasks'.
       watch: called before every call of the device.
       **options: of `meta.train_step`: embed, inner, optimizer.
+
+    Raises:
+      ConfigError: tasks cannot be taken `runtime.chunk` at a time.
     """
     group, repeat = config["meta"], config["runtime"]["steps_per_dispatch"]
     each = group["tasks_per_step"] // len(devices)
-    sizes = Sizes(group["way"], group["shot"], group["query"], each, config["runtime"]["chunk"] or each)
+    chunk = config["runtime"]["chunk"] or each
+    config_rules.check_chunk(config, chunk, each)
+    sizes = Sizes(group["way"], group["shot"], group["query"], each, chunk)
     normal, hard = source(config, split, devices, sizes, keys)
     mines, classes = config["hard_tasks"]["enabled"], len(split.class_names)
     take = _stepper(normal, devices, sizes, theta, options, counts=classes if mines else 0, repeat=repeat)

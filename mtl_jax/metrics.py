@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array
 
 
@@ -16,19 +17,46 @@ class Interval(NamedTuple):
     ci95: float | None
 
 
+def check_labels(labels: Array, way: int) -> None:
+    """Whether labels are 0..`way` - 1, where they can be looked at: not under `jit`. Raises ConfigError."""
+    found = np.zeros(1) if isinstance(labels, jax.core.Tracer) else np.asarray(labels)
+    if found.size and (found.min() < 0 or found.max() >= way):
+        raise ConfigError(
+            f"labels are {found.min()} to {found.max()}, expected 0 to {way - 1} for a head of {way} classes"
+        )
+
+
+def _check_shapes(logits: Array, labels: Array) -> None:
+    if jnp.shape(labels) != jnp.shape(logits)[:-1]:
+        found = f"labels have shape {jnp.shape(labels)} and logits {jnp.shape(logits)}"
+        raise ConfigError(f"{found}, expected a label for each row of logits, {jnp.shape(logits)[:-1]}")
+
+
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy of each row: logits [..., N], int labels [...] -> [...]."""
-    picked = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    """Cross-entropy of each row: logits [..., N], int labels [...] -> [...]; NaN where a label is not 0..N-1.
+
+    Raises:
+      ConfigError: not one label a row.
+    """
+    _check_shapes(logits, labels)
+    known = jnp.where(labels < 0, logits.shape[-1], labels)  # -1 would be the last class; what is too large is NaN
+    picked = jnp.take_along_axis(logits, known[..., None], -1, mode="fill")[..., 0]
     return jax.nn.logsumexp(logits, -1) - picked
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Fraction of rows whose largest logit is the label's: [..., B, N] and [..., B] -> [...]."""
+    """Fraction of rows whose largest logit is the label's: [..., B, N] and [..., B] -> [...].
+
+    Raises:
+      ConfigError: not one label a row.
+    """
+    _check_shapes(logits, labels)
     return (logits.argmax(-1) == labels).mean(-1)
 
 
 def class_accuracy(logits: Array, labels: Array) -> Array:
     """Accuracy of each class of a task: logits [B, N], labels [B] -> [N]; 0 for a class without a row."""
+    _check_shapes(logits, labels)
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
     correct = (logits.argmax(-1) == labels).astype(one_hot.dtype)
     return correct @ one_hot / jnp.maximum(one_hot.sum(0), 1)

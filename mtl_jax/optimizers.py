@@ -44,17 +44,29 @@ def schedule(
     raise ConfigError(f"decay is {decay!r}, expected one of {', '.join(DECAYS)}")
 
 
+def decay(weight_decay: float) -> optax.GradientTransformation:
+    """Weight decay added to the gradient, as PyTorch has it, of every parameter towards where it does nothing.
+
+    That is 1 for the scales of the group 'ss', Φ1, so that SS goes to the identity, and 0 for all others.
+    """
+
+    def pull(path, gradient, value):
+        names = [getattr(key, "key", None) for key in path]
+        is_scale = names[:1] == ["ss"] and names[-1] == "scale"
+        return gradient + weight_decay * (value - 1 if is_scale else value)
+
+    return optax.stateless(lambda gradients, params: jax.tree_util.tree_map_with_path(pull, gradients, params))
+
+
 def sgd(
     lr: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum and weight decay added to the gradient, as PyTorch has it."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(lr, momentum or None, nesterov=bool(momentum))
-    )
+    """SGD with Nesterov momentum and weight decay (see `decay`), as PyTorch has it."""
+    return optax.chain(decay(weight_decay), optax.sgd(lr, momentum or None, nesterov=bool(momentum)))
 
 
 def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, eps: str = "after") -> optax.GradientTransformation:
-    """Adam (0.9, 0.999, eps 1e-8) with weight decay added to the gradient, as PyTorch has it.
+    """Adam (0.9, 0.999, eps 1e-8) with weight decay added to the gradient (see `decay`), as PyTorch has it.
 
     Args:
       lr: the rate, or a schedule.
@@ -68,8 +80,8 @@ def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, eps: str = "a
     if eps not in ADAM_EPS:
         raise ConfigError(f"adam_eps is {eps!r}, expected one of {', '.join(ADAM_EPS)}")
     scale = optax.scale_by_adam() if eps == "after" else _scale_by_adam_eps_before()
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-    return optax.chain(*decay, scale, optax.scale_by_learning_rate(lr))
+    decays = [decay(weight_decay)] if weight_decay else []
+    return optax.chain(*decays, scale, optax.scale_by_learning_rate(lr))
 
 
 def _scale_by_adam_eps_before(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import build, cost, meta, phases, pretrain_dispatch
+from mtl_jax import build, config_rules, cost, meta, phases, pretrain_dispatch
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Episode
@@ -83,8 +83,8 @@ def _pretraining(config: Config, split: Split, devices: int) -> PhasePlan:
 def _meta_training(config: Config, split: Split, each: int) -> tuple[int, PhasePlan]:
     group, runtime = config["meta"], config["runtime"]
     wanted = runtime["chunk"]
-    if wanted and (wanted > each or each % wanted):
-        raise ConfigError(f"config.runtime.chunk is {wanted}, expected a divisor of the {each} tasks of a device, or 0")
+    if wanted:
+        config_rules.check_chunk(config, wanted, each)
     candidates = [wanted] if wanted else [n for n in range(each, 0, -1) if each % n == 0]
     for chunk in candidates:
         found = _meta_cost(config, split, chunk)
@@ -97,11 +97,7 @@ def _meta_training(config: Config, split: Split, each: int) -> tuple[int, PhaseP
             f"{needed / _GB:.2f} GB a device with {chunk} of its tasks at a time; lower meta.query, inner.steps, "
             "data.image_size or backbone.width, or raise runtime.memory_gb if the device has more"
         )
-    if chunk < each and runtime["steps_per_dispatch"] > 1:
-        raise ConfigError(
-            f"config.runtime.steps_per_dispatch is {runtime['steps_per_dispatch']}, but tasks are taken {chunk} of "
-            f"{each} at a time (runtime.chunk, runtime.memory_gb), which needs steps_per_dispatch 1"
-        )
+    config_rules.check_chunk(config, chunk, each)
     unit = f"{group['tasks_per_step']} tasks"
     return chunk, PhasePlan("meta", group["steps"], unit, found.flops * each / chunk, needed)
 

@@ -35,6 +35,7 @@ TIEREDIMAGENET = Facts(448_695)
 # The project's own rate of pre-training by SGD. resnet12 has no batch norm on its shortcuts: at 0.05 its loss on FC100
 # is not finite after 8 to 38 steps, in float32 and in bfloat16.
 RATE, RATES = 0.05, {"resnet12": 0.01}
+RESIZED = {"tensorflow": 224, "paper": 224}  # pixels of resnet18's input by preset
 
 
 def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
@@ -62,6 +63,8 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
         config.backbone.name = backbone[0]
     if not preset and config.backbone.name == "resnet12_640":
         _published_pretraining(config, facts)
+    if config.backbone.name == "resnet18":
+        config.backbone.resize = RESIZED.get(preset[0], 0) if preset else 0
     if not preset:
         config.pretrain.lr = RATES.get(config.backbone.name, RATE)
     return config
@@ -121,7 +124,7 @@ def paper(config: ConfigDict, facts: Facts) -> None:
 def _tensorflow_training(config: ConfigDict, facts: Facts) -> None:
     """What `tensorflow` and `paper` have in common."""
     config.data.update({"image_size": 84, "mean": (0.0,) * 3, "std": (1.0,) * 3})
-    config.backbone.update({"name": "resnet12", "resize": 224, "norm_unbiased": False})  # resize: resnet18 alone
+    config.backbone.update({"name": "resnet12", "norm_unbiased": False})
     config.pretrain.update({
         "steps": 10_001, "batch_size": 64, "shuffle": "once", "classifier_init": "xavier",
         "optimizer": "adam", "adam_eps": "before", "lr": 1e-3,

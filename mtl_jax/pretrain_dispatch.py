@@ -121,12 +121,13 @@ def _from_devices(config, split, devices, epochs, learn, key) -> Dispatcher:
 
     compiled = _compile(step, devices, epochs, arguments=5, repeat=config["runtime"]["steps_per_dispatch"])
     images, labels = parallel.replicate((split.images, split.labels), devices)
+    # A dispatch that starts at an epoch's last step reaches the furthest.
+    spanned = 1 + -(-(config["runtime"]["steps_per_dispatch"] - 1) // epochs.steps())
 
     @functools.lru_cache(maxsize=1)
     def orders(epoch):
-        # This epoch's order and the next one's, since a dispatch of several steps may reach into it.
-        both = np.concatenate([epochs.padded(epoch), epochs.padded(epoch + 1)])
-        return parallel.replicate((both, np.int32(epoch * epochs.steps())), devices)
+        joined = np.concatenate([epochs.padded(number) for number in range(epoch, epoch + spanned)])
+        return parallel.replicate((joined, np.int32(epoch * epochs.steps())), devices)
 
     def dispatch(state, at):
         return compiled[epochs.size(at)](state, images, labels, *orders(at // epochs.steps()), key)

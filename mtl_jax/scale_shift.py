@@ -5,6 +5,7 @@ output channel, initially 1; one shift per output channel, initially 0. The back
 gives parameters of the same structure, and everything that takes the backbone's parameters takes those.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ def apply(params: Params, ss: Params) -> Params:
       A new tree of the structure of `params`.
 
     Raises:
-      ConfigError: an SS leaf has no counterpart in `params`.
+      ConfigError: an SS leaf has no counterpart in `params`, another name than 'scale' and 'shift', or another shape
+        than `init` gives it.
     """
     return _apply(params, ss, ())
 
@@ -76,12 +78,19 @@ def _apply(params: Params, ss: Params, path: tuple[str, ...]) -> Params:
 
 
 def _apply_leaf(conv: Params, leaf: Params, path: tuple[str, ...]) -> Params:
-    merged = dict(conv)
-    for name, (target, combine) in {"scale": ("kernel", jnp.multiply), "shift": ("bias", jnp.add)}.items():
-        if name in leaf and target not in conv:
-            raise ConfigError(f"SS has {'/'.join((*path, name))}, but the backbone has no {target} there")
-        if name in leaf:
-            merged[target] = combine(conv[target], leaf[name])
+    merged, parts = dict(conv), {"scale": ("kernel", jnp.multiply), "shift": ("bias", jnp.add)}
+    for name, value in leaf.items():
+        where = "/".join((*path, name))
+        if name not in parts:
+            raise ConfigError(f"SS has {where}, expected 'scale' and 'shift' alone")
+        target, combine = parts[name]
+        if target not in conv:
+            raise ConfigError(f"SS has {where}, but the backbone has no {target} there")
+        whole = jnp.shape(conv[target])
+        shape = (1, 1, *whole[2:]) if name == "scale" else whole
+        if jnp.shape(value) != shape:
+            raise ConfigError(f"SS has {where} of shape {jnp.shape(value)}, expected {shape} for its {target} {whole}")
+        merged[target] = combine(conv[target], value)
     return merged
 
 
@@ -96,7 +105,8 @@ def convolutions(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 def last_block(params: Params) -> str:
     """The name of the last block (Θ4): block4 of conv4 and resnet12, stage4 of resnet18, stage3 of resnet25."""
-    return max((name for name in params if name[-1].isdigit()), key=lambda name: int(name[-1]))
+    numbers = {name: re.search(r"\d+$", name) for name in params}
+    return max((name for name in params if numbers[name]), key=lambda name: int(numbers[name][0]))
 
 
 def _insert(tree: Params, path: tuple[str, ...], leaf: Params) -> None:

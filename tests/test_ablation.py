@@ -41,6 +41,15 @@ def test_what_is_learned_is_what_the_label_says():
     assert "params" not in blocks["ss_all"]
 
 
+@pytest.mark.parametrize("learn", ["ss", "head"])
+def test_the_last_block_keeps_batch_norm_to_it_as_well(learn):
+    settings = tiny_config()
+    settings.meta.update({"learn": learn, "blocks": "last", "norm_affine": True})
+    params = init_backbone(jax.random.key(0), build.backbone(settings.backbone), (32, 32, 1))["params"]
+    found = build.learned(jax.random.key(1), settings, params, 16)
+    assert found["params"] == {"block4": {"norm": params["block4"]["norm"]}}
+
+
 def test_an_unknown_row_is_refused():
     with pytest.raises(ConfigError, match="row 'ss' is unknown, expected one of train_all"):
         apply_row(tiny_config(), "ss")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mtl_jax import augment
+from mtl_jax.errors import ConfigError
 
 
 def pictures(*shape, seed=0):
@@ -215,3 +216,8 @@ def test_mixups_shares_follow_the_beta_distribution():
     share = np.asarray(mixed).ravel()[::2]
     assert abs(share.mean() - 0.5) < 0.03
     assert abs(share.var() - 1 / (4 * (2 * 0.5 + 1))) < 0.01
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ConfigError, match="a crop of 9 pixels cannot be taken from images of 8 x 12"):
+        augment.center_crop(jnp.zeros((2, 8, 12, 1)), 9)

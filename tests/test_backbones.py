@@ -334,6 +334,19 @@ def test_bfloat16_keeps_parameters_and_features_in_float32():
         (("conv4", {"widht": 2}), "widht.*width"),
         (("conv4", {"norm": "group"}), "norm.*group.*batch"),
         (("conv4", {"activation": "gelu"}), "activation.*gelu"),
+        (("conv4", {"width": 0}), "width of more than 0"),
+        (("conv4", {"dropout": 1.0}), "dropout of 0 or more, below 1"),
+        (("conv4", {"resize": 224}), "resize is 224, but conv4 with norm 'batch' does not read that; leave resize 0"),
+        (
+            ("resnet12", {"norm": "layer", "norm_epsilon": 1e-3}),
+            "norm_epsilon is 0.001, .*leave norm_epsilon 1e-05",
+        ),
+        (("resnet25", {"norm": "none", "norm_momentum": 0.5}), "norm_momentum is 0.5"),
+        (
+            ("resnet18", {"norm": "layer", "norm_scale": False, "norm_bias": False}),
+            "leave norm_scale True, norm_bi",
+        ),
+        (("conv4", {"norm": "layer", "norm_unbiased": False}), "norm_unbiased is False"),
     ],
 )
 def test_bad_options_are_named(arguments, message):
@@ -347,3 +360,10 @@ def test_conv_bias_everywhere():
     count = [sum("bias" in str(path) and "norm" not in str(path) for path, _ in
                  jax.tree_util.tree_flatten_with_path(p)[0]) for p in (without, everywhere)]  # fmt: skip
     assert count == [1, 28]
+
+
+def test_options_at_the_value_that_says_nothing_are_no_mistake():
+    unset = {"norm_scale": True, "norm_epsilon": 1e-5, "norm_unbiased": None, "resize": 0, "axis_name": "devices"}
+    for name in backbones.NAMES:
+        create_backbone(name, norm="layer", **unset)
+    assert create_backbone("resnet18", resize=224).options.resize == 224

@@ -172,3 +172,146 @@ def test_head_initialisations():
     assert all((leaf == 0).all() for leaf in (*jax.tree.leaves(zero), he["bias"], xavier["bias"]))
     with pytest.raises(ConfigError, match="orthogonal"):
         init_head(jax.random.key(0), 8, 3, init="orthogonal")
+
+
+RATES = (0.3, 0.05, 0.0, 0.2)
+
+
+def by_numpy(head, support, labels, rates):
+    """Full-batch gradient descent on the mean cross-entropy with a rate for each step, written out."""
+    w, b, targets = head["kernel"], head["bias"], jnp.eye(WAY)[labels]
+    for rate in rates:
+        residual = (jax.nn.softmax(support @ w + b) - targets) / len(labels)
+        w, b = w - rate * support.T @ residual, b - rate * residual.sum(0)
+    return {"kernel": w, "bias": b}
+
+
+@pytest.mark.parametrize("shot", [2, 6])  # S < F: the span form; S >= F: the plain loop
+@pytest.mark.parametrize("kind", [tuple, list, np.array, jnp.array])
+def test_rates_of_steps_in_every_form_of_the_inner_loop(shot, kind, float64, on_cpu):
+    head, support, labels, query, _ = task(shot)
+    wanted = by_numpy(head, support, labels, RATES)
+    options = {"steps": len(RATES), "lr": kind(RATES)}
+    close(adapt_head(head, support, labels, **options), wanted)
+    close(adapt(lambda h: cross_entropy(logits(h, support), labels).mean(), head, **options), wanted)
+    every = adapted_logits(head, support, labels, query, trajectory=True, **options)
+    for steps in range(len(RATES) + 1):
+        close(every[steps], logits(by_numpy(head, support, labels, RATES[:steps]), query))
+
+
+@pytest.mark.parametrize("shot", [2, 6])
+def test_the_second_order_gradient_by_rates_of_steps_is_exact(shot, float64, on_cpu):
+    """As of the loop written out; the rate of a step that is 0 has a gradient, too."""
+    head, support, labels, query, query_labels = task(shot)
+    options = {"steps": len(RATES), "first_order": False}
+
+    def spanned(rates, head, support):
+        return cross_entropy(adapted_logits(head, support, labels, query, lr=rates, **options), query_labels).mean()
+
+    def looped(rates, head, support):
+        return cross_entropy(logits(adapt_head(head, support, labels, lr=rates, **options), query), query_labels).mean()
+
+    def any_tree(rates, head, support):
+        loss = lambda h: cross_entropy(logits(h, support), labels).mean()  # noqa: E731
+        return cross_entropy(logits(adapt(loss, head, lr=rates, **options), query), query_labels).mean()
+
+    def written(rates, head, support):
+        return cross_entropy(logits(by_numpy(head, support, labels, rates), query), query_labels).mean()
+
+    point = jnp.array(RATES), head, support
+    wanted = jax.grad(written, (0, 1, 2))(*point)
+    assert (wanted[0] != 0).all()
+    for form in (spanned, looped, any_tree):
+        close(jax.grad(form, (0, 1, 2))(*point), wanted)
+    close(jax.hessian(spanned)(*point), jax.hessian(written)(*point))
+
+
+@pytest.mark.parametrize("rates", [0.1, RATES])
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_in_first_order_both_forms_have_the_same_gradient_by_the_rate(rates, trajectory, float64):
+    """The inner gradients are constants, the rates are not."""
+    head, support, labels, query, query_labels = task()
+    options = {"steps": len(RATES)}
+
+    def spanned(lr, head, support):
+        found = adapted_logits(head, support, labels, query, lr=lr, trajectory=trajectory, **options)
+        return cross_entropy(found[-1] if trajectory else found, query_labels).mean()
+
+    def looped(lr, head, support):
+        return cross_entropy(plain(head, support, labels, query, lr=lr, **options), query_labels).mean()
+
+    found, wanted = (jax.grad(form, (0, 1, 2))(jnp.asarray(rates), head, support) for form in (spanned, looped))
+    assert (wanted[0] != 0).all()
+    close(found, wanted)
+
+
+HEAD = {"kernel": jnp.zeros((FEATURES, WAY)), "bias": jnp.zeros(WAY)}
+ROWS = jnp.ones((6, FEATURES)), jnp.repeat(jnp.arange(WAY), 2)
+
+
+@pytest.mark.parametrize(
+    "lr", [jnp.ones(6), jnp.ones(WAY), jnp.ones(FEATURES), jnp.ones((4, 1)), [0.1] * 5, jnp.ones(1)]
+)
+def test_rates_that_are_not_of_steps_are_refused(lr):
+    """They were broadcast as rates of rows or of columns."""
+    message = r"lr has shape .* a rate for each of the 4 steps"
+    with pytest.raises(ConfigError, match=message):
+        adapt_head(HEAD, *ROWS, steps=4, lr=lr)
+    for rows in (ROWS, (jnp.ones((12, FEATURES)), jnp.repeat(jnp.arange(WAY), 4))):
+        with pytest.raises(ConfigError, match=message):
+            adapted_logits(HEAD, *rows, ROWS[0], steps=4, lr=lr)
+    with pytest.raises(ConfigError, match=message):
+        adapt(lambda h: h["bias"].sum(), HEAD, steps=4, lr=lr)
+
+
+@pytest.mark.parametrize("lr", [{"kernel": 0.1}, {"kernel": 0.1, "bias": 0.1, "other": 1.0}, [{"a": 1.0}], None])
+def test_a_tree_of_another_structure_is_refused(lr):
+    for call in (
+        lambda: adapt(lambda h: h["bias"].sum(), HEAD, steps=2, lr=lr),
+        lambda: adapt_head(HEAD, *ROWS, steps=2, lr=lr),
+        lambda: adapted_logits(HEAD, *ROWS, ROWS[0], steps=2, lr=lr),
+    ):
+        with pytest.raises(ConfigError, match=r"lr is .*expected a number or \[steps\] of them"):
+            call()
+
+
+def test_a_tree_of_rates_has_numbers_or_the_parameters_shapes():
+    lr = {"kernel": 0.5, "bias": jnp.array([1.0, 0.0, 2.0])}
+    moved = adapt(lambda h: h["kernel"].sum() + h["bias"].sum(), HEAD, steps=2, lr=lr)
+    close(moved, {"kernel": jnp.full((FEATURES, WAY), -1.0), "bias": jnp.array([-2.0, 0.0, -4.0])})
+    with pytest.raises(ConfigError, match=r"lr\['kernel'\] has shape \(3,\), expected a number or that of the param"):
+        adapt(lambda h: h["kernel"].sum(), HEAD, steps=2, lr={"kernel": jnp.ones(WAY), "bias": 0.1})
+    element = adapt(jnp.sum, jnp.zeros(3), steps=2, lr=jnp.array([1.0, 2.0, 3.0]))  # one array is a tree as well
+    close(element, jnp.array([-2.0, -4.0, -6.0]))
+    with pytest.raises(ConfigError, match="of steps or of elements"):
+        adapt(jnp.sum, jnp.zeros(3), steps=3, lr=jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": jnp.zeros((6, 1), int)}, r"labels has shape \(6, 1\), expected \(6,\)"),
+        ({"labels": jnp.zeros(1, int)}, r"labels has shape \(1,\)"),
+        ({"weights": jnp.ones((6, 1))}, r"weights has shape \(6, 1\), expected \(6,\)"),
+        ({"weights": jnp.ones(1)}, r"weights has shape \(1,\)"),
+        ({"head": {**HEAD, "bias": jnp.zeros(1)}}, r"bias'\] has shape \(1,\), expected \(3,\)"),
+        ({"features": jnp.ones((6, FEATURES - 1))}, r"features has shape"),
+        ({"labels": jnp.repeat(jnp.arange(WAY), 2) + 1}, r"labels are 1 to 3, expected 0 to 2 for a head of 3"),
+        ({"labels": jnp.repeat(jnp.arange(WAY), 2) - 1}, r"labels are -1 to 1"),
+    ],
+)
+def test_what_would_be_broadcast_or_wrapped_is_refused(changed, message):
+    given = {"head": HEAD, "features": ROWS[0], "labels": ROWS[1], "weights": None, **changed}
+    head, features, labels, weights = given.values()
+    with pytest.raises(ConfigError, match=message):
+        adapt_head(head, features, labels, steps=1, lr=0.1, weights=weights)
+    with pytest.raises(ConfigError, match=message):
+        adapted_logits(head, features, labels, ROWS[0][:, : features.shape[1]], steps=1, lr=0.1, weights=weights)
+
+
+@pytest.mark.parametrize("shot", [2, 6])
+@pytest.mark.parametrize("wrong", [-1, WAY])
+def test_a_label_that_cannot_be_looked_at_makes_nan(shot, wrong):
+    head, support, labels, query, _ = task(shot)
+    found = jax.jit(lambda y: adapted_logits(head, support, y, query, steps=1, lr=0.1))(labels.at[0].set(wrong))
+    assert jnp.isnan(found).all()

@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 from mtl_jax.configs import default
 
+from mtl_jax import ClassTable, build
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
+from mtl_jax.meta import Frozen
+from mtl_jax.pretrain import init_backbone
 from mtl_jax.train import train
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -53,3 +57,24 @@ def test_nothing_is_compiled_after_the_first_of_each_kind(tmp_path, compilations
         first, last = seen[6, phase], seen[12, phase]  # by step 6 all has happened once
         assert first > 0
         assert last == first
+
+
+def test_a_second_evaluation_of_an_equal_model_compiles_nothing(compilations):
+    """Each makes its embedding anew from the config, as programs do."""
+    settings = default.get_config()
+    settings.backbone.width = 0.05
+    images = np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1), dtype=np.uint8)
+    table = ClassTable(np.arange(12, dtype=np.int32).reshape(3, 4), np.full(3, 4))
+    variables = init_backbone(jax.random.key(0), build.backbone(settings.backbone), images.shape[1:])
+    head = {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    seen = []
+    for mode in ("running", "batch", "running", "batch"):
+        embed = build.embedding(settings)._replace(batch_statistics=mode)
+        model = Model(embed, {"head": head}, Frozen(variables["params"], variables["batch_stats"]))
+        before = compilations[0]
+        evaluate_tasks(model, images, table, Protocol(2, 1, 2, 3, 0, build.inner(settings.inner)))
+        seen.append(compilations[0] - before)
+    assert min(seen[:2]) > 0 and seen[2:] == [0, 0]
+    assert build.prepare(settings.data) == build.prepare(settings.data)
+    settings.data.crop = 20
+    assert build.embedding(settings) != embed._replace(batch_statistics="running")

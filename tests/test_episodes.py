@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtl_jax import ClassTable, check_table, sample_episode
+from mtl_jax import ClassTable, check_table, hard_tasks, sample_episode
 from mtl_jax.episodes import count_distinct, gather, sample_tasks, task_keys
-from mtl_jax.errors import DataError
+from mtl_jax.errors import ConfigError, DataError
 
 
 def table(counts):
@@ -113,3 +113,34 @@ def test_small_classes_give_few_distinct_tasks():
     small = table([3, 3])  # 2-way 1-shot with 2 queries: an image of each class is support, 9 tasks in all
     keys = jax.random.split(jax.random.key(0), 200)
     assert count_distinct(*map(np.asarray, sample_tasks(keys, small, way=2, shot=1, query=2))) == 9
+
+
+@pytest.mark.parametrize("sizes", [{"way": 7, "shot": 1, "query": 1}, {"way": 3, "shot": 1, "query": 3}])
+@pytest.mark.parametrize("of", [jnp.asarray, np.asarray])
+def test_a_table_that_cannot_give_a_task_is_refused(sizes, of):
+    """Missing images were the last one of all, missing classes were left out."""
+    small = ClassTable(*map(of, table(COUNTS)))
+    for draw in (sample_episode, jax.jit(lambda key, t, **_: sample_episode(key, small, **sizes))):
+        with pytest.raises(DataError, match=r"the table has (6 classes.*7-way|1 classes with fewer.*class 1 \(3\))"):
+            draw(jax.random.key(0), small, **sizes)
+    with pytest.raises(DataError, match="the table has"):
+        hard_tasks.sample_tasks(jax.random.split(jax.random.key(0)), small, jnp.zeros(6, int), **sizes)
+
+
+@pytest.mark.parametrize("sizes", [{"way": 7, "shot": 1, "query": 1}, {"way": 3, "shot": 9, "query": 4}])
+def test_under_jit_the_shape_of_a_table_is_looked_at(sizes):
+    with pytest.raises(DataError, match=r"the table has 6 classes"):
+        jax.jit(lambda t: sample_episode(jax.random.key(0), t, **sizes))(table(COUNTS))
+
+
+def test_a_pool_of_other_classes_is_refused():
+    with pytest.raises(ConfigError, match=r"pool has shape \(5,\), expected \(6,\)"):
+        hard_tasks.sample_tasks(
+            jax.random.split(jax.random.key(0)), table(COUNTS), jnp.zeros(5, int), way=2, shot=1, query=1
+        )
+
+
+@pytest.mark.parametrize("position", [-1, 40])
+def test_a_position_that_is_none_of_an_image_is_refused(position):
+    with pytest.raises(DataError, match=r"positions of images are .*expected 0 to 39"):
+        gather(jnp.arange(40), jnp.array([[3], [position]]), jnp.array([[0], [1]]))

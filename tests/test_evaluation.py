@@ -9,7 +9,7 @@ from flax import linen as nn
 from mtl_jax import ClassTable, augment, evaluation, sample_episode, scale_shift
 from mtl_jax.augment import normalize
 from mtl_jax.base_learner import adapt_head, logits
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks
 from mtl_jax.layers import BatchNorm
 from mtl_jax.meta import Embed, Frozen, Inner
@@ -217,3 +217,54 @@ def test_another_rate_seed_or_number_of_tasks_compiles_nothing(setup):
     assert len(traces) == 1
     evaluate_tasks(model, *data, PROTOCOL._replace(shot=1), outcome=counting, chunk=7)
     assert len(traces) == 2  # the counter does count
+
+
+@pytest.mark.parametrize(("name", "adapt"), [("running", "head"), ("batch", "head"), ("running", "all")])
+def test_rates_of_steps_at_test(setup, name, adapt):
+    """Three steps of which the last has the rate 0 are two."""
+    model, data = setup
+    if adapt != "head":
+        model = model._replace(learned={"head": model.learned["head"]})
+    inner = Inner(2, 0.5, adapt=adapt)
+    protocol = PROTOCOL._replace(num_tasks=2)
+    found = [
+        evaluate_tasks(mode(model, name), *data, protocol._replace(inner=loop), outcome=raw)
+        for loop in (inner, inner._replace(steps=3, lr=(0.5, 0.5, 0.0)))
+    ]
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_figures_that_would_be_of_other_tasks_are_refused(setup):
+    model, (images, table) = setup
+    tasks = evaluation.sample_all(table, PROTOCOL)
+    run = lambda protocol=PROTOCOL, table=table, **kept: evaluate_tasks(model, images, table, protocol, **kept)  # noqa: E731
+    for protocol in (PROTOCOL._replace(num_tasks=9), PROTOCOL._replace(shot=1), PROTOCOL._replace(query=2)):
+        with pytest.raises(ConfigError, match=r"tasks have shapes \(7, 3, 2\) and \(7, 3, 3\), expected"):
+            run(protocol, tasks=tasks)
+    with pytest.raises(ConfigError, match="the learned head has 3 classes, but tasks are 4-way"):
+        run(PROTOCOL._replace(way=4))
+    with pytest.raises(ConfigError, match="adapt is 'last'"):
+        run(PROTOCOL._replace(inner=Inner(5, 0.5, adapt="last")))
+    with pytest.raises(DataError, match=r"the table has 1 classes with fewer than 2 \+ 3"):
+        run(table=table._replace(counts=np.array([7, 7, 4, 7, 7])))
+    for wrong in (table._replace(indices=table.indices + 1), ClassTable(np.full((5, 7), 99), table.counts)):
+        with pytest.raises(DataError, match=r"expected 0 to 34"):
+            run(table=wrong)
+    with pytest.raises(DataError, match=r"positions of images are -1 to"):
+        run(tasks=Tasks(tasks.support - 1 - tasks.support.min(), tasks.query))
+
+
+def test_fewer_tasks_at_once_under_batch_statistics(setup):
+    """`chunk` is heeded there as well, though never more than two."""
+    model, data = setup
+    sizes = []
+
+    def sized(logits, labels):
+        jax.debug.callback(lambda rows: sizes.append(rows.shape), logits, vectorized=True)
+        return logits.max()
+
+    for chunk in (1, 2, 1000):
+        sizes.clear()
+        evaluate_tasks(mode(model, "batch"), *data, PROTOCOL._replace(num_tasks=4), outcome=sized, chunk=chunk)
+        jax.effects_barrier()
+        assert {shape[0] for shape in sizes} == {min(chunk, 2)}

@@ -26,6 +26,8 @@ def make_config(preset="tensorflow,1shot", **backbone):
     """A preset as it is but for the channels, and `backbone`."""
     config = miniimagenet.get_config(preset)
     config.backbone.update({"width": WIDTH, **backbone})
+    if config.backbone.norm != "batch":  # which reads none of these
+        config.backbone.update({"norm_scale": True, "norm_bias": True, "norm_epsilon": 1e-5})
     return config
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from mtl_jax import create_backbone, init_scale_shift, meta, optimizers
 from mtl_jax.base_learner import adapt_head, logits
+from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import cross_entropy
 from mtl_jax.types import Episode
 
@@ -167,3 +168,34 @@ def test_overlay_puts_leaves_in_place(setup):
     assert (merged["block2"]["conv"]["bias"] == 1).all()
     assert merged["block2"]["conv"]["kernel"] is frozen.params["block2"]["conv"]["kernel"]
     assert jax.tree.structure(merged) == jax.tree.structure(frozen.params)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"loss_scale": "sum"}, "loss_scale is 'sum', expected one of mean, per_shot"),
+        ({"adapt": "last"}, "adapt is 'last', expected one of head, last_block, all"),
+        ({"adapt": "all", "features": "l2"}, "features is 'l2', expected 'plain': adapt 'all'"),
+        ({"features": "cosine"}, "features is 'cosine'"),
+        ({"lr": (0.1, 0.2, 0.3)}, r"lr has shape \(3,\).*2 steps"),
+    ],
+)
+def test_an_inner_loop_of_unknown_values_is_refused(setup, changed, message):
+    module, learned, frozen, episodes = setup
+    inner = meta.Inner(2, 0.1)._replace(**changed)
+    with pytest.raises(ConfigError, match=message):
+        meta.episode_loss(learned, frozen, first(episodes), embed=meta.Embed(module), inner=inner)
+
+
+def test_per_shot_needs_as_many_rows_of_each_class():
+    with pytest.raises(ConfigError, match=r"7 support rows are not as many of each of 3 classes"):
+        meta.loss_weights(jnp.zeros(7, int), 3, "per_shot")
+
+
+@pytest.mark.parametrize("adapt", ["head", "last_block"])
+def test_rates_of_steps_in_a_task(setup, adapt, float64):
+    """Two steps of which the second has the rate 0 are one."""
+    module, learned, frozen, episodes = setup
+    options = {"embed": meta.Embed(module)}
+    run = lambda inner: meta.episode_logits(learned, frozen, first(episodes), inner=inner, **options)[0]  # noqa: E731
+    close(run(meta.Inner(2, (0.3, 0.0), adapt=adapt)), run(meta.Inner(1, 0.3, adapt=adapt)))

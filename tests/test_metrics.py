@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import metrics
+from mtl_jax.errors import ConfigError
 
 
 def test_cross_entropy_and_accuracies():
@@ -54,3 +55,12 @@ def test_figures_as_text():
     assert [metrics.describe_tasks(*n) for n in ((1,), (600, 600), (40, 12))] == [
         "1 task", "600 tasks", "40 tasks, 12 of them distinct",
     ]  # fmt: skip
+
+
+def test_labels_are_one_a_row_and_none_is_taken_for_another():
+    scores = jnp.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0]])
+    for function in (metrics.cross_entropy, metrics.accuracy, metrics.class_accuracy):
+        with pytest.raises(ConfigError, match=r"labels have shape \(1,\) and logits \(3, 2\)"):
+            function(scores, jnp.zeros(1, int))
+    found = metrics.cross_entropy(scores, jnp.array([-1, 0, 2]))  # -1 is not the last class
+    assert jnp.isnan(found).tolist() == [True, False, True]

@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from mtl_jax.configs import default
 
-from mtl_jax import optimizers
+from mtl_jax import build, optimizers
 from mtl_jax.errors import ConfigError
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 3))
@@ -114,3 +116,24 @@ def test_a_group_that_is_not_there_is_no_error():
     params = {"ss": {"a": jnp.ones(2)}}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["ss"]["a"], -0.1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_weight_decay_pulls_ss_to_the_identity(kind):
+    """Without a gradient the scales go to 1, the shifts and all else to 0: also scales that are batch norm's."""
+    leaf = {"scale": jnp.array([3.0, -1.0]), "shift": jnp.array([1.0, -1.0])}
+    params = {
+        "head": {"kernel": jnp.ones(2)},
+        "ss": {"block1": {"conv": leaf}},
+        "params": {"norm": {"scale": jnp.ones(2)}},
+    }
+    group = {**default.get_config().meta, "optimizer": kind, "lr": 0.1, "head_lr": 0.1, "weight_decay": 0.5}
+    optimizer = build.meta_optimizer(group)
+    state, still = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    step = jax.jit(optimizer.update)
+    for _ in range(300):
+        updates, state = step(still, state, params)
+        params = optax.apply_updates(params, updates)
+    rest = jax.tree.map(jnp.zeros_like, params)
+    rest["ss"]["block1"]["conv"]["scale"] = jnp.ones(2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-2), params, rest)

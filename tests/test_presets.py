@@ -172,3 +172,24 @@ def test_backbones_of_the_presets_have_the_references_channels():
 @pytest.mark.parametrize(("words", "rate"), [("1shot", 0.01), ("resnet25,5shot", 0.05), ("pytorch,resnet12", 0.1)])
 def test_the_default_alone_has_a_rate_by_backbone(words, rate):
     assert fc100.get_config(words).pretrain.lr == rate
+
+
+def test_what_the_backbone_does_not_read_is_refused_in_a_config_and_forgiven_in_a_saved_one():
+    """Presets of older versions set resnet18's resize for all backbones, and their runs hold it."""
+    for words, pixels in (("tensorflow", 0), ("tensorflow,resnet18", 224), ("paper,resnet18", 224), ("resnet18", 0)):
+        assert miniimagenet.get_config(words).backbone.resize == pixels
+    found = miniimagenet.get_config("tensorflow")
+    found.backbone.resize = 224
+    with pytest.raises(ConfigError, match=r"config\.backbone\.resize is 224, but resnet12"):
+        config.validate(found)
+    config.validate(config.complete(config.to_json(found)))
+    found.backbone.update({"resize": 0, "norm": "layer"})
+    with pytest.raises(ConfigError, match=r"backbone\.norm_scale is False.*leave norm_scale True"):
+        config.validate(found)
+
+
+def test_norm_affine_needs_something_to_learn():
+    found = miniimagenet.get_config("tensorflow")
+    found.meta.norm_affine = True
+    with pytest.raises(ConfigError, match=r"meta\.norm_affine is true, but .*nothing to learn"):
+        config.validate(found)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from mtl_jax.configs import default
 
 from mtl_jax import pretrain, pretrain_dispatch
@@ -14,15 +16,15 @@ from mtl_jax.errors import ConfigError
 COUNT, BATCH = 10, 4
 
 
-def batches(steps, repeat=1, host=False, **group):
-    """The images that each step sees, of ten whose labels are their numbers."""
+def batches(steps, repeat=1, host=False, count=COUNT, **group):
+    """The images that each step sees, of `count` whose labels are their numbers."""
     config = default.get_config()
     config.pretrain.update({"batch_size": BATCH, **group})
     config.pretrain.steps = steps
     config.runtime.steps_per_dispatch = repeat
     config.data.device_budget_gb = 0.0 if host else 1.0
-    pixels = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None, None], (COUNT, 28, 28, 1))
-    split = SimpleNamespace(images=pixels, labels=np.arange(COUNT, dtype=np.int32))
+    pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 28, 28, 1))
+    split = SimpleNamespace(images=pixels, labels=np.arange(count, dtype=np.int32))
 
     def take(state, images, labels, key, axis_name):
         assert images.shape == (len(labels), 28, 28, 1)
@@ -74,3 +76,18 @@ def test_batches_from_the_host_are_the_same(options):
 def test_a_partial_batch_within_a_dispatch_is_refused():
     with pytest.raises(ConfigError, match=r"drop_last is false, but an epoch's last batch of 2 images"):
         batches(3, repeat=3, drop_last=False)
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(st.integers(1, 14), st.integers(1, 6), st.integers(1, 9), st.integers(1, 2))
+@example(count=13, batch=4, repeat=10, dispatches=2)
+@example(count=3, batch=5, repeat=4, dispatches=2)
+def test_however_many_epochs_a_dispatch_spans_each_step_has_its_own_batch(count, batch, repeat, dispatches):
+    """From the devices, from the host, and as the orders of the epochs say, one after the other."""
+    sizes = {"steps": repeat * dispatches, "repeat": repeat, "count": count, "batch_size": batch}
+    seen = batches(**sizes)
+    assert seen == batches(**sizes, host=True)
+    each = max(1, count // batch)
+    orders = [np.asarray(pretrain.epoch_order(jax.random.key(0), epoch, count)) for epoch in range(len(seen))]
+    wanted = [np.resize(order, each * batch).reshape(each, batch).tolist() for order in orders]
+    assert seen == [rows for epoch in wanted for rows in epoch][: len(seen)]

@@ -9,8 +9,8 @@ import pytest
 import tiny_runs
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import cli, config, train, workdir
-from mtl_jax.evaluate import BY_STEP, describe, evaluate
+from mtl_jax import build, cli, config, evaluation, frozen_episodes, train, workdir
+from mtl_jax.evaluate import BY_STEP, choose_tasks, describe, evaluate
 
 
 @pytest.fixture
@@ -86,3 +86,19 @@ def test_an_inner_step_chosen_by_test_tasks_is_labelled(place):
     settings.evaluate.update({"split": "test", "every_step": False, "inner_steps": 7})
     result = evaluate(settings, str(place.path))
     assert result["inner_by"] == "command line" and "7 inner steps at 1.0 by command line, " in describe(result)
+
+
+def test_a_figure_on_validation_is_of_other_tasks_than_those_that_chose_the_checkpoint(place):
+    """The test split's tasks are those of the seed, as ever."""
+    settings = config.read(place.config)
+    for name in ("test", "val"):
+        settings.evaluate.split = name
+        split = build.dataset(settings.data).splits[name]
+        protocol = build.protocol(settings)._replace(num_tasks=settings.meta.val_tasks)
+        validation = evaluation.sample_all(split.table(), protocol)
+        tasks = choose_tasks(None, split, protocol, None)
+        same = [(a == b).reshape(len(a), -1).all(1).any() for a, b in zip(validation, tasks, strict=True)]
+        assert same == [name == "test"] * 2
+        found = evaluate(settings, str(place.path))["episodes"]
+        of_seed = evaluation.sample_all(split.table(), build.protocol(settings))
+        assert (found == frozen_episodes.content_hash(split, of_seed)) == (name == "test")

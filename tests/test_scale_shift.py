@@ -86,6 +86,23 @@ def test_last_block(params, name, block):
     assert set(init_scale_shift(params[name], blocks=[block])) == {block}
 
 
+def test_the_last_block_is_by_whole_number():
+    assert last_block({f"block{number}": {} for number in range(1, 13)} | {"stem": {}}) == "block12"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scale", jnp.ones(3), r"block2/conv/scale of shape \(3,\), expected \(1, 1, 3, 3\)"),
+        ("shift", jnp.ones(1), r"block2/conv/shift of shape \(1,\), expected \(3,\)"),
+        ("scales", jnp.ones((1, 1, 3, 3)), r"block2/conv/scales, expected 'scale' and 'shift' alone"),
+    ],
+)
+def test_a_leaf_of_another_name_or_shape_is_an_error(params, name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        apply_scale_shift(params["conv4"], {"block2": {"conv": {name: value}}})
+
+
 def test_surplus_leaf_is_an_error(params):
     tree = params["conv4"]
     ss = init_scale_shift(tree)

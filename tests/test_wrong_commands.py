@@ -122,7 +122,7 @@ TRAIN = {
     "--config.data.crop=20 --config.data.image_size=12": r"config\.data\.crop is 20, expected at most .*image_size, 12",
     "--config.hard_tasks.enabled --config.hard_tasks.extra=3": r"hard_tasks\.extra is 3, expected a multiple of .*, 4",
     "--config.inner.adapt=all --config.inner.features=l2": r"inner\.features is 'l2', which .*inner\.adapt 'all'",
-    "--config.backbone.dropblock=2": r"dropblock is 2, but only resnet12_640 has it and .*name is 'conv4'",
+    "--config.backbone.dropblock=2": r"dropblock is 2, but conv4 with norm 'batch' does not read that",
     "--config.backbone.dropblock=2 --config.backbone.name=resnet12_640": r"dropblock is 2, but .*dropout is None: noth",
     "--config.pretrain.dropblock_ramp=9": r"pretrain\.dropblock_ramp is 9, but config\.backbone\.dropblock is 0",
     "--config.pretrain.rotation=1 --config.pretrain.rotation_views=quarter --config.pretrain.shuffle=once": (
