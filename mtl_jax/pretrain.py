@@ -8,6 +8,7 @@ import optax
 from flax import linen as nn
 
 from mtl_jax.augment import all_rotations
+from mtl_jax.backend import vary_like
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.types import Array, Params
@@ -131,15 +132,19 @@ def train_step(
 ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
     """One step of pre-training; `options` as in `classification_loss`.
 
-    With `axis_name`, the batch is spread over that mapped axis (and the backbone has to know its name too, for BN).
+    With `axis_name`, the batch is spread over that mapped axis. A backbone that knows its name too normalises by the
+    statistics of the whole batch; with one that does not, BN's new averages are the means of the devices' own.
 
     Returns:
       (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
-    (loss, (correct, stats)), grads = value_and_grad(state.params, state.batch_stats, images, labels, key, **options)
+    own = vary_like(state.params, (images, labels, key))
+    (loss, (correct, stats)), grads = value_and_grad(own, state.batch_stats, images, labels, key, **options)
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
+        if options.get("batch_statistics", "train") == "train":  # others stand still, and would move by rounding
+            stats = jax.lax.pmean(stats, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = PretrainState(state.step + 1, optax.apply_updates(state.params, updates), stats, opt_state)
     kept, finite = keep_if_finite(new, state, (loss, grads))
