@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.base_learner import step_rates
+from mtl_jax.base_learner import adapt, step_rates
 from mtl_jax.meta import Embed, Inner, fast_logits, fast_weights, support_loss
 from mtl_jax.types import Array, Episode, Params
 
@@ -46,8 +46,7 @@ def adapted_outcome(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _inner_step(embed, fast, params, batch_stats, task, weights, lr):
-    gradients = jax.grad(support_loss)(fast, params, batch_stats, task, weights, embed)
-    return jax.tree.map(lambda p, g: p - lr * g, fast, gradients)
+    return adapt(lambda fast: support_loss(fast, params, batch_stats, task, weights, embed), fast, steps=1, lr=lr)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

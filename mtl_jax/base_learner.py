@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.backend import on_cpu
+from mtl_jax.backend import on_cpu, vary_like
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import check_labels, cross_entropy
 from mtl_jax.types import Array, Params
@@ -78,7 +78,10 @@ def adapt(
     """
 
     def step(params, rate):
-        gradients = jax.grad(loss)(params)
+        value, gradients = jax.value_and_grad(loss)(params)
+        own = vary_like(params, value)
+        if own is not params:
+            gradients = jax.grad(loss)(own)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
         return jax.tree.map(lambda p, r, g: p - r * g, params, rate, gradients)
@@ -164,6 +167,7 @@ def adapt_head(
 def _head_trajectory(head, features, labels, steps, lr, first_order, weights):
     """The adapted head, and the heads before each step stacked along axis 0 (unused ones are compiled away)."""
     weights, lr = _row_weights(head, features, labels, weights), step_rates(lr, steps)
+    head = vary_like(head, (features, labels, weights))
 
     def loss(head):
         return (weights * cross_entropy(logits(head, features), labels)).sum()

@@ -139,8 +139,9 @@ def _activated_affine_twice_jvp(
     Its argument is written in two ways which XLA (jaxlib 0.11.2) takes neither for one another nor for the forward
     pass's. They differ by rounding at most, which matters at a kink alone. A barrier on x instead has x written out.
     """
-    x, *values = primals
-    mean, factor, offset = (as_map(value, x.shape) for value in values)
+    x, mean, *values = primals
+    # `offset` has the gradient by the mean, in the next order too.
+    mean, factor, offset = (as_map(value, x.shape) for value in (jax.lax.stop_gradient(mean), *values))
     by_x, _, by_factor, by_offset = tangents
     # Of several tasks (vmap) the sums over pixels are needed by task, for the variance's gradient. Without a barrier
     # XLA adds those over all tasks up from the maps again.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import base_learner, feature_transform, scale_shift
+from mtl_jax.backend import vary_like
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import class_accuracy, cross_entropy
 from mtl_jax.types import Array, Episode, Params
@@ -244,7 +245,8 @@ def gradients(
     The TaskResult has means over all tasks of the meta-batch, except `class_accuracy`, [T, N] of this device's tasks.
     """
     value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
-    (loss, result), grads = value_and_grad(learned, frozen, episodes, embed=embed, inner=inner)
+    own = vary_like(learned, episodes)
+    (loss, result), grads = value_and_grad(own, frozen, episodes, embed=embed, inner=inner)
     # Averages that no task moves are not averaged again, or they would move by rounding.
     moved = result.batch_stats if embed.batch_statistics == "train" else {}
     means = (grads, loss, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), moved))

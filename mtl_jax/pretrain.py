@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from mtl_jax.augment import all_rotations, turned
+from mtl_jax.backend import vary_like
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.types import Array, Params
@@ -192,18 +193,22 @@ def train_step(
 ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
     """One step of pre-training; `options` as in `classification_loss`, `dropblock_ramp` as in `ramped`.
 
-    With `axis_name`, the batch is spread over that mapped axis (and the backbone has to know its name too, for BN).
+    With `axis_name`, the batch is spread over that mapped axis. A backbone that knows its name too normalises by the
+    statistics of the whole batch; with one that does not, BN's new averages are the means of the devices' own.
 
     Returns:
       (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
     """
     options |= ramped(state.step, dropblock_ramp)
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
+    own = vary_like(state.params, (images, labels, key))
     (loss, (correct, stats)), grads = value_and_grad(
-        state.params, state.batch_stats, images, labels, key, axis_name=axis_name, teacher=state.teacher, **options
+        own, state.batch_stats, images, labels, key, axis_name=axis_name, teacher=state.teacher, **options
     )  # fmt: skip
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
+        if options.get("batch_statistics", "train") == "train":  # others stand still, and would move by rounding
+            stats = jax.lax.pmean(stats, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)

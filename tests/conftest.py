@@ -9,8 +9,7 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
 
 import jax
 import pytest
-
-from mtl_jax import base_learner, layers
+from audit import device_form
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def float64():
 
 
 @pytest.fixture(params=[True, False], ids=["cpu", "other"])
-def on_cpu(request, monkeypatch):
+def on_cpu(request):
     """Both ways of writing: what a CPU gets, and what other devices get."""
-    for module in (base_learner, layers):
-        monkeypatch.setattr(module, "on_cpu", lambda: request.param)
+    with device_form(request.param):
+        yield

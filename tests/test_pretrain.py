@@ -33,7 +33,7 @@ def start(optimizer, backbone=None, classifier=None, rotation=0.0):
     step = functools.partial(
         pretrain.train_step, optimizer=optimizer, backbone=backbone, classifier=classifier, rotation=rotation
     )
-    return state, jax.jit(step, static_argnames=("batch_statistics", "label_smoothing"))
+    return state, jax.jit(step, static_argnames=("batch_statistics", "label_smoothing", "axis_name"))
 
 
 def log_probabilities(state, images=IMAGES, classifier="classifier"):
@@ -135,6 +135,18 @@ def test_batch_mode_keeps_no_averages():
     jax.tree.map(np.testing.assert_array_equal, by_batch.batch_stats, state.batch_stats)
     np.testing.assert_allclose(batch["loss"], train["loss"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), by_batch.params, by_train.params)
+
+
+@pytest.mark.parametrize("mode", ["train", "batch"])
+def test_averages_of_parts_of_a_batch_are_averaged_over_the_mapped_axis(mode):
+    """Of a backbone that does not know the axis; all devices have to go on with the same ones."""
+    state, step = start(optimizers.sgd(0.1))
+    parts = IMAGES.reshape(2, 3, *IMAGES.shape[1:]), LABELS.reshape(2, 3)
+    take = functools.partial(step, state, key=jax.random.key(0), batch_statistics=mode)
+    each = [take(*part)[0].batch_stats for part in zip(*parts, strict=True)]
+    both, _ = jax.vmap(functools.partial(take, axis_name="devices"), axis_name="devices")(*parts)
+    for found, *wanted in zip(*map(jax.tree.leaves, (both.batch_stats, *each)), strict=True):
+        np.testing.assert_allclose(found, np.tile(np.mean(wanted, 0), (2, 1)), rtol=1e-5)
 
 
 def test_dropout_depends_on_its_key():
