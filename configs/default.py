@@ -81,6 +81,7 @@ def _pretrain() -> ConfigDict:
         "distill_weight": 0.5,  # of the teacher's part of the loss; the rest is the labels'
         "temperature": 4.0,  # that teacher's and student's logits are divided by
         "mixup": 0.0,  # α of the Beta distribution that images and labels are mixed by; 0: none
+        "average": 0.0,  # decay of a moving average of the weights, which is the network then; 0: the last weights are
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
         "lr": 1e-3,

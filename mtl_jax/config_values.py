@@ -81,7 +81,7 @@ RANGES = {
     "backbone.norm_momentum": _FRACTION, "backbone.resize": _FROM_ZERO, "backbone.dropblock": _FROM_ZERO,
     **{f"{phase}.{key}": allowed for phase in ("pretrain", "meta") for key, allowed in _SCHEDULE.items()},
     "pretrain.batch_size": _COUNT, "pretrain.label_smoothing": _RATE,
-    "pretrain.distill_weight": _FRACTION, "pretrain.temperature": _POSITIVE,
+    "pretrain.average": _RATE, "pretrain.distill_weight": _FRACTION, "pretrain.temperature": _POSITIVE,
     **dict.fromkeys(("pretrain.hidden", "pretrain.rotation", "pretrain.mixup", "pretrain.dropblock_ramp"), _FROM_ZERO),
     **dict.fromkeys(("pretrain.augment.shift", "pretrain.augment.resized_crop"), _FROM_ZERO),
     "pretrain.augment.resized_crop_scale": Range(0, 1, over=True), "pretrain.augment.jitter": _FRACTION,

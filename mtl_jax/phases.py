@@ -59,13 +59,14 @@ def pretrain_parts(config: Config, split: Split, axis: str | None = None) -> Pre
         batch_statistics=group["batch_norm"], label_smoothing=group["label_smoothing"], rotation=group["rotation"],
         dropblock_ramp=group["dropblock_ramp"],
         rotation_views=group["rotation_views"], rotation_head=group["rotation_head"],
-        distillation=distillation,
+        distillation=distillation, average=group["average"],
     )  # fmt: skip
-    fresh = functools.partial(
+    init = functools.partial(
         pretrain.init_state, backbone=module, classifier=classifier, image_shape=shape, optimizer=optimizer,
         rotation=group["rotation"] > 0, rotation_head=group["rotation_head"],
+        teacher=variables, average=group["average"] > 0,
     )  # fmt: skip
-    return PretrainParts(module, lambda key: fresh(key)._replace(teacher=variables), take)
+    return PretrainParts(module, init, take)
 
 
 def _teacher(config: Config) -> tuple[Params | None, pretrain.Distillation | None]:
@@ -90,7 +91,7 @@ def pretraining(config: Config, dataset: Dataset, devices: Sequence[jax.Device])
         config, group, "pretrain",
         state=parallel.replicate(state, devices),
         dispatch=dispatch.run, close=dispatch.close,
-        items=lambda state: _items(state, ("params", "batch_stats", "opt_state")),
+        items=lambda state: _items(state, ("params", "batch_stats", "opt_state", "average")),
         restore=lambda items, step: parallel.replicate(
             pretrain.PretrainState(jnp.int32(step), **items, teacher=state.teacher), devices
         ),
@@ -108,7 +109,7 @@ def _pretrain_validation(config: Config, dataset: Dataset, module: Any, devices:
     embed = Embed(build.backbone(config["backbone"], config["runtime"]["dtype"]), mode, build.prepare(config["data"]))
 
     def validate(state):
-        params, batch_stats = parallel.local((state.params["backbone"], state.batch_stats))
+        params, batch_stats = _backbone(parallel.local(state._asdict()))
         head = fresh_head(config, _features(embed, params, batch_stats, split.images.shape[1:]))
         return _score(config, Model(embed, {"head": head}, Frozen(params, batch_stats)), split, protocol, devices)
 
@@ -197,7 +198,7 @@ def _meta_state(items: Mapping[str, Any], step: int) -> meta.MetaState:
 
 
 def _items(state: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: parallel.local(getattr(state, name)) for name in names}
+    return {name: parallel.local(getattr(state, name)) for name in names if getattr(state, name) is not None}
 
 
 def _phase(config: Config, group: Config, name: str, **fields: Any) -> Phase:
@@ -216,7 +217,13 @@ def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
         return from_weights.backbone(config, init)
     source = Workdir(init) if init else place
     found = _selected(Checkpoints(source.checkpoints("pretrain")), config["pretrain"]["select"])
-    return found.items["params"]["backbone"], found.items.get("batch_stats", {})
+    return _backbone(found.items)
+
+
+def _backbone(items: Mapping[str, Any]) -> tuple[Params, Params]:
+    """(params, batch_stats) of pre-training's backbone, averaged where there is an average."""
+    network = items.get("average") or items
+    return network["params"]["backbone"], network.get("batch_stats", {})
 
 
 def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tuple[int, Model]:

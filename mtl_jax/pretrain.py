@@ -51,7 +51,8 @@ class PretrainState(NamedTuple):
     """What a pre-training step changes.
 
     `params` has the groups 'backbone' and 'classifier', and 'rotation' where rotations are told apart as well.
-    `teacher`, which stays as it is, has the variables of a teacher, if there is one.
+    `teacher`, which stays as it is, has the variables of a teacher, if there is one. `average` has 'params' and
+    'batch_stats' averaged over the last steps, where that is asked for.
     """
 
     step: Array
@@ -59,6 +60,7 @@ class PretrainState(NamedTuple):
     batch_stats: Params
     opt_state: optax.OptState
     teacher: Params | None = None
+    average: Params | None = None
 
 
 class Distillation(NamedTuple):
@@ -75,11 +77,12 @@ class Distillation(NamedTuple):
 
 def init_state(
     key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any, *,
-    rotation: bool = False, rotation_head: str = "features",
+    rotation: bool = False, rotation_head: str = "features", teacher: Params | None = None, average: bool = False,
 ) -> PretrainState:  # fmt: skip
     """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too.
 
-    rotation_head: what that one sees, as in `classification_loss`.
+    rotation_head: what that one sees, as in `classification_loss`. teacher: a teacher's variables. average: whether
+    weights are averaged.
     """
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
@@ -90,7 +93,10 @@ def init_state(
         turns_key = jax.random.fold_in(classifier_key, 1)
         seen = classifier.classes if rotation_head == "logits" else features.shape[-1]
         params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros((1, seen)))["params"]
-    return PretrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
+    stats = variables["batch_stats"]
+    # Copied, since a step may be given a state's memory to write on.
+    copy = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else None
+    return PretrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), teacher, copy)
 
 
 def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Params]:
@@ -189,9 +195,12 @@ def _rotated(images: Array, labels: Array, views: str, axis_name: str | None) ->
 
 def train_step(
     state: PretrainState, images: Array, labels: Array, key: Array, *,
-    optimizer: optax.GradientTransformation, axis_name: str | None = None, dropblock_ramp: int = 0, **options: Any,
+    optimizer: optax.GradientTransformation, axis_name: str | None = None, dropblock_ramp: int = 0,
+    average: float = 0.0, **options: Any,
 ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
-    """One step of pre-training; `options` as in `classification_loss`, `dropblock_ramp` as in `ramped`.
+    """One step of pre-training.
+
+    `options` are as in `classification_loss`, `dropblock_ramp` as in `ramped`, `average` as in `moved_average`.
 
     With `axis_name`, the batch is spread over that mapped axis. A backbone that knows its name too normalises by the
     statistics of the whole batch; with one that does not, BN's new averages are the means of the devices' own.
@@ -212,8 +221,20 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
+    if average:
+        latest = {"params": params, "batch_stats": stats}
+        new = new._replace(average=moved_average(state.average, latest, state.step, average))
     kept, finite = keep_if_finite(new, state, (loss, grads))
     return kept._replace(step=new.step), {"loss": loss, "accuracy": correct, "finite": finite}
+
+
+def moved_average(average: Params, latest: Params, step: Array, decay: float) -> Params:
+    """The exponential moving average after step number `step` (from 0): d average + (1 - d) latest.
+
+    d is `decay`, or (1 + step) / (10 + step) where that is less, so that the random start is soon forgotten.
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: (d * old + (1 - d) * new).astype(old.dtype), average, latest)
 
 
 def epoch_order(key: Array, epoch: int | Array, count: int) -> Array:

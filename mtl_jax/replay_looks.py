@@ -68,7 +68,7 @@ def pretraining(settings: ConfigDict, place: Workdir, dataset: Dataset, devices:
     """How a step of pre-training is looked at: the whole batch, spread over as many virtual devices as the run had."""
     split = dataset.splits["train"]
     parts = phases.pretrain_parts(settings, split, parallel.AXIS)  # the mapped axis is a virtual one, on one device
-    options = {name: value for name, value in parts.take.keywords.items() if name != "optimizer"}
+    options = {name: value for name, value in parts.take.keywords.items() if name not in ("optimizer", "average")}
     ramp = options.pop("dropblock_ramp")
     options["axis_name"] = parallel.AXIS
     network = {name: options[name] for name in ("backbone", "batch_statistics")}

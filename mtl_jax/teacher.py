@@ -68,10 +68,11 @@ def network(found: Restored, dtype: str) -> tuple[Params, Callable[[Params, Arra
       (its variables, (variables, normalised images [B, H, W, C]) -> logits [B, classes] by running averages, computed
       in `dtype`).
     """
-    settings, params = config.complete(found.metadata["config"]), found.items["params"]
+    settings, items = config.complete(found.metadata["config"]), found.items.get("average", found.items)
+    params = items["params"]
     module = build.backbone(settings.backbone, dtype)
     classifier = pretrain.Classifier(params["classifier"]["output"]["bias"].shape[0], settings.pretrain.hidden)
-    backbone = {"params": params["backbone"], "batch_stats": found.items.get("batch_stats", {})}
+    backbone = {"params": params["backbone"], "batch_stats": items.get("batch_stats", {})}
 
     def logits(variables: Params, images: Array) -> Array:
         features = module.apply(variables["backbone"], images, batch_statistics="running")

@@ -12,10 +12,11 @@ import pytest
 from test_pretrain import IMAGES, LABELS, Small
 from tiny_runs import tiny_config, tiny_run  # noqa: F401
 
-from mtl_jax import build, plan, pretrain, replay, teacher, train
+from mtl_jax import build, phases, plan, pretrain, replay, teacher, train
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.errors import ConfigError
 from mtl_jax.manifest import read as read_manifest
+from mtl_jax.workdir import Workdir
 
 CLASSIFIER = pretrain.Classifier(3)
 
@@ -132,14 +133,27 @@ def digests(run):
 
 
 def test_a_run_learns_from_its_teacher_and_goes_on_bit_for_bit_the_same(tiny_run, tmp_path):  # noqa: F811
-    config = student(tiny_run, **{"backbone.width": 0.1})
+    config = student(tiny_run, **{"backbone.width": 0.1, "pretrain.average": 0.9})
     train.train(config, str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     checkpoints = tmp_path / "stopped" / "pretrain"
     shutil.rmtree(checkpoints / "6")
     train.train(config, str(tmp_path / "stopped"))
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
-    assert set(digests(tmp_path / "whole")[0]) == {"params", "batch_stats", "opt_state"}  # the teacher stays behind
+    saved = Checkpoints(tmp_path / "whole" / "pretrain").read().items
+    assert set(saved) == {"params", "batch_stats", "opt_state", "average"}  # the teacher stays behind
+    goes_on = phases.pretrained(config, Workdir(tmp_path / "whole"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        goes_on,
+        (saved["average"]["params"]["backbone"], saved["average"]["batch_stats"]),
+    )
+
+
+@pytest.mark.slow
+def test_a_step_of_it_is_the_same_when_it_is_run_again(tiny_run, tmp_path):  # noqa: F811
+    config = student(tiny_run, **{"pretrain.average": 0.9, "pretrain.rotation": 1.0})
+    train.train(config, str(tmp_path / "whole"))
     found = replay.replay(config, str(tmp_path / "whole"), ("pretrain", 6))
     last = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
     assert found.loss == last["pretrain/loss"]
@@ -193,3 +207,15 @@ def test_a_teacher_of_other_classes_or_images_is_refused(tiny_run):  # noqa: F81
     object.__setattr__(other, "splits", {"train": fewer})
     with pytest.raises(ConfigError, match=rf"number of classes is {len(names)}, but this run's is {len(names) - 1}"):
         teacher.check(student(tiny_run), other)
+
+
+def test_averaged_weights_are_what_is_validated(monkeypatch):
+    config = tiny_config()
+    config.pretrain.average = 0.9
+    phase = phases.pretraining(config, build.dataset(config.data), jax.local_devices()[:1])
+    monkeypatch.setattr(phases, "_score", lambda config, model, *rest: model.frozen)
+    marked = jax.tree.map(lambda leaf: leaf + 1, phase.state.average)
+    params, stats = phase.validate(phase.state._replace(average=marked))
+    phase.close()
+    jax.tree.map(np.testing.assert_array_equal, params, marked["params"]["backbone"])
+    jax.tree.map(np.testing.assert_array_equal, stats, marked["batch_stats"])

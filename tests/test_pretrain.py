@@ -156,6 +156,23 @@ def test_dropout_depends_on_its_key():
     assert len(set(losses)) == 3
 
 
+def test_averaged_weights_are_numpys_moving_average_and_forget_the_start():
+    state, _ = start(optimizers.sgd(0.1))
+    state = state._replace(average=jax.tree.map(jnp.copy, {"params": state.params, "batch_stats": state.batch_stats}))
+    step = jax.jit(functools.partial(
+        pretrain.train_step, optimizer=optimizers.sgd(0.1), backbone=Small(), classifier=pretrain.Classifier(3),
+        average=0.5,
+    ))  # fmt: skip
+    wanted = jax.tree.map(np.asarray, state.average)
+    for number in range(20):
+        state, _ = step(state, IMAGES, LABELS, jax.random.key(0))
+        d, latest = min(0.5, (1 + number) / (10 + number)), {"params": state.params, "batch_stats": state.batch_stats}
+        wanted = jax.tree.map(lambda old, new, d=d: d * old + (1 - d) * np.asarray(new), wanted, latest)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.average, wanted)
+    bad, _ = step(state, IMAGES * np.nan, LABELS, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, bad.average, state.average)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(value):
     state, step = start(optimizers.sgd(0.1))
