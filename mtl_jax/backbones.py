@@ -110,6 +110,7 @@ class ResNet12x640(nn.Module):
         images: Array,
         train: bool = False,
         batch_statistics: str | None = None,
+        *,
         dropblock_share: Array | float = 1.0,
     ) -> Array:
         o, mode = self.options, _resolve(train, batch_statistics)

@@ -70,7 +70,10 @@ def test_functions_take_what_was_promised(name):
 @pytest.mark.parametrize("name", backbones.NAMES)
 def test_backbones_are_called_as_promised(name):
     parameters = inspect.signature(mtl_jax.create_backbone(name)).parameters
-    assert list(parameters) == ["images", "train", "batch_statistics"]
+    more = [key for key, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+    assert list(parameters) == ["images", "train", "batch_statistics", *more]
+    assert more == (["dropblock_share"] if name == "resnet12_640" else [])
+    assert all(parameters[key].default == 1 for key in more)
     assert (parameters["train"].default, parameters["batch_statistics"].default) == (False, None)
 
 
