@@ -59,8 +59,9 @@ def _write(
     name = row_name(row, variant, kept.settings, flags.way, flags.shot)
     weights = measure.weights_path(name)
     about = {
-        "commands": _commands(path), "commit": {"training": flags.commit}, "minutes_training": _minutes(path, row),
-        "seconds_testing": round(spent, 1), "device": device(), "weights": weights,
+        "commands": _commands(path), "commit": {"training": flags.commit},
+        "minutes_training": minutes(path, _phase(row)), "seconds_testing": round(spent, 1), "device": device(),
+        "weights": weights,
         "weights_sha256": measure.keep(kept, FOLDER / weights), "weights_bytes": (FOLDER / weights).stat().st_size,
         "note": flags.note,
     }  # fmt: skip
@@ -104,9 +105,13 @@ def _without_paths(command: str) -> str:
     return re.sub(r"--workdir=\S*/", "--workdir=runs/", command)
 
 
-def _minutes(path: Path, row: str) -> float:
-    """Wall time of the phase that a row was trained by, from its rates file: what ran beside it counts, too."""
-    phase = "pretrain" if ablation.ROWS[row].learn == "none" else "meta"
+def _phase(row: str) -> str:
+    """The phase that a row was trained by."""
+    return "pretrain" if ablation.ROWS[row].learn == "none" else "meta"
+
+
+def minutes(path: Path, phase: str) -> float:
+    """Wall time of a run's phase, from its rates file: what ran beside it counts, too."""
     lines = [json.loads(line) for line in workdir.Workdir(path).timing.read_text().splitlines()]
     return round(max((line.get(f"{phase}/seconds", 0.0) for line in lines), default=0.0) / 60, 1)
 

@@ -6,7 +6,6 @@ trained at different times can still be compared task by task.
 """
 
 import argparse
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,14 +17,16 @@ from mtl_jax.configs import fc100_cpu
 from mtl_jax import build, metrics, phases, presets, workdir
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
-from mtl_jax.evaluation import Model, Protocol, adapt_on_bank, embed_all, sample_all
+from mtl_jax.evaluation import Model, Protocol, Tasks, adapt_on_bank, embed_all, sample_all
+from mtl_jax.meta import Inner
 from mtl_jax.train import train
-from results import measure
+from results import heads, keep, measure
 from results.records import LADDER, ladder_name
 
 SHOTS = (1, 5)
 QUERIES = 5 * 15  # of a task
-TESTED = {"as they are": ("plain", 0.03), "unit length": ("l2", 3.0)}  # features, and the rate that the grid is around
+# Of MTL's head: what is done to features before it, and the inner rate that the grid is around.
+MTL_HEADS = {"mtl": ("l2", 3.0), "mtl_plain": ("plain", 0.03)}
 
 
 class Rung(NamedTuple):
@@ -86,10 +87,8 @@ def main(flags: argparse.Namespace) -> int:
             continue
         settings = config_of(rung, flags)
         path = Path(flags.workdir) / name
-        started = time.monotonic()
         train(settings, str(path))
-        minutes = (time.monotonic() - started) / 60
-        _keep(name, rung, flags, *measure_run(settings, path), minutes)
+        _keep(name, rung, flags, *measure_run(settings, path), keep.minutes(path, "pretrain"))
     return 0
 
 
@@ -111,20 +110,24 @@ def options_of(rung: str) -> dict[str, Any]:
 
 
 def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
-    """The checkpoint's step, an entry a shot and kind of features, and by its name how many queries were right."""
+    """The checkpoint's step, an entry a shot and head, and by "SHOT-HEAD" how many queries of each task were right."""
     dataset = build.dataset(settings.data)
     step, model = phases.trained(settings, workdir.Workdir(path), dataset.splits["val"].images.shape[1:])
     banks = {split: embed_all(model, dataset.splits[split].images) for split in ("val", "test")}
     entries, right = [], {}
+
+    def add(shot: int, head: str, accuracies: np.ndarray, **more: Any) -> None:
+        entries.append({"shot": shot, "head": head, **measure.compared(accuracies, None), **more})
+        right[f"{shot}-{head}"] = np.rint(accuracies * QUERIES).astype(np.uint8)
+        figure = metrics.in_percent(entries[-1]["accuracy"], entries[-1]["ci95"])
+        print(f"{path.name}, {shot}-shot, {head}: {figure} %", flush=True)
+
     for shot in SHOTS:
-        for features, (kind, lr) in TESTED.items():
-            protocol = _protocol(settings, shot, kind, lr)
-            accuracies, chosen = test_bank(model, dataset, banks, protocol)
-            mean, ci95 = metrics.mean_interval(accuracies)
-            entry = {"shot": shot, "features": features, "accuracy": mean, "ci95": ci95}
-            entries.append({**entry, "inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
-            right[f"{shot}-{kind}"] = np.rint(accuracies * QUERIES).astype(np.uint8)
-            print(f"{path.name}, {shot}-shot, features {features}: {100 * mean:.2f} ± {100 * ci95:.2f} %", flush=True)
+        for head, (features, lr) in MTL_HEADS.items():
+            accuracies, chosen, tasks = test_bank(model, dataset, banks, _protocol(settings, shot, features, lr))
+            add(shot, head, accuracies, inner_lr=float(f"{chosen.lr:.6g}"), inner_steps=chosen.steps)
+        for head in heads.HEADS:
+            add(shot, head, heads.of_features(np.asarray(banks["test"]), tasks, head, heads.JOBS))
     return step, entries, right
 
 
@@ -134,8 +137,10 @@ def _protocol(settings: ConfigDict, shot: int, features: str, lr: float) -> Prot
     return protocol._replace(shot=shot, num_tasks=measure.TASKS[-1], inner=inner)
 
 
-def test_bank(model: Model, dataset: Dataset, banks: Mapping[str, Any], protocol: Protocol) -> tuple[np.ndarray, Any]:
-    """Accuracies on the test tasks from features by split, with the inner loop that validation tasks choose."""
+def test_bank(
+    model: Model, dataset: Dataset, banks: Mapping[str, Any], protocol: Protocol
+) -> tuple[np.ndarray, Inner, Tasks]:
+    """Accuracies on the test tasks, from features by split; the inner loop that validation tasks chose; the tasks."""
     head = model.learned["head"]
 
     def score(tried: Protocol, **options: Any) -> np.ndarray:
@@ -146,7 +151,7 @@ def test_bank(model: Model, dataset: Dataset, banks: Mapping[str, Any], protocol
     split = dataset.splits["test"]
     tasks = sample_all(split.table(), chosen)
     accuracies = adapt_on_bank(head, banks["test"], None, split.table(), chosen, tasks=tasks, chunk=measure.CHUNK)
-    return accuracies, chosen.inner
+    return accuracies, chosen.inner, tasks
 
 
 def _keep(name: str, rung: str, flags: argparse.Namespace, step: int, entries: Any, right: Any, minutes: float) -> None:
@@ -156,7 +161,7 @@ def _keep(name: str, rung: str, flags: argparse.Namespace, step: int, entries: A
         "rung": rung, "number": list(RUNGS).index(rung), "label": part.label, "after": part.after,
         "options": dict(part.options), "width": flags.width, "epochs": flags.epochs, "seed": flags.seed,
         "checkpoint_step": step, "num_tasks": measure.TASKS[-1], "queries": QUERIES, "entries": entries,
-        "minutes_training": round(minutes, 1),
+        "minutes_training": minutes,
         "command": f"python -m results ladder --data=D --workdir=runs/ladder {words}",
     }  # fmt: skip
     LADDER.mkdir(exist_ok=True)

@@ -129,20 +129,20 @@ def options_table() -> str:
 
 def ladder_table() -> str:
     """FC100's recipe, a line a rung and seed; differences are paired over 10,000 tasks to the rung it is built on."""
-    columns = "part", "width, epochs, seed", "1-shot", "difference", "5-shot", "difference", "features as they are"
-    lines = ["| " + " | ".join((*columns, "training")) + " |", "| --- " * 8 + "|"]
-    found = {path.stem: json.loads(path.read_text()) for path in LADDER.glob("*.json")}
-    for record in sorted(found.values(), key=_ladder_place):
+    columns = "part", "width, epochs, seed", "1-shot", "difference", "5-shot", "difference"
+    columns += ("logistic", "centroids", "features as they are", "training")
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    found = [json.loads(path.read_text()) for path in LADDER.glob("*.json")]
+    for record in sorted(found, key=_ladder_place):
         below = LADDER / f"{ladder_name(record['after'], record)}.npz"
+        by_head = {(entry["head"], entry["shot"]): entry for entry in record["entries"]}
         cells = [record["label"], f"{record['width']:g}, {record['epochs']}, {record['seed']}"]
-        plain = []
         for shot in (1, 5):
-            by_features = {entry["features"]: entry for entry in record["entries"] if entry["shot"] == shot}
-            difference = _ladder_difference(record, below, f"{shot}-l2") if below.exists() else "-"
-            cells += [_cell(by_features["unit length"]), difference]
-            plain.append(f"{100 * by_features['as they are']['accuracy']:.2f}")
-        cells += [" / ".join(plain), f"{record['minutes_training']:g} min"]
-        lines.append("| " + " | ".join(cells) + " |")
+            cells.append(_cell(by_head["mtl", shot]))
+            cells.append(_ladder_difference(record, below, f"{shot}-mtl") if below.exists() else "-")
+        for head in ("logistic", "centroid", "mtl_plain"):
+            cells.append(" / ".join(f"{100 * by_head[head, shot]['accuracy']:.2f}" for shot in (1, 5)))
+        lines.append("| " + " | ".join([*cells, f"{record['minutes_training']:g} min"]) + " |")
     return "\n".join(lines) if found else "Not run."
 
 
