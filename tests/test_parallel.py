@@ -66,9 +66,9 @@ def test_pretraining_normalises_and_averages_over_the_whole_batch(devices):
     assert_same(*(runs("devices_run.py", "pretrain")[count] for count in ("1", devices)))
 
 
-@pytest.mark.parametrize("form", ["jit 4", "pmap 2", "shard_map 2", "shard_map 4", "unchecked shard_map 4"])
+@pytest.mark.parametrize("form", ["pmap 2", "shard_map 2", "shard_map 4", "unchecked shard_map 4"])
 @pytest.mark.parametrize("kind", ["head", "all", "pretrain", "adapt"])
 def test_a_step_is_the_same_in_every_way_to_spread_it(kind, form):
     """A hard task's step by the head, a step of second order by all weights, pre-training, the inner loops alone."""
     found = runs("mapped_run.py")[kind]
-    assert_same_arrays(found["jit 1"], found[form])
+    assert_same_arrays(found["jit 4"], found[form])
