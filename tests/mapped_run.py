@@ -25,7 +25,6 @@ TASKS = Episode(IMAGES[:, :4], LABELS, IMAGES[:, 4:], LABELS)
 CLASSES = np.arange(8).reshape(4, 2)
 OPTIMIZER = optimizers.sgd(0.1)
 FORMS = [  # the number of devices, and whether functions take their form for CPUs
-    ("jit", 1, True),
     ("jit", 4, True),
     ("pmap", 2, True),
     ("shard_map", 2, False),
@@ -98,7 +97,7 @@ def mapped(form, devices, step, shared, spread):
 
 
 def main() -> None:
-    """Every kind on one device, and in every form on 2 or 4 as on CPUs, or as on accelerators."""
+    """Every kind in every form, as on CPUs or as on accelerators."""
     kinds = {
         "head": meta_training(meta.Inner(2, 0.1), "running", hard_tasks.train_step),
         "all": meta_training(meta.Inner(1, 0.1, first_order=False, adapt="all"), "train", meta.train_step),

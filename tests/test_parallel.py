@@ -72,9 +72,9 @@ def test_images_are_turned_by_their_place_in_the_whole_batch_and_shown_to_the_te
     assert pretrain["quarter 1"]["losses"] != pretrain["1"]["losses"]
 
 
-@pytest.mark.parametrize("form", ["jit 4", "pmap 2", "shard_map 2", "shard_map 4", "unchecked shard_map 4"])
+@pytest.mark.parametrize("form", ["pmap 2", "shard_map 2", "shard_map 4", "unchecked shard_map 4"])
 @pytest.mark.parametrize("kind", ["head", "all", "pretrain", "adapt"])
 def test_a_step_is_the_same_in_every_way_to_spread_it(kind, form):
     """A hard task's step by the head, a step of second order by all weights, pre-training, the inner loops alone."""
     found = runs("mapped_run.py")[kind]
-    assert_same_arrays(found["jit 1"], found[form])
+    assert_same_arrays(found["jit 4"], found[form])
