@@ -56,7 +56,7 @@ def _backbone() -> ConfigDict:
         "conv_bias": placeholder(bool),  # biases on all convolutions or on none; unset: where the reference has them
         "norm_scale": True,  # batch norm's trained scale
         "norm_bias": True,  # and offset
-        "norm_epsilon": 1e-5,  # batch norm's, as all of norm_...: refused with another norm
+        "norm_epsilon": 1e-5,  # batch norm's, as all of norm_...; with another norm leave them as here
         "norm_momentum": 0.9,
         "norm_unbiased": placeholder(bool),  # average the unbiased variance; unset: the reference's
         "resize": 0,  # resnet18 alone: TensorFlow 1's bilinear resize of its input, 224 in the reference; 0: none

@@ -166,8 +166,8 @@ def _embed_both(params, stats, episode, embed, first_order):
 
 def fast_weights(params: Params, head: Params, adapt: str) -> Params:
     """What an inner loop with `adapt` 'last_block' or 'all' moves: {'params': of the backbone, 'head': θ}."""
-    block = scale_shift.last_block(params)
-    return {"params": params if adapt == "all" else {block: params[block]}, "head": head}
+    moved = params if adapt == "all" else {name: params[name] for name in [scale_shift.last_block(params)]}
+    return {"params": moved, "head": head}
 
 
 def fast_logits(fast: Params, params: Params, batch_stats: Params, images: Array, embed: Embed) -> tuple[Array, Params]:

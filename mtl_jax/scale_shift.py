@@ -104,9 +104,15 @@ def convolutions(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[t
 
 
 def last_block(params: Params) -> str:
-    """The name of the last block (Θ4): block4 of conv4 and resnet12, stage4 of resnet18, stage3 of resnet25."""
-    numbers = {name: re.search(r"\d+$", name) for name in params}
-    return max((name for name in params if numbers[name]), key=lambda name: int(numbers[name][0]))
+    """The name of the last block (Θ4): block4 of conv4 and resnet12, stage4 of resnet18, stage3 of resnet25.
+
+    Raises:
+      ConfigError: no name ends in a number.
+    """
+    numbers = {name: int(found[0]) for name in params if (found := re.search(r"\d+$", name))}
+    if not numbers:
+        raise ConfigError(f"the backbone has {', '.join(params)}, expected blocks whose names end in their numbers")
+    return max(numbers, key=numbers.get)
 
 
 def _insert(tree: Params, path: tuple[str, ...], leaf: Params) -> None:

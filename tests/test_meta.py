@@ -180,7 +180,7 @@ def test_overlay_puts_leaves_in_place(setup):
         ({"lr": (0.1, 0.2, 0.3)}, r"lr has shape \(3,\).*2 steps"),
     ],
 )
-def test_an_inner_loop_of_unknown_values_is_refused(setup, changed, message):
+def test_an_inner_loop_of_unknown_values_is_refused(setup, changed, message, float64):
     module, learned, frozen, episodes = setup
     inner = meta.Inner(2, 0.1)._replace(**changed)
     with pytest.raises(ConfigError, match=message):

@@ -88,6 +88,8 @@ def test_last_block(params, name, block):
 
 def test_the_last_block_is_by_whole_number():
     assert last_block({f"block{number}": {} for number in range(1, 13)} | {"stem": {}}) == "block12"
+    with pytest.raises(ConfigError, match="the backbone has conv, norm, expected blocks"):
+        last_block({"conv": {}, "norm": {}})
 
 
 @pytest.mark.parametrize(
