@@ -20,22 +20,33 @@ def checkpoints(settings: Mapping[str, Any]) -> Checkpoints:
     return Checkpoints(Workdir(os.path.expanduser(settings["pretrain"]["teacher"])).checkpoints("pretrain"))
 
 
-def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
-    """Whether `pretrain.teacher`, where it is set, can teach a run on a data set. Reads no weights.
+def manifest_of(settings: Mapping[str, Any]) -> Manifest | None:
+    """What the newest checkpoint of `pretrain.teacher` is; None where a run has no teacher or no pre-training.
 
     Raises:
-      ConfigError: it was not pre-trained, or on other images or other views of them; or it has no running averages.
+      ConfigError: it has no checkpoint of pre-training.
     """
     path = settings["pretrain"]["teacher"]
     if not path or settings["pretrain"]["init"]:
-        return
+        return None
     saved = checkpoints(settings)
     if not saved.steps():
         raise ConfigError(
             f"config.pretrain.teacher is {path!r}, which has no checkpoint of pre-training in {saved.directory}; give "
             "the workdir of a run that was pre-trained there"
         )
-    found = manifest.read(saved.directory / str(saved.steps()[-1]))
+    return manifest.read(saved.directory / str(saved.steps()[-1]))
+
+
+def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
+    """Whether `pretrain.teacher`, where it is set, can teach a run on a data set. Reads no weights.
+
+    Raises:
+      ConfigError: it was not pre-trained, or on other images or other views of them; or it has no running averages.
+    """
+    path, found = settings["pretrain"]["teacher"], manifest_of(settings)
+    if found is None:
+        return
     theirs = config.complete(found.metadata["config"])
     for what, then, now in _images(found, theirs.data, settings["data"], dataset):
         if then != now:

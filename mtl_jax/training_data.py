@@ -31,6 +31,7 @@ def load(settings: ConfigDict) -> Dataset:
             counts = np.array([len(images) for images in contents[name].values()])
             _check_tasks(settings, name, ClassTable(None, counts), tuple(contents[name]))
 
+    teacher.manifest_of(settings)  # a wrong path is said before images are prepared
     dataset = build.dataset(settings.data, inspect=inspect)
     _check_train(dataset.splits)
     for name in (name for name in _TRAINED_ON if name in dataset.splits):

@@ -12,8 +12,9 @@ import pytest
 from test_pretrain import IMAGES, LABELS, Small
 from tiny_runs import tiny_config, tiny_run  # noqa: F401
 
-from mtl_jax import build, phases, plan, pretrain, replay, teacher, train
+from mtl_jax import build, kept_weights, phases, plan, pretrain, replay, teacher, train
 from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import to_json
 from mtl_jax.errors import ConfigError
 from mtl_jax.manifest import read as read_manifest
 from mtl_jax.workdir import Workdir
@@ -207,6 +208,29 @@ def test_a_teacher_of_other_classes_or_images_is_refused(tiny_run):  # noqa: F81
     object.__setattr__(other, "splits", {"train": fewer})
     with pytest.raises(ConfigError, match=rf"number of classes is {len(names)}, but this run's is {len(names) - 1}"):
         teacher.check(student(tiny_run), other)
+
+
+def test_a_teacher_without_running_averages_is_refused(tiny_run, monkeypatch):  # noqa: F811
+    found = teacher.manifest_of(student(tiny_run))
+    found.metadata["config"]["pretrain"]["batch_norm"] = "batch"
+    monkeypatch.setattr(teacher, "manifest_of", lambda settings: found)
+    with pytest.raises(ConfigError, match=r"whose pretrain\.batch_norm is 'batch': it has no running averages"):
+        teacher.check(student(tiny_run), build.dataset(tiny_config().data))
+
+
+def test_a_tilde_is_the_home_folder(tiny_run, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("HOME", str(tiny_run.parent))
+    teacher.check(student("~/tiny"), build.dataset(tiny_config().data))
+    found = phases.pretrained(student("", **{"pretrain.init": "~/tiny"}), Workdir("elsewhere"))
+    jax.tree.map(np.testing.assert_array_equal, found, phases.pretrained(tiny_config(), Workdir(tiny_run)))
+
+
+def test_a_kept_network_does_not_tell_where_its_teacher_was(tiny_run, tmp_path):  # noqa: F811
+    config = student(tiny_run, **{"pretrain.init": str(tiny_run)})
+    step, model = phases.trained(config, Workdir(tiny_run), (32, 32, 1))
+    path = tmp_path / "kept.safetensors"
+    kept_weights.write(path, kept_weights.Kept(to_json(config), step, (32, 32, 1), model))
+    assert str(tiny_run).encode() not in path.read_bytes()
 
 
 def test_averaged_weights_are_what_is_validated(monkeypatch):

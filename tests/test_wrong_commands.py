@@ -129,6 +129,7 @@ TRAIN = {
         r"pretrain\.rotation_views is 'quarter', which .* config\.pretrain\.shuffle is 'once'"
     ),
     "--config.pretrain.init=/nowhere": r"config\.pretrain\.init is '/nowhere': no such file or folder",
+    "--config.pretrain.teacher=/nowhere": r"pretrain\.teacher is '/nowhere', which has no checkpoint of pre-training",
     # What the data's index says
     "--config.meta.way=5": r"train has 4 classes, too few for 5-way tasks",
     "--config.meta.way=4": r"val has 3 classes, too few for 4-way tasks",
