@@ -45,12 +45,12 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Fraction of rows whose largest logit is the label's: [..., B, N] and [..., B] -> [...].
+    """Fraction of rows whose largest logit is the label's: [..., B, N] and [..., B], or [B] for all, -> [...].
 
     Raises:
       ConfigError: not one label a row.
     """
-    _check_shapes(logits, labels)
+    _check_shapes(logits[(0,) * (logits.ndim - 2)] if jnp.ndim(labels) == 1 else logits, labels)
     return (logits.argmax(-1) == labels).mean(-1)
 
 

@@ -5,7 +5,6 @@ output channel, initially 1; one shift per output channel, initially 0. The back
 gives parameters of the same structure, and everything that takes the backbone's parameters takes those.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ def last_block(params: Params) -> str:
     Raises:
       ConfigError: no name ends in a number.
     """
-    numbers = {name: int(found[0]) for name in params if (found := re.search(r"\d+$", name))}
+    numbers = {name: int(name[len(name.rstrip("0123456789")) :]) for name in params if name[-1].isdigit()}
     if not numbers:
         raise ConfigError(f"the backbone has {', '.join(params)}, expected blocks whose names end in their numbers")
     return max(numbers, key=numbers.get)

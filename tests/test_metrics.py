@@ -62,5 +62,7 @@ def test_labels_are_one_a_row_and_none_is_taken_for_another():
     for function in (metrics.cross_entropy, metrics.accuracy, metrics.class_accuracy):
         with pytest.raises(ConfigError, match=r"labels have shape \(1,\) and logits \(3, 2\)"):
             function(scores, jnp.zeros(1, int))
+    every_step = jnp.stack([scores, -scores])
+    np.testing.assert_allclose(metrics.accuracy(every_step, jnp.array([1, 0, 1])), [1, 0])
     found = metrics.cross_entropy(scores, jnp.array([-1, 0, 2]))  # -1 is not the last class
     assert jnp.isnan(found).tolist() == [True, False, True]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mtl_jax.configs import default
 
-from mtl_jax import build, cost, phases, plan, train, workdir
+from mtl_jax import build, cost, meta_dispatch, phases, plan, train, workdir
 from mtl_jax.config import to_json
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
@@ -59,6 +59,13 @@ def test_a_chunk_of_ones_own_is_kept_or_refused():
         plan.make(settings(chunk=3), dataset(), 1)
     with pytest.raises(ConfigError, match="needs steps_per_dispatch 1"):
         plan.make(settings(chunk=4, steps_per_dispatch=5), dataset(), 1)
+
+
+@pytest.mark.parametrize("runtime", [{"chunk": 3}, {"chunk": 16}, {"chunk": 4, "steps_per_dispatch": 5}])
+def test_without_a_plan_a_dispatch_leaves_no_task_out(runtime):
+    """Of eight tasks three at a time it took six; of five steps in chunks it took one."""
+    with pytest.raises(ConfigError, match=r"config.runtime.(chunk is|steps_per_dispatch is 5)"):
+        meta_dispatch.dispatcher(settings(**runtime), None, jax.local_devices()[:1], None, keys=None)
 
 
 def test_a_run_goes_on_with_the_chunk_it_was_planned_with_where_that_still_divides_the_tasks(tmp_path):
