@@ -13,8 +13,9 @@ def on_cpu() -> bool:
 def vary_like(tree: Any, reference: Any) -> Any:
     """The tree, of the type of what differs between the devices of a `shard_map` where `reference` is of that type.
 
-    The gradient of a device's own loss needs this for its parameters: by what is the same on all devices JAX gives the
-    sum of all devices' gradients. Outside a `shard_map` that checks these types the tree itself.
+    The parameters need this before a device's own loss is differentiated: by what is the same on all devices, JAX gives
+    the sum of their gradients. The tree itself comes back where there are no such types: under `jit`, `vmap`, `pmap`
+    and an unchecked `shard_map`.
     """
     axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(reference)))
     return jax.tree.map(lambda leaf: _cast(leaf, axes - _varying_axes(leaf)), tree) if axes else tree
@@ -22,7 +23,7 @@ def vary_like(tree: Any, reference: Any) -> Any:
 
 def _varying_axes(x: Any) -> frozenset:
     kind = jax.typeof(x)
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying  # until JAX 0.9, and since
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying  # in older JAX, in newer
 
 
 def _cast(x: Any, axes: frozenset) -> Any:

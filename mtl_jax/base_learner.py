@@ -80,7 +80,7 @@ def adapt(
     def step(params, rate):
         value, gradients = jax.value_and_grad(loss)(params)
         own = vary_like(params, value)
-        if own is not params:
+        if own is not params:  # in a shard_map; what was computed above falls away
             gradients = jax.grad(loss)(own)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)

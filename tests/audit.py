@@ -240,6 +240,7 @@ def meta_errors(network: str) -> Iterator[tuple[str, float]]:
             results.append((value, result.batch_stats, gradient))
         error = np.max([relative_error(f, w) for f, w in zip(*results, strict=True)])
         yield f"meta-gradient of {network}, adapt {adapt}, {mode}, {'first' if first_order else 'second'} order", error
+    jax.clear_caches()  # thousands of small programs, since nothing is under `jit`
 
 
 def failures(errors: Iterator[tuple[str, float]]) -> list[str]:
