@@ -73,6 +73,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=0.25, help="of the network")
     parser.add_argument("--epochs", type=int, default=15, help="of pre-training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", required=True, help="that the runs were trained with")
     parser.add_argument("rungs", nargs="*", help="without any: all, in order")
 
 
@@ -160,9 +161,9 @@ def _keep(name: str, rung: str, flags: argparse.Namespace, step: int, entries: A
     record = {
         "rung": rung, "number": list(RUNGS).index(rung), "label": part.label, "after": part.after,
         "options": dict(part.options), "width": flags.width, "epochs": flags.epochs, "seed": flags.seed,
-        "checkpoint_step": step, "num_tasks": measure.TASKS[-1], "queries": QUERIES, "entries": entries,
-        "minutes_training": minutes,
-        "command": f"python -m results ladder --data=D --workdir=runs/ladder {words}",
+        "commit": flags.commit, "checkpoint_step": step, "num_tasks": measure.TASKS[-1], "queries": QUERIES,
+        "entries": entries, "minutes_training": minutes,
+        "command": f"python -m results ladder --data=D --workdir=runs/ladder --commit={flags.commit} {words}",
     }  # fmt: skip
     LADDER.mkdir(exist_ok=True)
     np.savez_compressed(LADDER / f"{name}.npz", **right)

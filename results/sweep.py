@@ -51,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shot", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400, help="of meta-training, 4 tasks each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", required=True, help="that the runs were trained with")
     parser.add_argument("variants", nargs="*", help="without any: all")
 
 
@@ -73,10 +74,11 @@ def main(flags: argparse.Namespace) -> int:
         words = f"--width={flags.width:g} --shot={flags.shot} --steps={flags.steps} --seed={flags.seed} {variant}"
         record = {
             "variant": variant, "row": VARIANTS[variant][0], "options": dict(VARIANTS[variant][1]),
-            "width": flags.width, "shot": flags.shot, "seed": flags.seed,
+            "width": flags.width, "shot": flags.shot, "seed": flags.seed, "commit": flags.commit,
             "tasks_per_step": settings.meta.tasks_per_step, "val_tasks": settings.meta.val_tasks,
             "before": before, "best": best, "best_step": step, "curve": curve,
-            "command": f"python -m results sweep --data=D --init=runs/{Path(flags.init).name} --workdir=W {words}",
+            "command": f"python -m results sweep --data=D --init=runs/{Path(flags.init).name} --workdir=W "
+            f"--commit={flags.commit} {words}",
         }  # fmt: skip
         SWEEP.mkdir(exist_ok=True)
         workdir.write_json_atomic(SWEEP / f"{name}.json", record)
