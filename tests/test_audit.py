@@ -9,7 +9,8 @@ def test_every_rule_is_plain_mathematics_to_second_order(float64):
     assert audit.failures(audit.rule_errors()) == []
 
 
-@pytest.mark.parametrize("network", ["blocks", pytest.param("conv4", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["blocks", "conv4"])
 def test_meta_gradients_do_not_depend_on_the_device(float64, network):
     assert audit.failures(audit.meta_errors(network)) == []
 
