@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mtl_jax.configs import fc100_cpu
 
 from mtl_jax import build, metrics, phases, presets, workdir
+from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, Tasks, adapt_on_bank, embed_all, sample_all
@@ -113,7 +114,8 @@ def options_of(rung: str) -> dict[str, Any]:
 def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The checkpoint's step, an entry a shot and head, and by "SHOT-HEAD" how many queries of each task were right."""
     dataset = build.dataset(settings.data)
-    step, model = phases.trained(settings, workdir.Workdir(path), dataset.splits["val"].images.shape[1:])
+    place = workdir.Workdir(path)
+    _, model = phases.trained(settings, place, dataset.splits["val"].images.shape[1:])
     banks = {split: embed_all(model, dataset.splits[split].images) for split in ("val", "test")}
     entries, right = [], {}
 
@@ -129,7 +131,8 @@ def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, A
             add(shot, head, accuracies, inner_lr=float(f"{chosen.lr:.6g}"), inner_steps=chosen.steps)
         for head in heads.HEADS:
             add(shot, head, heads.of_features(np.asarray(banks["test"]), tasks, head, heads.JOBS))
-    return step, entries, right
+    best = Checkpoints(place.checkpoints("pretrain")).best()
+    return best["step"] if best else settings.pretrain.steps, entries, right
 
 
 def _protocol(settings: ConfigDict, shot: int, features: str, lr: float) -> Protocol:
