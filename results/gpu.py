@@ -208,7 +208,7 @@ class Session:
             alarm.cancel()
             signal.signal(signal.SIGTERM, before)
         metrics = workdir.Workdir(path).metrics
-        if metrics.exists():
+        if metrics.exists() and metrics.stat().st_size:
             (self.kept / "metrics").mkdir(parents=True, exist_ok=True)
             workdir.write_bytes_atomic(self.kept / "metrics" / f"{name}.jsonl", metrics.read_bytes())
         self.say(f"{name} is trained")
