@@ -14,11 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100_cpu
 
-from mtl_jax import build, metrics, phases, presets, workdir
+from mtl_jax import build, config, kept_weights, metrics, phases, presets, workdir
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Model, Protocol, Tasks, adapt_on_bank, embed_all, sample_all
+from mtl_jax.kept_weights import Kept
 from mtl_jax.meta import Inner
 from mtl_jax.train import train
 from results import heads, keep, measure
@@ -75,6 +76,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=15, help="of pre-training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", required=True, help="that the runs were trained with")
+    parser.add_argument("--keep", action="store_true", help="keep the networks, in half precision, to go on from")
     parser.add_argument("rungs", nargs="*", help="without any: all, in order")
 
 
@@ -91,6 +93,8 @@ def main(flags: argparse.Namespace) -> int:
         path = Path(flags.workdir) / name
         train(settings, str(path))
         _keep(name, rung, flags, *measure_run(settings, path), keep.minutes(path, "pretrain"))
+        if flags.keep:
+            kept_weights.write(LADDER / f"{name}.safetensors", network(settings, path), dtype=np.float16)
     return 0
 
 
@@ -111,11 +115,16 @@ def options_of(rung: str) -> dict[str, Any]:
     return {**(options_of(below) if below else {}), **RUNGS[rung].options}
 
 
+def network(settings: ConfigDict, path: Path) -> Kept:
+    """The network of a run, which `pretrain.init` takes once it is written."""
+    shape = build.dataset(settings.data).splits["val"].images.shape[1:]
+    step, model = phases.trained(settings, workdir.Workdir(path), shape)
+    return Kept(config.to_json(settings), step, shape, model)
+
+
 def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The checkpoint's step, an entry a shot and head, and by "SHOT-HEAD" how many queries of each task were right."""
-    dataset = build.dataset(settings.data)
-    place = workdir.Workdir(path)
-    _, model = phases.trained(settings, place, dataset.splits["val"].images.shape[1:])
+    dataset, place, model = build.dataset(settings.data), workdir.Workdir(path), network(settings, path).model
     banks = {split: embed_all(model, dataset.splits[split].images) for split in ("val", "test")}
     entries, right = [], {}
 
