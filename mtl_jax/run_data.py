@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from mtl_jax import build, config, from_weights, hosts, manifest
 from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.configs import default
-from mtl_jax.data import Dataset, Split
+from mtl_jax.data import Dataset, Split, overlaps
 from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.workdir import Workdir, write_bytes_atomic, write_json_atomic
 
@@ -201,18 +201,13 @@ def _check_new(split: Split, seen: TrainedOn, place: Workdir) -> None:
             f"{len(split.class_names)} classes ({seen.dataset}), {shared[0]!r} for one: leave them out; if only the "
             "names are the same, rename them"
         )
-    rows = np.flatnonzero(np.isin(_whole(split.digests), _whole(seen.digests)))
+    rows = np.flatnonzero(np.isin(overlaps.keys_of(split.digests), overlaps.keys_of(seen.digests)))
     if len(rows):
         first = split.file_names[rows[0]].decode() or f"an image of class {split.class_names[split.labels[rows[0]]]!r}"
         raise DataError(
             f"{split.name} split: the network of {place.path} was trained on {len(rows)} of its {len(split.images)} "
             f"images ({seen.dataset}), {first} for one: leave them out"
         )
-
-
-def _whole(digests: np.ndarray) -> np.ndarray:
-    """Digests uint8 [N, 16] as one value each."""
-    return np.ascontiguousarray(digests).view("V16").ravel()
 
 
 def facts(dataset: Dataset, trained: Sequence[TrainedOn]) -> dict[str, Any]:

@@ -151,14 +151,14 @@ class Session:
         base = self.config(5)
         dataset = build.dataset(base.data)
         self.say("the data is ready")
-        init = self.flags.init or self.pretrain(base, dataset)
+        init = self.flags.init or self.pretrain(base)
         for row, shot in self.plan.rows:
             if self.left() < BEFORE_A_ROW * self.flags.scale:
                 print(f"{row}, {shot}-shot: not run, the time is up", flush=True)
                 continue
             self.row(row, shot, init, dataset)
 
-    def pretrain(self, settings: ConfigDict, dataset: Dataset) -> str:
+    def pretrain(self, settings: ConfigDict) -> str:
         """Pre-trains for as many epochs as fit, and returns the workdir."""
         until = time.monotonic() + self.plan.share * 60 * self.flags.minutes
         before = workdir.Workdir(self.runs / "pretrain").config

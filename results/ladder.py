@@ -92,9 +92,11 @@ def main(flags: argparse.Namespace) -> int:
         settings = config_of(rung, flags)
         path = Path(flags.workdir) / name
         train(settings, str(path))
-        _keep(name, rung, flags, *measure_run(settings, path), keep.minutes(path, "pretrain"))
+        dataset = build.dataset(settings.data)
+        trained = network(settings, path, dataset)
+        _keep(name, rung, flags, *measure_run(settings, path, dataset, trained.model), keep.minutes(path, "pretrain"))
         if flags.keep:
-            kept_weights.write(LADDER / f"{name}.safetensors", network(settings, path), dtype=np.float16)
+            kept_weights.write(LADDER / f"{name}.safetensors", trained, dtype=np.float16)
     return 0
 
 
@@ -115,16 +117,17 @@ def options_of(rung: str) -> dict[str, Any]:
     return {**(options_of(below) if below else {}), **RUNGS[rung].options}
 
 
-def network(settings: ConfigDict, path: Path) -> Kept:
+def network(settings: ConfigDict, path: Path, dataset: Dataset) -> Kept:
     """The network of a run, which `pretrain.init` takes once it is written."""
-    shape = build.dataset(settings.data).splits["val"].images.shape[1:]
+    shape = dataset.splits["val"].images.shape[1:]
     step, model = phases.trained(settings, workdir.Workdir(path), shape)
     return Kept(config.to_json(settings), step, shape, model)
 
 
-def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
+def measure_run(
+    settings: ConfigDict, path: Path, dataset: Dataset, model: Model
+) -> tuple[int, list[dict[str, Any]], dict[str, np.ndarray]]:
     """The checkpoint's step, an entry a shot and head, and by "SHOT-HEAD" how many queries of each task were right."""
-    dataset, place, model = build.dataset(settings.data), workdir.Workdir(path), network(settings, path).model
     banks = {split: embed_all(model, dataset.splits[split].images) for split in ("val", "test")}
     entries, right = [], {}
 
@@ -140,7 +143,7 @@ def measure_run(settings: ConfigDict, path: Path) -> tuple[int, list[dict[str, A
             add(shot, head, accuracies, inner_lr=float(f"{chosen.lr:.6g}"), inner_steps=chosen.steps)
         for head in heads.HEADS:
             add(shot, head, heads.of_features(np.asarray(banks["test"]), tasks, head, heads.JOBS))
-    best = Checkpoints(place.checkpoints("pretrain")).best()
+    best = Checkpoints(workdir.Workdir(path).checkpoints("pretrain")).best()
     return best["step"] if best else settings.pretrain.steps, entries, right
 
 
