@@ -2,7 +2,8 @@
 
 import sys
 
-from mtl_jax import cli, evaluate
+from mtl_jax.evaluate.__main__ import main
+from mtl_jax.launch import program
 
 if __name__ == "__main__":
-    sys.exit(cli.run(evaluate.main))
+    sys.exit(program.run(main))

@@ -2,7 +2,8 @@
 
 import sys
 
-from mtl_jax import cli, train
+from mtl_jax.launch import program
+from mtl_jax.train.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(train.main))
+    sys.exit(program.run(main))

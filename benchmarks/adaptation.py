@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.adaptation_sizes import LR, QUERY, SHOT, WAY, sizes
 from benchmarks.worker import Measured, Work, timed
-from mtl_jax import base_learner, cost
+from mtl_jax import base_learner
+from mtl_jax.train import cost
 
 
 def prepare(row: str, folder: Path, quick: bool) -> Work:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax import build, metrics
+from mtl_jax import metrics
+from mtl_jax.config import build
 from mtl_jax.data import Dataset
-from mtl_jax.kept_weights import Kept
+from mtl_jax.reference_weights.kept_networks import Kept
 from results import measure
 from results.records import measured_rows
 

@@ -16,7 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import glyphs, miniimagenet
 
-from mtl_jax import cost, parallel, plan
+from mtl_jax import parallel
+from mtl_jax.train import cost, plan
 
 DEVICES = (8, 64, 512)
 CLASSES = 64  # of the base split: the width of pre-training's classifier

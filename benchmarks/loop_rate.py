@@ -10,8 +10,10 @@ import numpy as np
 from mtl_jax.configs import glyphs
 
 from benchmarks.worker import Measured, Work
-from mtl_jax import build, meta, phases, train, workdir
+from mtl_jax import meta, train, workdir
+from mtl_jax.config import build
 from mtl_jax.episodes import gather
+from mtl_jax.evaluate import network
 
 SIDE, TASKS = 28, 4
 LOG_EVERY = 10
@@ -59,7 +61,7 @@ def prepare_step(row: str, folder: Path, quick: bool) -> Work:
     """`meta.train_step` on one meta-batch that is on the device already, one call after another."""
     settings = config(quick, _pretrained(folder, quick))
     split = build.dataset(settings.data).splits["train"]
-    params, stats = phases.pretrained(settings, workdir.Workdir(str(folder)))
+    params, stats = network.pretrained(settings, workdir.Workdir(str(folder)))
     embed, optimizer = build.embedding(settings), build.meta_optimizer(settings.meta)
     features = jax.eval_shape(lambda *a: embed(*a)[0], params, stats, split.images[:1]).shape[-1]
     learned = build.learned(jax.random.key(0), settings, params, features)

@@ -18,7 +18,7 @@ SIDE, ACCELERATORS_SIDE = 3072, 8192
 
 def facts() -> dict[str, Any]:
     """What a reader needs to know of the machine and of the versions."""
-    from mtl_jax import xla_flags
+    from mtl_jax.launch import xla_flags
 
     environment = dict(os.environ)
     xla_flags.configure(environment)

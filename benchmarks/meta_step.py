@@ -11,9 +11,11 @@ from mtl_jax.configs import miniimagenet
 
 from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, queued
-from mtl_jax import backend, build, cost, meta, pretrain
-from mtl_jax.named_arrays import flatten
+from mtl_jax import backend, meta, pretrain
+from mtl_jax.config import build
+from mtl_jax.train import cost
 from mtl_jax.types import Episode
+from mtl_jax.workdir.named_arrays import flatten
 
 ARGUMENTS = {"a": "pytorch,1shot", "b": "tensorflow,5shot"}
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from benchmarks.meta_test_sizes import CHECKED, CLASSES, EACH, INNER_STEPS, LR, QUERY, SIDE, TASKS, WAY, WIDTH
 from benchmarks.worker import Measured, Shared, Work, timed
-from mtl_jax import base_learner, cost, create_backbone, evaluation, pretrain
+from mtl_jax import base_learner, create_backbone, evaluation, pretrain
 from mtl_jax.meta import Embed, Frozen, Inner
-from mtl_jax.named_arrays import flatten
+from mtl_jax.train import cost
 from mtl_jax.types import ClassTable, Episode
+from mtl_jax.workdir.named_arrays import flatten
 
 EMBED_BATCH = 100  # divides the images, so that none is computed in vain
 

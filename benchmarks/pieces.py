@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import host_memory, layers, xla_flags
+from mtl_jax import layers
+from mtl_jax.launch import host_memory, xla_flags
 from mtl_jax.types import Array
 
 MAPS = ((64, 32, 64), (64, 42, 128), (80, 20, 320))  # images, pixels of a side, channels

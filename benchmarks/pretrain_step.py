@@ -10,9 +10,11 @@ from mtl_jax.configs import miniimagenet
 
 from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, queued
-from mtl_jax import backend, build, cost, pretrain
+from mtl_jax import backend, pretrain
+from mtl_jax.config import build
 from mtl_jax.episodes import numbered_keys
-from mtl_jax.named_arrays import flatten
+from mtl_jax.train import cost
+from mtl_jax.workdir.named_arrays import flatten
 
 CLASSES = 64
 CHECKED = 8  # images of the step that both sides must agree on

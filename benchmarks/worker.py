@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
     side, row, folder, quick = argv
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints go to the log
-    from mtl_jax import host_memory, xla_flags
+    from mtl_jax.launch import host_memory, xla_flags
 
     xla_flags.configure()
     host_memory.keep()  # the rival's memory, too

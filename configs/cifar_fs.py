@@ -12,7 +12,7 @@ the implementations do with FC100; the project's default keeps them at 32.
 from ml_collections import ConfigDict
 from mtl_jax.configs import default
 
-from mtl_jax import presets
+from mtl_jax.config import presets
 
 
 def get_config(arg: str = "1shot") -> ConfigDict:

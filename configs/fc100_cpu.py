@@ -10,7 +10,7 @@ share the first one's pre-training: --config.pretrain.init=runs/fc100. docs/resu
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100
 
-from mtl_jax import presets
+from mtl_jax.config import presets
 
 
 def get_config(arg: str = "conv4,1shot") -> ConfigDict:

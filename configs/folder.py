@@ -13,7 +13,7 @@ images: change `pretrain.steps` with the number of yours. Without train/, val/ a
 from ml_collections import ConfigDict
 from mtl_jax.configs import default
 
-from mtl_jax import presets
+from mtl_jax.config import presets
 
 
 def get_config(arg: str = "1shot") -> ConfigDict:

@@ -12,7 +12,7 @@ CPU weeks. No score of this data set has been measured with this project.
 from ml_collections import ConfigDict
 from mtl_jax.configs import default
 
-from mtl_jax import presets
+from mtl_jax.config import presets
 
 
 def get_config(arg: str = "1shot") -> ConfigDict:

@@ -11,11 +11,12 @@ from mtl_jax.episodes import check_table, sample_episode
 from mtl_jax.scale_shift import apply as apply_scale_shift
 from mtl_jax.scale_shift import init as init_scale_shift
 from mtl_jax.types import ClassTable, Episode
-from mtl_jax.version import __version__
 
 if TYPE_CHECKING:
-    from mtl_jax.classifier import FewShotClassifier
+    from mtl_jax.classify.classifier import FewShotClassifier
     from mtl_jax.reference_weights import ReferenceWeights, load_reference_weights
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ClassTable",
@@ -38,7 +39,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "FewShotClassifier":  # imported when it is asked for: it brings scikit-learn with it
-        from mtl_jax.classifier import FewShotClassifier
+        from mtl_jax.classify.classifier import FewShotClassifier
 
         return FewShotClassifier
     if name in ("ReferenceWeights", "load_reference_weights"):  # brings safetensors and the readers of files

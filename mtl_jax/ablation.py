@@ -19,11 +19,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import build, cli, metrics, phases, workdir
+from mtl_jax import metrics, workdir
+from mtl_jax.config import build, command_line
 from mtl_jax.data import Dataset
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
+from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks, sample_all
+from mtl_jax.launch import program
 from mtl_jax.train import train
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)  # of the config's inner rate, on the grid
@@ -129,7 +132,7 @@ def pretrain(config: ConfigDict, path: Path) -> str:
 def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: int, *, steps: int) -> Scores:
     """A row's accuracies on `count` test tasks, its inner rate and number of steps chosen on as many of validation."""
     val, held_out = dataset.splits["val"], dataset.splits["test"]
-    _, model = phases.trained(settings, place, val.images.shape[1:])
+    _, model = network.trained(settings, place, val.images.shape[1:])
     protocol = build.protocol(settings)._replace(num_tasks=count)
     by_step = functools.partial(_accuracies, settings, model, val, every_step=True)
     protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step)
@@ -207,12 +210,12 @@ def main(argv: Sequence[str]) -> int:
     from mtl_jax.configs import glyphs
 
     values = flags.FlagValues()
-    cli.define_config(values, required=False)
+    command_line.define_config(values, required=False)
     flags.DEFINE_list("rows", list(ROWS), f"of {', '.join(ROWS)}", flag_values=values)
     flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
     flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
     flags.DEFINE_list("rates", [], "ROW=RATE, ...: meta.lr of single rows", flag_values=values)
-    cli.parse(values, argv, __doc__)
+    command_line.parse(values, argv, __doc__)
     started, path = time.monotonic(), Path(values.workdir)
     config = values.config if values.config is not None else glyphs.get_config("1shot")
     for name in values.rows:
@@ -233,4 +236,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(program.run(main))

@@ -17,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import build, cli, evaluation, metrics, phases, plots, pretrain, workdir
+from mtl_jax import evaluation, metrics, pretrain, workdir
+from mtl_jax.config import build
 from mtl_jax.configs import glyphs
 from mtl_jax.data import Dataset, Split
+from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, Protocol
+from mtl_jax.launch import program
 from mtl_jax.meta import Embed, Frozen
+from mtl_jax.report import plots
 from mtl_jax.train import train
 from mtl_jax.types import Array, Params
 
@@ -48,11 +52,11 @@ def train_all(path: Path, seed: int) -> dict[int, ConfigDict]:
 def models(settings: ConfigDict, path: Path, train_split: Split) -> dict[str, Model]:
     """The three networks of the table; the rivals' heads start at zero, which favours no class."""
     place, embed = workdir.Workdir(path), build.embedding(settings)
-    _, trained = phases.trained(settings, place, train_split.images.shape[1:])
+    _, trained = network.trained(settings, place, train_split.images.shape[1:])
     zero = {name: jnp.zeros_like(value) for name, value in trained.learned["head"].items()}
-    key = phases.stream(settings, phases.BACKBONE)
+    key = build.stream(settings, build.BACKBONE)
     random = random_backbone(key, embed, build.image_shape(settings.data, train_split.images), train_split)
-    pretrained = Frozen(*phases.pretrained(settings, place))
+    pretrained = Frozen(*network.pretrained(settings, place))
     rows = (
         Model(embed, {"head": zero}, random),
         Model(embed, {"head": zero}, pretrained),
@@ -123,7 +127,7 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
 def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Any:
     """A picture of the first test task with MTL's predictions."""
     split = dataset.splits["test"]
-    _, model = phases.trained(settings, workdir.Workdir(path), split.images.shape[1:])
+    _, model = network.trained(settings, workdir.Workdir(path), split.images.shape[1:])
     support, query = (np.asarray(part[0]) for part in evaluation.sample(split.table(), protocol, 0, 1))
     predictions = evaluation.predict_task(model, split.images, support, query, protocol)
     names = [split.class_names[split.labels[row[0]]] for row in support]
@@ -134,7 +138,7 @@ def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: P
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = cli.Parser("python -m mtl_jax.demo", description=__doc__)
+    parser = program.Parser("python -m mtl_jax.demo", description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo")
     parser.add_argument("--seed", type=int, default=0, help="of training; the test tasks stay the same")
     arguments = parser.parse_args(argv[1:])
@@ -157,4 +161,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(program.run(main))

@@ -15,3 +15,7 @@ class ConfigError(MtlError):
 
 class CheckpointError(MtlError):
     """A checkpoint is damaged, missing, or does not belong to this run."""
+
+
+class NotFiniteError(MtlError):
+    """One more loss or gradient was not finite than may be skipped; the parameters are those of before that step."""

@@ -69,6 +69,11 @@ class Embed(NamedTuple):
         features, new = self.module.apply(variables, inputs, batch_statistics=mode, mutable=["batch_stats"])
         return features, new.get("batch_stats", batch_stats)
 
+    def width(self, params: Params, batch_stats: Params, image_shape: tuple[int, ...]) -> int:
+        """The number of features F of stored images, uint8 [H, W, C]. Computes nothing."""
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+        return jax.eval_shape(lambda *a: self(*a)[0], params, batch_stats, image).shape[-1]
+
 
 class TaskResult(NamedTuple):
     """What a task tells besides its loss: query accuracy [], accuracy by class [N], and BN's averages after it."""

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import results
-from mtl_jax import cli
+from mtl_jax.launch import program
 from results import records
 
 
@@ -16,14 +16,14 @@ def main(argv: list[str]) -> int:
         "python -m results", description=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = root.add_subparsers(dest="command", required=True)
-    for program in (keep, check, effects, options, ladder, sweep, gpu):
-        command = commands.add_parser(program.__name__.rsplit(".", 1)[1], help=program.__doc__.split("\n", 1)[0])
-        program.add_flags(command)
-        command.set_defaults(main=program.main)
+    for part in (keep, check, effects, options, ladder, sweep, gpu):
+        command = commands.add_parser(part.__name__.rsplit(".", 1)[1], help=part.__doc__.split("\n", 1)[0])
+        part.add_flags(command)
+        command.set_defaults(main=part.main)
     commands.add_parser("table", help="writes the tables").set_defaults(main=lambda _: records.write_tables() or 0)
     flags = root.parse_args(argv[1:])
     return flags.main(flags)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(program.run(main))

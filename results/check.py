@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtl_jax import kept_weights, metrics
+from mtl_jax import metrics
 from mtl_jax.data import Dataset
+from mtl_jax.reference_weights import kept_networks
 from results import measure
 from results.records import FOLDER, measured_rows
 
@@ -40,10 +41,10 @@ def main(flags: argparse.Namespace) -> int:
     return int(wrong > 0 or tested == 0)
 
 
-def compare(kept: kept_weights.Kept, record: Mapping[str, Any], dataset: Dataset) -> tuple[list[str], str]:
+def compare(kept: kept_networks.Kept, record: Mapping[str, Any], dataset: Dataset) -> tuple[list[str], str]:
     """What of a record does not hold, and the figures as found now."""
     problems, line = [], []
-    if kept_weights.digest(FOLDER / record["weights"]) != record["weights_sha256"]:
+    if kept_networks.digest(FOLDER / record["weights"]) != record["weights_sha256"]:
         problems.append("the weight file has another fingerprint")
     if dataset.fingerprint != record["fingerprint"]:
         problems.append(f"other images: fingerprint {dataset.fingerprint[:12]}, not {record['fingerprint'][:12]}")

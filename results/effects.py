@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mtl_jax import build, config, metrics, workdir
+from mtl_jax import config, metrics, workdir
+from mtl_jax.config import build
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
-from mtl_jax.kept_weights import Kept
+from mtl_jax.reference_weights.kept_networks import Kept
 from results import measure
 from results.records import EFFECTS, measured_rows
 

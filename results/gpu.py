@@ -22,11 +22,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100, miniimagenet
 
-from mtl_jax import ablation, backend, build, config, kept_weights, loop, presets, workdir
+from mtl_jax import ablation, backend, config, workdir
+from mtl_jax.config import build, presets
+from mtl_jax.config.presets import Facts
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
-from mtl_jax.presets import Facts
-from mtl_jax.train import train
+from mtl_jax.reference_weights import kept_networks
+from mtl_jax.train import loop, train
 from results import keep, measure
 
 PIECE = 15 << 20  # bytes of a packed file
@@ -224,25 +226,25 @@ class Session:
         found = measure.load(row, path, dataset, way=settings.meta.way, shot=shot)
         name = keep.row_name(row, "", settings, settings.meta.way, shot)
         file = self.weights(name, found)
-        tested = kept_weights.read(file) if file else found
+        tested = kept_networks.read(file) if file else found
         measured = measure.test(tested, dataset)
         record = keep.record_of(row, "", tested, measured, self.measured.get(("train_head", shot)))
         record |= {
             "commands": [self.command()], "commit": {"training": self.flags.commit}, "device": keep.device(),
             "minutes_training": round(minutes, 1), "weights": f"weights/{file.name}" if file else "",
-            "weights_sha256": kept_weights.digest(file) if file else "",
+            "weights_sha256": kept_networks.digest(file) if file else "",
             "weights_bytes": file.stat().st_size if file else 0, "note": "",
         }  # fmt: skip
         self.measured[row, shot] = measured
         workdir.write_json_atomic(self.kept / f"{name}.json", record)
         self.say(f"{name}: {100 * record['figures'][0]['accuracy']:.2f} %")
 
-    def weights(self, name: str, found: kept_weights.Kept) -> Path | None:
+    def weights(self, name: str, found: kept_networks.Kept) -> Path | None:
         """The file of a row's network in half precision, the first one whole; None where it is not kept."""
         if not found.model.learned.keys() <= {"ss", "head"}:
             return None
         file = self.kept / "weights" / f"{name}.safetensors"
-        kept_weights.write(file, found, base=self.base, dtype=np.float16)
+        kept_networks.write(file, found, base=self.base, dtype=np.float16)
         self.base = self.base or file
         return file
 

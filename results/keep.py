@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from mtl_jax import ablation, backend, build, config, metrics, run_data, workdir
+from mtl_jax import ablation, backend, config, metrics, workdir
+from mtl_jax.config import build, run_data
 from mtl_jax.errors import ConfigError
 from results import measure
 

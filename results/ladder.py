@@ -14,14 +14,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100_cpu
 
-from mtl_jax import build, config, kept_weights, metrics, phases, presets, workdir
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax import config, metrics, workdir
+from mtl_jax.config import build, presets
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
+from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, Protocol, Tasks, adapt_on_bank, embed_all, sample_all
-from mtl_jax.kept_weights import Kept
 from mtl_jax.meta import Inner
+from mtl_jax.reference_weights import kept_networks
+from mtl_jax.reference_weights.kept_networks import Kept
 from mtl_jax.train import train
+from mtl_jax.workdir.checkpoint import Checkpoints
 from results import heads, keep, measure
 from results.records import LADDER, ladder_name
 
@@ -93,10 +96,10 @@ def main(flags: argparse.Namespace) -> int:
         path = Path(flags.workdir) / name
         train(settings, str(path))
         dataset = build.dataset(settings.data)
-        trained = network(settings, path, dataset)
+        trained = network_of(settings, path, dataset)
         _keep(name, rung, flags, *measure_run(settings, path, dataset, trained.model), keep.minutes(path, "pretrain"))
         if flags.keep:
-            kept_weights.write(LADDER / f"{name}.safetensors", trained, dtype=np.float16)
+            kept_networks.write(LADDER / f"{name}.safetensors", trained, dtype=np.float16)
     return 0
 
 
@@ -117,10 +120,10 @@ def options_of(rung: str) -> dict[str, Any]:
     return {**(options_of(below) if below else {}), **RUNGS[rung].options}
 
 
-def network(settings: ConfigDict, path: Path, dataset: Dataset) -> Kept:
+def network_of(settings: ConfigDict, path: Path, dataset: Dataset) -> Kept:
     """The network of a run, which `pretrain.init` takes once it is written."""
     shape = dataset.splits["val"].images.shape[1:]
-    step, model = phases.trained(settings, workdir.Workdir(path), shape)
+    step, model = network.trained(settings, workdir.Workdir(path), shape)
     return Kept(config.to_json(settings), step, shape, model)
 
 

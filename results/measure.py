@@ -9,22 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import (
-    ablation,
-    build,
-    config,
-    config_rules,
-    evaluation,
-    frozen_episodes,
-    kept_weights,
-    metrics,
-    phases,
-    workdir,
-)
+from mtl_jax import ablation, config, evaluation, frozen_episodes, metrics, workdir
+from mtl_jax.config import build, rules
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
+from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
-from mtl_jax.kept_weights import Kept
+from mtl_jax.reference_weights import kept_networks
+from mtl_jax.reference_weights.kept_networks import Kept
 from results.records import FOLDER
 
 TASKS = (600, 10_000)  # the first of the same list of tasks
@@ -58,7 +50,7 @@ def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
     settings.evaluate.update({"way": way, "shot": shot, "num_tasks": TASKS[-1]})
     settings.runtime.task_chunk = CHUNK
     images = dataset.splits["val"].images
-    step, model = phases.trained(settings, place, images.shape[1:])
+    step, model = network.trained(settings, place, images.shape[1:])
     chosen = choose_inner(model, dataset, build.protocol(settings)).inner
     settings.evaluate.update({"inner_lr": float(f"{chosen.lr:.6g}"), "inner_steps": chosen.steps})
     return Kept(config.to_json(settings), step, images.shape[1:], model)
@@ -66,7 +58,7 @@ def load(row: str, path: str, dataset: Dataset, *, way: int, shot: int) -> Kept:
 
 def reopen(record: Mapping[str, Any], data: Path) -> tuple[Kept, Dataset]:
     """The kept network of a measured row, and its data set from `data`, a folder with a folder a data set."""
-    kept = kept_weights.read(FOLDER / record["weights"])
+    kept = kept_networks.read(FOLDER / record["weights"])
     return kept, _dataset(json.dumps({**kept.settings["data"], "path": str(data / record["data"])}))
 
 
@@ -131,7 +123,7 @@ def changed(settings: ConfigDict, options: Mapping[str, Any]) -> ConfigDict:
     settings = settings.copy_and_resolve_references()
     for key, value in options.items():
         group, name = key.rsplit(".", 1)
-        config_rules.lookup(settings, group)[name] = value
+        rules.lookup(settings, group)[name] = value
     return settings
 
 
@@ -156,5 +148,5 @@ def weights_path(name: str) -> str:
 
 def keep(kept: Kept, path: Any) -> str:
     """Writes the network and returns its fingerprint."""
-    kept_weights.write(path, kept)
-    return kept_weights.digest(path)
+    kept_networks.write(path, kept)
+    return kept_networks.digest(path)

@@ -8,8 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from mtl_jax.configs import glyphs
 
-from mtl_jax import ablation, build, workdir
+from mtl_jax import ablation, workdir
 from mtl_jax.ablation import Scores
+from mtl_jax.config import build
 from mtl_jax.data import Dataset
 from mtl_jax.train import train
 from results import measure

@@ -13,9 +13,11 @@ from typing import Any
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100_cpu
 
-from mtl_jax import ablation, build, metrics, phases, workdir
+from mtl_jax import ablation, metrics, workdir
+from mtl_jax.config import build
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
+from mtl_jax.evaluate import network
 from mtl_jax.evaluation import evaluate_tasks
 from mtl_jax.train import train
 from results import measure
@@ -101,7 +103,7 @@ def untrained(settings: ConfigDict, path: Path, dataset: Dataset) -> float:
     settings = settings.copy_and_resolve_references()
     settings.meta.learn = "none"
     split = dataset.splits["val"]
-    _, model = phases.trained(settings, workdir.Workdir(path), split.images.shape[1:])
+    _, model = network.trained(settings, workdir.Workdir(path), split.images.shape[1:])
     protocol = build.validation(settings, settings.meta)
     return metrics.mean_interval(evaluate_tasks(model, split.images, split.table(), protocol, chunk=measure.CHUNK))[0]
 

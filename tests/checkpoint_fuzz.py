@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.errors import CheckpointError
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 
 def sample_items(rng: np.random.Generator) -> dict:

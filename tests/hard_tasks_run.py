@@ -13,8 +13,8 @@ from devices_run import small_backbone
 from mtl_jax.configs import default
 
 from mtl_jax import ClassTable, hard_tasks, init_head, init_scale_shift, meta, parallel, pretrain
-from mtl_jax.build import meta_optimizer
-from mtl_jax.meta_dispatch import dispatcher
+from mtl_jax.config.build import meta_optimizer
+from mtl_jax.train.meta_dispatch import dispatcher
 
 CLASSES = 8
 IMAGES = np.random.default_rng(0).normal(size=(5 * CLASSES, 28, 28, 1))
@@ -50,7 +50,7 @@ def run(devices, repeat=1, host=False, chunk=0):
     lines, losses, pools = [], [], []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("mtl_jax.meta_dispatch")
+    logger = logging.getLogger("mtl_jax.train.meta_dispatch")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     for step in range(0, 4, repeat):

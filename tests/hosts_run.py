@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from mtl_jax import cli, evaluation, hosts, init_head, init_scale_shift, pretrain, signals
+from mtl_jax import evaluation, init_head, init_scale_shift, pretrain
+from mtl_jax.launch import hosts, program, signals
 from mtl_jax.meta import Embed, Frozen, Inner
 
 
@@ -79,4 +80,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(program.run(main))

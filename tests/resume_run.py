@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 from mtl_jax.configs import default
 
-from mtl_jax import loop, train
+from mtl_jax import train
+from mtl_jax.train import loop
 from tests.chaos.runs import WORDS, end, make_data
 
 STEPS = 9

@@ -8,11 +8,12 @@ import pytest
 from mtl_jax.configs import ablation as config_file
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import ablation, build, config, metrics
+from mtl_jax import ablation, config, metrics
 from mtl_jax.ablation import ROWS, Scores, apply_row
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import build
 from mtl_jax.errors import ConfigError
 from mtl_jax.pretrain import init_backbone
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 
 @pytest.mark.parametrize("name", ROWS)

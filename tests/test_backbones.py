@@ -12,7 +12,7 @@ from mtl_jax import backbones, create_backbone, layers
 from mtl_jax.errors import ConfigError
 from mtl_jax.layers import Options, max_pool
 from mtl_jax.layers import norm as norm_layer
-from mtl_jax.named_arrays import flatten
+from mtl_jax.workdir.named_arrays import flatten
 
 
 def conv(cin, cout, size=3, bias=True):

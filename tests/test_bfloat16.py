@@ -6,7 +6,7 @@ import pytest
 from mtl_jax.configs import default
 from test_plan import dataset
 
-from mtl_jax import cost, plan
+from mtl_jax.train import cost, plan
 
 STEPS = {"meta": (plan.meta_step, 2), "pretrain": (plan.pretrain_step, 8)}
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mtl_jax.configs import default
 
-from mtl_jax import ClassTable, build
+from mtl_jax import ClassTable
+from mtl_jax.config import build
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.meta import Frozen
 from mtl_jax.pretrain import init_backbone

@@ -141,7 +141,7 @@ def test_config_groups():
 
 @pytest.mark.parametrize("program", ["train", "evaluate"])
 def test_programs_have_a_main_and_a_launcher(program):
-    module = importlib.import_module(f"mtl_jax.{program}")
+    module = importlib.import_module(f"mtl_jax.{program}.__main__")
     assert list(inspect.signature(module.main).parameters) == ["argv"]
     launcher = PACKAGE.parent / f"{program}.py"
     assert not launcher.exists() or f"mtl_jax.{program}" in launcher.read_text()

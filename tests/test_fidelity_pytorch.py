@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch")
 
 import oracle_pytorch as oracle  # noqa: E402
 
-from mtl_jax import build, evaluation, load_reference_weights, meta, pretrain  # noqa: E402
-from mtl_jax.named_arrays import flatten  # noqa: E402
-from mtl_jax.reference_pytorch import to_state_dict  # noqa: E402
+from mtl_jax import evaluation, load_reference_weights, meta, pretrain  # noqa: E402
+from mtl_jax.config import build  # noqa: E402
+from mtl_jax.reference_weights.pytorch import to_state_dict  # noqa: E402
 from mtl_jax.types import ClassTable, Episode  # noqa: E402
+from mtl_jax.workdir.named_arrays import flatten  # noqa: E402
 
 SIDE, WAY, SHOT, QUERY, WIDTH = 20, 5, 2, 3, 0.05
 CANCELLED = "encoder.conv1.mtl_bias"  # by batch norm, in training mode: its gradient is rounding noise

@@ -14,8 +14,9 @@ torch = pytest.importorskip("torch")
 import oracle_tensorflow as oracle  # noqa: E402
 from oracle_pytorch import Adam  # noqa: E402
 
-from mtl_jax import build, evaluation, load_reference_weights, meta, pretrain  # noqa: E402
-from mtl_jax.reference_tensorflow import to_dicts  # noqa: E402
+from mtl_jax import evaluation, load_reference_weights, meta, pretrain  # noqa: E402
+from mtl_jax.config import build  # noqa: E402
+from mtl_jax.reference_weights.tensorflow import to_dicts  # noqa: E402
 from mtl_jax.types import ClassTable, Episode  # noqa: E402
 
 SIDE, WAY, SHOT, QUERY, WIDTH = 32, 5, 2, 3, 0.05

@@ -15,11 +15,11 @@ import pytest
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
 from mtl_jax import ClassTable, hard_tasks, meta, optimizers
-from mtl_jax.checkpoint import Checkpoints
 from mtl_jax.config import validate
 from mtl_jax.errors import ConfigError
 from mtl_jax.train import train
 from mtl_jax.types import Episode
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 VIRTUAL = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_ENABLE_X64": "1"}
 

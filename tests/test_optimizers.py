@@ -7,7 +7,8 @@ import optax
 import pytest
 from mtl_jax.configs import default
 
-from mtl_jax import build, optimizers
+from mtl_jax import optimizers
+from mtl_jax.config import build
 from mtl_jax.errors import ConfigError
 
 GRADIENTS = np.random.default_rng(0).normal(size=(6, 3))

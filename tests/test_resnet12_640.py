@@ -11,9 +11,13 @@ import reference_formats as formats
 from mtl_jax.configs import fc100
 
 import mtl_jax
-from mtl_jax import build, cli, from_weights, reference_weights
+from mtl_jax import reference_weights
+from mtl_jax.config import build, rules
 from mtl_jax.errors import CheckpointError
-from mtl_jax.reference_pytorch import to_state_dict
+from mtl_jax.evaluate import network
+from mtl_jax.launch import program
+from mtl_jax.reference_weights import __main__ as reference_weights_main
+from mtl_jax.reference_weights.pytorch import to_state_dict
 
 torch = pytest.importorskip("torch")
 
@@ -193,16 +197,16 @@ def test_training_starts_from_a_file_and_the_program_converts_it(state, tmp_path
     torch.save(as_tensors(DIALECTS["RFS"](state)), path)
     config = fc100.get_config("resnet12_640,1shot")
     config.backbone.width = WIDTH
-    assert from_weights.is_weights(str(path))
-    params, stats = from_weights.backbone(config, str(path))
+    assert rules.is_weights(str(path))
+    params, stats = network.backbone(config, str(path))
     kernel = np.float32(state["layer4.0.downsample.0.weight"]).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(params["block4"]["shortcut"]["kernel"], kernel)
     mean = np.float32(state["layer1.0.downsample.1.running_mean"])
     np.testing.assert_array_equal(stats["block1"]["shortcut_norm"]["mean"], mean)
     with pytest.raises(CheckpointError, match=r"head is for 7 classes.*training classes, train with .*pretrain\.init"):
-        from_weights.model(config, str(path))
-    assert cli.run(reference_weights.main, ["", "convert", str(path), str(out)]) == 0
+        network.model(config, str(path))
+    assert program.run(reference_weights_main.main, ["", "convert", str(path), str(out)]) == 0
     assert "backbone: resnet12_640" in capsys.readouterr().out
-    assert cli.run(reference_weights.main, ["", "convert", str(out), str(tmp_path / "again.pth")]) == 0
+    assert program.run(reference_weights_main.main, ["", "convert", str(out), str(tmp_path / "again.pth")]) == 0
     again = mtl_jax.load_reference_weights(tmp_path / "again.pth")
     jax.tree.map(np.testing.assert_array_equal, again[1:], mtl_jax.load_reference_weights(path)[1:])

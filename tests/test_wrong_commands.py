@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import cli, config, loop, workdir
+from mtl_jax import config, workdir
 from mtl_jax.data import decode
+from mtl_jax.errors import ConfigError
+from mtl_jax.launch.program import run
+from mtl_jax.train import loop
 
 CONFIGS = {
     "key": "config.meta.wya = 3",
@@ -69,16 +72,17 @@ def good(world, *without):
 
 def said(program, words, monkeypatch, capsys):
     """What a program says of a command line that it has to refuse."""
-    module = importlib.import_module(program)
+    package = importlib.import_module(program)
+    module = importlib.import_module(f"{program}.__main__") if hasattr(package, "__path__") else package
     argv = [f"{program}.py", *map(str, words)]
     monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
     monkeypatch.delitem(sys.modules, "config_config", raising=False)  # the config file of the test before
     monkeypatch.setenv("MTL_JAX_XLA_FLAGS", "0")
     monkeypatch.setattr(decode, "decode", lambda *_, **__: pytest.fail("an image was decoded"))
     monkeypatch.setattr(loop, "run_phase", lambda *_, **__: pytest.fail("training began"))
-    direct = program in ("mtl_jax.data.__main__", "mtl_jax.frozen_episodes_cli", "mtl_jax.report", "mtl_jax.export",
+    direct = program in ("mtl_jax.data", "mtl_jax.frozen_episodes", "mtl_jax.report", "mtl_jax.export",
                          "mtl_jax.classify")  # fmt: skip
-    status = module.main(argv[1:] if "data" in program else argv) if direct else cli.run(module.main, argv)
+    status = module.main(argv[1:] if "data" in program else argv) if direct else run(module.main, argv)
     found = capsys.readouterr().err
     assert status == 2, found
     assert not Path("/nowhere").exists()
@@ -232,8 +236,8 @@ OTHERS = [
     ("mtl_jax.ablation", "--workdir=a --rows=mlt", r"mlt"),
     ("mtl_jax.ablation", "--workdir=a --rates=ss_all", r"--rates=ss_all: expected ROW=RATE"),
     ("mtl_jax.launch", "", r"nothing to run"),
-    ("mtl_jax.launch", "--num_processes=0 -- train.py", r"--num_processes is '0', expected a whole number, 1 or more"),
-    ("mtl_jax.launch", "--num_proceses=2 -- train.py", r"--num_proceses is no flag \(did you mean --num_processes\?\)"),
+    ("mtl_jax.launch", "--num_processes=0 -- train.py", r"--num_processes: '0', expected a whole number, 1 or more"),
+    ("mtl_jax.launch", "--num_proceses=2 -- a.py", r"arguments: --num_proceses=2 \(did you mean --num_processes\?\)"),
     ("mtl_jax.demo", "--seed=one", r"--seed: invalid int value: 'one'"),
     ("mtl_jax.demo", "--sed=1", r"unrecognized arguments: --sed=1 \(did you mean --seed\?\)"),
     ("mtl_jax.demo", "--seed=1 --seed=2", r"--seed is given twice"),
@@ -243,16 +247,16 @@ OTHERS = [
     ("mtl_jax.report", "/nowhere", r"/nowhere"),
     ("mtl_jax.report", "", r"required: workdirs"),
     ("mtl_jax.export", "--workdir=/nowhere", r".+"),
-    ("mtl_jax.frozen_episodes_cli", "make --output=a.json", r"give either --workdir=DIR or --data=NAME"),
-    ("mtl_jax.frozen_episodes_cli", "make --output=a.json --data=glyphs --way=x", r"--way: invalid int value: 'x'"),
-    ("mtl_jax.frozen_episodes_cli", "make --output=a.json --data=glyphs --way=1", r"evaluate\.way is 1, expected"),
-    ("mtl_jax.frozen_episodes_cli", "mak", r"invalid choice: 'mak'"),
+    ("mtl_jax.frozen_episodes", "make --output=a.json", r"give either --workdir=DIR or --data=NAME"),
+    ("mtl_jax.frozen_episodes", "make --output=a.json --data=glyphs --way=x", r"--way: invalid int value: 'x'"),
+    ("mtl_jax.frozen_episodes", "make --output=a.json --data=glyphs --way=1", r"evaluate\.way is 1, expected"),
+    ("mtl_jax.frozen_episodes", "mak", r"invalid choice: 'mak'"),
     ("mtl_jax.reference_weights", "", r"required: "),
     ("mtl_jax.reference_weights", "/nowhere.pth", r"/nowhere\.pth"),
-    ("mtl_jax.data.__main__", "check nowhere", r"nowhere"),
-    ("mtl_jax.data.__main__", "prepare folder /nowhere", r"/nowhere"),
-    ("mtl_jax.data.__main__", "check folder . --fractions=a,b", r"--fractions: 'a,b', expected three numbers"),
-    ("mtl_jax.data.__main__", "check folder . --imagesize=3", r"--imagesize=3 \(did you mean --image-size"),
+    ("mtl_jax.data", "check nowhere", r"nowhere"),
+    ("mtl_jax.data", "prepare folder /nowhere", r"/nowhere"),
+    ("mtl_jax.data", "check folder . --fractions=a,b", r"--fractions: 'a,b', expected three numbers"),
+    ("mtl_jax.data", "check folder . --imagesize=3", r"--imagesize=3 \(did you mean --image-size"),
 ]  # fmt: skip
 
 
@@ -284,7 +288,7 @@ def test_a_run_of_an_older_version_goes_on_where_the_new_keys_default_is_what_it
     content = config.to_json(settings)
     del content["runtime"]["skip_nonfinite"], content["inner"]["features"], content["pretrain"]["mixup"]
     workdir.write_json_atomic(place.config, content)
-    train._check_config(settings, place)
+    train.run._check_config(settings, place)
     settings.pretrain.mixup = 0.3
-    with pytest.raises(config.ConfigError, match=r"pretrain\.mixup: 0\.0 in the checkpoint, 0\.3 now"):
-        train._check_config(settings, place)
+    with pytest.raises(ConfigError, match=r"pretrain\.mixup: 0\.0 in the checkpoint, 0\.3 now"):
+        train.run._check_config(settings, place)

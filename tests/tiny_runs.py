@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from mtl_jax.configs import glyphs
 
-from mtl_jax import build
-from mtl_jax.build import dataset
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.config import build
+from mtl_jax.config.build import dataset
 from mtl_jax.data import Split
 from mtl_jax.train import train
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 
 def tiny_config(shot=1, seed=0, **backbone):

@@ -18,18 +18,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtl_jax import cli
-from mtl_jax.data import admission, cache, check, pictures, tfds_source
+from mtl_jax.data import admission, check, pictures
+from mtl_jax.data.cache import reader
 from mtl_jax.data.load import Options, load, locate
 from mtl_jax.data.overlaps import KINDS
+from mtl_jax.data.sources import tfds_source
 from mtl_jax.errors import MtlError
+from mtl_jax.launch import program
 
 EXIT_USER_ERROR = 2
 
 
-def parser() -> cli.Parser:
+def parser() -> program.Parser:
     """Returns the parser of both commands."""
-    root = cli.Parser("python -m mtl_jax.data", description=__doc__)
+    root = program.Parser("python -m mtl_jax.data", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="decode a data set into the cache")
     look = commands.add_parser("check", help="look a data set over")
@@ -106,7 +108,7 @@ def look_over(flags: argparse.Namespace) -> int:
     print(f"format: {found.source.format}")
     print(f"cache: {found.folder}{'' if found.folder.exists() else ' (not prepared yet)'}")
     tasks = {key: getattr(flags, key) for key in ("way", "shot", "query")}
-    root = cache.directory(flags.cache_dir)
+    root = reader.directory(flags.cache_dir)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root if root.is_dir() else None) as scratch:
         contents = found.source.read(Path(scratch))
         report = check.check(
@@ -142,7 +144,7 @@ def draw(flags: argparse.Namespace, tasks: dict[str, int]) -> None:
 
 def prepare_tfds(flags: argparse.Namespace) -> int:
     """Prepares one of this package's TFDS data sets."""
-    from mtl_jax.data import tfds_builders  # TFDS takes half a second to import
+    from mtl_jax.data.sources import tfds_builders
 
     print(tfds_builders.prepare(flags.name, flags.data_dir, flags.manual_dir))
     return 0

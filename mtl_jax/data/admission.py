@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from mtl_jax.data import facts, overlaps
-from mtl_jax.data.cache_writer import fingerprint
+from mtl_jax.data.cache.writer import fingerprint
 from mtl_jax.data.dataset import Dataset, Overlap
 from mtl_jax.data.overlaps import KINDS, Classes
 from mtl_jax.errors import DataError

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mtl_jax.data import admission, build, cache_writer, decode, facts, overlaps
+from mtl_jax.data import admission, decode, facts, overlaps
+from mtl_jax.data.cache import build, writer
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.data.transforms import Transform
@@ -243,4 +244,4 @@ def fingerprint_of(reports: Reports) -> str:
         split: [np.frombuffer(b"".join(report.digests), np.uint8).reshape(-1, 16) for report in classes.values()]
         for split, classes in reports.items()
     }
-    return cache_writer.fingerprint(rows)
+    return writer.fingerprint(rows)

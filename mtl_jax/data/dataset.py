@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtl_jax.errors import DataError
 from mtl_jax.types import ClassTable
 
 SPLITS = ("train", "val", "test")
@@ -78,3 +79,9 @@ class Dataset:
     cache: str = ""
     overlaps: Mapping[str, Overlap] = dataclasses.field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+
+    def split(self, name: str) -> Split:
+        """A split by name. Raises DataError where there is none."""
+        if name not in self.splits:
+            raise DataError(f"the data set has no {name} split, it has {', '.join(self.splits)}; give --split")
+        return self.splits[name]

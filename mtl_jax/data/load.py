@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.data import admission, build, cache, splitting, trees
+from mtl_jax.data import admission
+from mtl_jax.data.cache import build, reader
 from mtl_jax.data.dataset import Dataset
-from mtl_jax.data.find import find
 from mtl_jax.data.source import Contents, Source, Stamp
+from mtl_jax.data.sources import splitting, trees
+from mtl_jax.data.sources.find import find
 from mtl_jax.data.transforms import Transform
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "cub")
@@ -117,7 +119,7 @@ def load(
                 progress=progress,
                 inspect=inspect,
             )
-    return admission.admitted(cache.open_folder(folder, name), allowed, path)
+    return admission.admitted(reader.open_folder(folder, name), allowed, path)
 
 
 def locate(name: str, path: str, options: Options) -> Located:
@@ -144,7 +146,7 @@ def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
         "rotations": options.rotations,
         "skip_corrupt": options.skip_corrupt,
     }
-    return cache.directory(options.cache_dir) / f"{name.translate(UNSAFE)}-{cache.key(stamps, state)}"
+    return reader.directory(options.cache_dir) / f"{name.translate(UNSAFE)}-{reader.key(stamps, state)}"
 
 
 def transform_of(name: str, options: Options) -> Transform:

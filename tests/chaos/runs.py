@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mtl_jax import manifest
-from mtl_jax.checkpoint import Checkpoints
+from mtl_jax.workdir import manifest
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
 STEPS, VALIDATE = 40, 20  # of each phase

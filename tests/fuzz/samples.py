@@ -17,13 +17,16 @@ from jax import export as jax_export
 from mtl_jax.configs import glyphs
 from PIL import Image
 
-from mtl_jax import config, export, frozen_episodes, weight_files, writers
-from mtl_jax.checkpoint import Checkpoints
-from mtl_jax.classifier import FewShotClassifier
-from mtl_jax.data import Split, cache, decode, find, splitting
+from mtl_jax import config, export, frozen_episodes
+from mtl_jax.classify.classifier import FewShotClassifier
+from mtl_jax.data import Split, decode
+from mtl_jax.data.cache import reader
+from mtl_jax.data.sources import find, splitting
 from mtl_jax.data.transforms import Transform
 from mtl_jax.evaluation import Tasks
-from mtl_jax.reference_weights import load_reference_weights
+from mtl_jax.reference_weights import load_reference_weights, weight_files
+from mtl_jax.workdir import writers
+from mtl_jax.workdir.checkpoint import Checkpoints
 from tests import reference_formats
 
 SIDE, EACH, CLASSES = 32, 3, 2
@@ -210,7 +213,7 @@ def _read_known(folder: Path) -> Any:
 
 
 def _read_cache(folder: Path) -> Any:
-    dataset = cache.open_folder(folder, "folder")
+    dataset = reader.open_folder(folder, "folder")
     return {name: (s.class_names, s.images, s.labels, s.digests) for name, s in dataset.splits.items()}
 
 
@@ -232,15 +235,15 @@ def _read_checkpoint(folder: Path) -> Any:
 
 
 def _read_export(folder: Path) -> Any:
-    return export.load(folder / "e.stablehlo").facts
+    return export.stablehlo.load(folder / "e.stablehlo").facts
 
 
 def _export(folder: Path) -> None:
     function = jax_export.export(jax.jit(lambda x: x * 2))(jax.ShapeDtypeStruct((3,), np.float32))
     data = bytes(function.serialize())
     (folder / "e.stablehlo").write_bytes(data)
-    facts = dict.fromkeys(export.FACTS, "x") | {"sha256": hashlib.sha256(data).hexdigest()}
-    export.facts_path(folder / "e.stablehlo").write_text(json.dumps(facts))
+    facts = dict.fromkeys(export.stablehlo.FACTS, "x") | {"sha256": hashlib.sha256(data).hexdigest()}
+    export.stablehlo.facts_path(folder / "e.stablehlo").write_text(json.dumps(facts))
 
 
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")

@@ -1,0 +1,5 @@
+"""What a run is to do: its keys, what they may be, and what they become. Start with build.py."""
+
+from mtl_jax.config.config import MAY_DIFFER, compare, complete, override, read, to_json, validate
+
+__all__ = ["MAY_DIFFER", "compare", "complete", "override", "read", "to_json", "validate"]

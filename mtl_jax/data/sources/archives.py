@@ -1,0 +1,156 @@
+"""Tar and zip archives as trees of files. Nothing is unpacked: members are read in place."""
+
+import io
+import os
+import stat
+import tarfile
+import threading
+import weakref
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mtl_jax.data.damage import DAMAGE
+from mtl_jax.data.decode import CorruptImage
+from mtl_jax.data.sources.trees import Tree, check_name, folder_tree, ignored, stamp
+from mtl_jax.errors import DataError
+
+MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
+MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
+
+
+def open_tree(path: str) -> Tree:
+    """Returns the tree of a folder, a tar (also compressed) or a zip.
+
+    Raises:
+        DataError: nothing is there, it is neither, or a file name or link in it cannot be read.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return folder_tree(place)
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder; data.path must name the data set")
+    if _is_tar(place):  # first, since a tar with an .npz at its end looks like a zip
+        return tar_tree(place)
+    if zipfile.is_zipfile(place):
+        return zip_tree(place)
+    raise DataError(f"{place}: neither a folder nor a tar or zip archive; data.path must name one")
+
+
+def _is_tar(place: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(place)
+    except DAMAGE as error:
+        raise DataError(f"{place}: damaged archive ({error}); fetch it again") from None
+
+
+def safe_member(name: str, place: str) -> str | None:
+    """Returns an archive member's relative path, None if it is to be ignored; raises DataError if it leads outside."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith(("/", "\\")) or (parts and ":" in parts[0]):
+        raise DataError(f"{place}: the member {name!r} leads outside of the archive; do not use this file")
+    if not parts or any(ignored(part) for part in parts):
+        return None
+    return check_name("/".join(parts), place)
+
+
+def check_member_size(size: int, file: str, place: str) -> None:
+    """Raises DataError for a member too large to be an image or a batch of CIFAR-100."""
+    if size > MAX_MEMBER:
+        raise DataError(
+            f"{place}: the member {file!r} has {size} bytes, more than an image can have; unpack the archive"
+        )
+
+
+def tar_tree(path: Path) -> Tree:
+    """Returns the regular files of a tar, read in place; a compressed one must be small, since it is held in memory."""
+    members: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
+            compressed = not isinstance(tar.fileobj, io.BufferedReader | io.FileIO)
+            blobs, total = {}, 0
+            for member in tar:
+                file = _tar_file(member, str(path))
+                if file is None:
+                    continue
+                members[file] = (member.offset_data, member.size)
+                total += member.size
+                if compressed and total > MAX_COMPRESSED:
+                    raise DataError(f"{path}: too large to be read compressed; uncompress it to a plain .tar first")
+                if compressed:
+                    blobs[file] = tar.extractfile(member).read()
+            _check_end(tar)
+    except DataError:
+        raise
+    except DAMAGE as error:
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+    read = blobs.__getitem__ if compressed else _range_reader(path, members)
+    return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError unless the members end with the block of zeros that marks the end.
+
+    tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive.
+    Reading on to the end of a compressed one compares its check sum.
+    """
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends without the mark of its end, or a member's header is damaged")
+    if not isinstance(tar.fileobj, io.BufferedReader | io.FileIO):
+        while tar.fileobj.read(1 << 20):
+            pass
+
+
+def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
+    file = safe_member(member.name, place)
+    if file is None or member.isdir():
+        return None
+    if not member.isreg():
+        raise DataError(f"{place}: the member {member.name!r} is a link or a device; unpack the archive yourself")
+    check_member_size(member.size, file, place)
+    return file
+
+
+def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
+    descriptor = os.open(path, os.O_RDONLY)
+
+    def read(file: str) -> bytes:
+        offset, size = members[file]
+        data = os.pread(descriptor, size, offset)
+        if len(data) != size:
+            raise CorruptImage(f"{path}/{file}: the archive ends within it; fetch it again")
+        return data
+
+    weakref.finalize(read, os.close, descriptor)
+    return read
+
+
+def zip_tree(path: Path) -> Tree:
+    """Returns the files of a zip, read in place."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except DAMAGE as error:
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+    members, size = {}, path.stat().st_size
+    for info in archive.infolist():
+        file = safe_member(info.filename, str(path))
+        if file is None or info.is_dir():
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"{path}: the member {info.filename!r} is a link; unpack the archive yourself")
+        check_member_size(info.file_size, file, str(path))
+        if info.compress_size > size:
+            raise DataError(f"{path}: damaged archive (the member {file!r} is larger than it); fetch it again")
+        members[file] = info
+    lock = threading.Lock()
+
+    def read(file: str) -> bytes:
+        try:
+            with lock:
+                return archive.read(members[file])
+        except DAMAGE as error:
+            raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
+
+    return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])

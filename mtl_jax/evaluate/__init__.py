@@ -1,0 +1,5 @@
+"""A run's network and how good it is on test tasks. Start with run.py; to load a network, network.py."""
+
+from mtl_jax.evaluate.run import describe, evaluate
+
+__all__ = ["describe", "evaluate"]

@@ -1,0 +1,166 @@
+"""How good a run's network is: mean accuracy ± CI95 over many tasks of a split, with the protocol that was used."""
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtl_jax import config, frozen_episodes, metrics, workdir
+from mtl_jax.config import build, run_data
+from mtl_jax.data import Dataset
+from mtl_jax.episodes import count_distinct
+from mtl_jax.errors import ConfigError
+from mtl_jax.evaluate import network
+from mtl_jax.evaluation import evaluate_tasks
+from mtl_jax.frozen_episodes import Frozen
+from mtl_jax.launch import hosts
+
+_logger = logging.getLogger(__name__)
+BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
+
+
+def evaluate(
+    settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None, weights: str = "",
+    other_data: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates a workdir's best checkpoint by the protocol of `settings.evaluate`, and writes its files.
+
+    Args:
+      settings: the workdir's config, with another `evaluate` group if wished.
+      path: the workdir.
+      dataset: the data, where the caller has it already.
+      episodes: a file of episodes to replay; its sizes must be those of `settings` (see `with_episodes`).
+      weights: a reference's weight file to evaluate instead of a checkpoint; the workdir then takes the results alone.
+      other_data: the data of `settings` is other data than the run's (see `run_data.with_other`); results then have
+        files of their own.
+
+    Returns:
+      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks. Of several
+      processes each gets it, and the first writes the files.
+
+    Raises:
+      MtlError: what the user can mend.
+    """
+    place, protocol = workdir.Workdir(path), build.protocol(settings)
+    with hosts.first_goes_first():
+        dataset = dataset or build.dataset(settings.data)
+    trained = [] if weights else run_data.check(dataset, place, settings.evaluate.split, other=other_data)
+    split = dataset.split(settings.evaluate.split)
+    if weights:
+        step, model = 0, network.model(settings, weights)
+    else:
+        step, model = network.trained(settings, place, split.images.shape[1:])
+    tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
+    content = frozen_episodes.content_hash(split, tasks)
+    hosts.check_same("checkpoint or set of tasks", [step, content])
+    started, every = time.monotonic(), settings.evaluate.every_step
+    accuracies = evaluate_tasks(
+        model, split.images, split.table(), protocol,
+        tasks=tasks, every_step=every, embed_batch=settings.runtime.embed_batch, chunk=settings.runtime.task_chunk,
+        devices=hosts.devices(settings.runtime.devices),
+    )  # fmt: skip
+    seconds = time.monotonic() - started
+    trajectory = accuracies if every else accuracies[:, None]
+    distinct = count_distinct(*tasks)
+    result = {
+        **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
+        "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
+        "seconds": round(seconds, 2),
+    }  # fmt: skip
+    own = None if weights else build.protocol(config.read(place.config))
+    if weights:
+        result["checkpoint_by"] = f"weight file {Path(weights).name}"
+    elif (protocol.inner.steps, protocol.inner.lr) != (own.inner.steps, own.inner.lr):
+        result["inner_by"] = "command line"  # of which nobody knows by what tasks it was chosen
+    if episodes:
+        result["seed"] = episodes.facts["seed"]
+    if every:
+        result["accuracy_by_step"] = [_interval(column, distinct) for column in trajectory.T]
+        result["accuracy_by_step_note"] = _step_warning(result["split"])
+    if not hosts.is_first():
+        return result
+    is_own = episodes is None and protocol == own and not other_data
+    named = {name: result[name] for name in ("dataset", "fingerprint")} if other_data else {}
+    sizes = {"way": result["way"], "shot": result["shot"], "episodes": content if episodes else "", **named}
+    _write(place, split.name, result, trajectory, is_own, sizes)
+    return result
+
+
+def _interval(accuracies: np.ndarray, distinct: int) -> dict[str, float | None]:
+    mean, ci95 = metrics.mean_interval(accuracies, distinct)
+    return {"accuracy": mean, "ci95": ci95}
+
+
+def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, Any]:
+    """What a figure must not be printed without."""
+    transductive = settings.meta.batch_norm == "batch"
+    return {
+        "split": settings.evaluate.split, "num_tasks": protocol.num_tasks,
+        "way": protocol.way, "shot": protocol.shot, "query": protocol.query,
+        "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr, "inner_by": "config",
+        "batch_norm": "batch" if transductive else "running", "head": "zero" if protocol.zero_head else "learned",
+        "flips": protocol.flips, "crops": protocol.crops, "crop_area": protocol.crop_area if protocol.crops else None,
+        "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
+    }  # fmt: skip
+
+
+def _chosen_by(settings: ConfigDict) -> str:
+    """What chose the checkpoint. Nothing can choose it by the test split: training never opens it."""
+    phase = settings.pretrain if settings.meta.learn == "none" else settings.meta
+    by_tasks = phase.select == "best" and phase.val_every and phase.val_tasks
+    return "validation" if by_tasks else "last step"
+
+
+def _step_warning(split: str) -> str:
+    """What accuracies by inner step carry, but on validation tasks: they are there to be chosen by."""
+    return "" if split == "val" else BY_STEP
+
+
+def _write(place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
+    path = place.evaluation(split, "json", **sizes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json_atomic(path, result)
+    if is_own:
+        workdir.write_json_atomic(place.evaluation(split, "json"), result)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    last = range(trajectory.shape[1])[-1]
+    names = [f"accuracy{step}" for step in range(last)] if last else []
+    rows.writerow(["task", *names, "accuracy"])
+    rows.writerows([task, *map(float, row)] for task, row in enumerate(trajectory))
+    workdir.write_bytes_atomic(place.evaluation(split, "csv", **sizes), text.getvalue().encode())
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The line that is printed: no figure without its protocol."""
+    given = "" if result["inner_by"] == "config" else f" by {result['inner_by']}"
+    return (
+        f"{result['split']} {result['way']}-way {result['shot']}-shot: "
+        f"{metrics.in_percent(result['accuracy'], result['ci95'])} % "
+        f"over {metrics.describe_tasks(result['num_tasks'], result['distinct_tasks'])} of {run_data.describe(result)} "
+        f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}{given}, "
+        f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
+        f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
+        + "".join(f"; caveat: {caveat}" for caveat in result["caveats"])
+    )
+
+
+def with_episodes(settings: ConfigDict, episodes: Frozen, given: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A copy of a config with the sizes of a file of episodes in its `evaluate` group.
+
+    Raises:
+      ConfigError: something else was `given` on the command line.
+    """
+    settings = ConfigDict(settings.to_dict())
+    facts = {name: episodes.facts[name] for name in ("split", "num_tasks", "way", "shot", "query")}
+    for name, value in (given or {}).items():
+        if facts[name] != value:
+            raise ConfigError(f"--{name}={value}, but the file of episodes has {facts[name]}; leave the flag out")
+    settings.evaluate.update(facts)
+    return settings

@@ -1,0 +1,5 @@
+"""Test tasks as a file that any framework can replay. Start with file.py."""
+
+from mtl_jax.frozen_episodes.file import Frozen, choose_tasks, content_hash, freeze, read, write
+
+__all__ = ["Frozen", "choose_tasks", "content_hash", "freeze", "read", "write"]

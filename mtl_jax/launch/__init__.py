@@ -1,0 +1,1 @@
+"""How a program starts, joins others, is stopped, and ends. Start with program.py."""

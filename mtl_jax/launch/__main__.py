@@ -1,0 +1,163 @@
+"""Several processes of a program on this machine, started, watched and ended together.
+
+python -m mtl_jax.launch --num_processes=2 -- train.py --config=configs/glyphs.py --workdir=runs/glyphs
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import IO, TextIO
+
+from mtl_jax.errors import ConfigError
+from mtl_jax.launch import program
+from mtl_jax.launch.signals import EXIT_GO_ON_LATER
+
+_GRACE_SECONDS = 3  # in which the others may end by themselves once one has died
+
+
+def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> int:
+    """Runs `python *command` in `count` processes that find each other by its flags, until all have ended.
+
+    SIGTERM and SIGINT are passed on, once. Where a process dies, the others are ended, and a line says so.
+
+    Args:
+      command: the program's words, as after `python`.
+      count: how many processes.
+      devices_per_process: process i sees the accelerators from i times as many on; 0: each sees all.
+
+    Returns:
+      0, the first status that is not, or 128 and the signal that a process died of.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    words = [sys.executable, *command, f"--coordinator_address={address}", f"--num_processes={count}"]
+    children = [_start(words, number, devices_per_process) for number in range(count)]
+    relays = [
+        threading.Thread(target=relay, args=(number, child.stderr), daemon=True)
+        for number, child in enumerate(children) if child.stderr
+    ]  # fmt: skip
+    for thread in relays:
+        thread.start()
+    try:
+        with _passing_on(children):
+            return _watch(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        for thread in relays:
+            thread.join(_GRACE_SECONDS)  # not for ever: what a process has started may outlive it
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _start(words: Sequence[str], number: int, devices: int) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if devices:
+        ids = range(number * devices, (number + 1) * devices)
+        environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, ids))
+    return subprocess.Popen(
+        [*words, f"--process_id={number}"], env=environment,
+        # Ctrl-C reaches the launcher alone, which passes it on; only the first process draws a progress bar.
+        start_new_session=True, stderr=subprocess.PIPE if number else None,
+    )  # fmt: skip
+
+
+def relay(number: int, lines: IO[bytes], to: TextIO | None = None) -> None:
+    """Writes each line to `to` (standard error), after the number of the process that said it."""
+    to = to or sys.stderr
+    with lines:
+        for line in lines:
+            to.write(f"[{number}] {line.decode(errors='replace')}")
+            to.flush()
+
+
+@contextlib.contextmanager
+def _passing_on(children: Sequence[subprocess.Popen]) -> Iterator[None]:
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(children: Sequence[subprocess.Popen]) -> int:
+    """Waits for all children, or for one to fail."""
+    while True:
+        codes = [child.poll() for child in children]
+        for number, code in enumerate(codes):
+            if code not in (None, 0, EXIT_GO_ON_LATER):
+                _end_others(children, number, code)
+                return code if code > 0 else 128 - code
+        if None not in codes:
+            return max(codes)
+        time.sleep(0.1)
+
+
+def _end_others(children: Sequence[subprocess.Popen], number: int, code: int) -> None:
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+        time.sleep(0.1)
+    ended = sum(child.poll() is None for child in children)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    print(
+        f"error: process {number} of {len(children)} {how}; the others are ended"
+        f"{f' ({ended} by force)' if ended else ''}. The same command goes on from the last checkpoint",
+        file=sys.stderr,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program."""
+    parser = program.Parser("python -m mtl_jax.launch", description=__doc__)
+    parser.add_argument("--num_processes", type=_at_least(1), default=2, help="how many processes")
+    parser.add_argument(
+        "--devices_per_process", type=_at_least(0), default=0, help="accelerators that each process sees; 0: all"
+    )
+    own, separator, command = _split(argv)
+    values = parser.parse_args(own[1:])
+    if not separator or not command:
+        raise ConfigError("nothing to run; write python -m mtl_jax.launch --num_processes=2 -- train.py --config=...")
+    return launch(command, values.num_processes, values.devices_per_process)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(word: str) -> int:
+        if not re.fullmatch(r"\d{1,6}", word) or int(word) < least:
+            raise argparse.ArgumentTypeError(f"{word!r}, expected a whole number, {least} or more")
+        return int(word)
+
+    return parse
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """The launcher's own words, whether there was a `--`, and the words after it."""
+    words = list(argv)
+    if "--" not in words:
+        return words, False, []
+    at = words.index("--")
+    return words[:at], True, words[at + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(program.run(main))

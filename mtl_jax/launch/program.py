@@ -1,0 +1,85 @@
+"""What every program does: set up the process, parse its flags, and end with one line instead of a traceback."""
+
+import argparse
+import difflib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from mtl_jax.errors import ConfigError, MtlError, NotFiniteError
+from mtl_jax.launch import compilation_cache, host_memory, hosts, xla_flags
+from mtl_jax.launch.signals import EXIT_GO_ON_LATER, Stopped
+
+EXIT_USER_ERROR = 2
+
+
+def nearest(word: str, known: Iterable[Any], sign: str = "") -> str:
+    """' (did you mean X?)', or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, [str(one) for one in known], 1)
+    return f" (did you mean {sign}{near[0]}?)" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of programs without a config: its errors are ConfigErrors, a flag is given once and in full."""
+
+    def __init__(self, *words: Any, **options: Any) -> None:
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
+        super().__init__(*words, **options)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse. Raises ConfigError where a flag is given twice or is wrong."""
+        given = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args) if word.startswith("--")]
+        if twice := [name for name in given if given.count(name) > 1]:
+            self.error(f"{twice[0]} is given twice; leave one of them out")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError, with the nearest known flag where one is not known."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        near = nearest(unknown[1], _options(self)) if unknown else ""
+        raise ConfigError(f"{message}{near}; {self.prog} --help lists what there is")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a program's main: a user's error is one line and status 2, a stop by signal status 75.
+
+    One of several processes does not come back from an error: see `hosts.abandon`.
+    """
+    argv = sys.argv if argv is None else argv
+    xla_flags.configure()
+    host_memory.keep()
+    compilation_cache.configure()
+    try:
+        status = _status(main, argv)
+    except Exception:
+        if hosts.is_joined():
+            traceback.print_exc()
+            hosts.abandon(1)
+        raise
+    if status not in (0, EXIT_GO_ON_LATER):
+        hosts.abandon(status)
+    return status
+
+
+def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    try:
+        return main(argv) or 0
+    except Stopped:
+        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        return EXIT_GO_ON_LATER
+    except MtlError as error:
+        if any(word in ("--debug", "--debug=true", "--debug=1") for word in argv):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NotFiniteError) else EXIT_USER_ERROR

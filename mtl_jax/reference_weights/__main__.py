@@ -1,0 +1,108 @@
+"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet, in both directions.
+
+    python -m mtl_jax.reference_weights info FILE
+    python -m mtl_jax.reference_weights convert FILE OUT.pth|OUT.safetensors|OUT.npy
+
+FILE is a .pth (.pt, .pth.tar) of PyTorch code; a .npy of the TensorFlow code, several with commas between, or their
+folder; a .safetensors; or a workdir of train.py.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from mtl_jax import config, meta, workdir
+from mtl_jax.config.rules import is_weights
+from mtl_jax.errors import CheckpointError
+from mtl_jax.launch import program
+from mtl_jax.reference_weights.files import (
+    GROUPS,
+    ReferenceWeights,
+    export_npy,
+    export_pth,
+    export_safetensors,
+    load_reference_weights,
+)
+from mtl_jax.workdir import named_arrays
+from mtl_jax.workdir.checkpoint import Checkpoints
+
+
+def from_workdir(path: Path) -> ReferenceWeights:
+    """The selected checkpoint of a run of train.py, its fine-tuned parameters put in their places.
+
+    Raises:
+      MtlError: there is none.
+    """
+    place = workdir.Workdir(path)
+    settings = config.read(place.config)
+    if settings.meta.learn == "none":
+        return _pretrained(settings, place)
+    items = Checkpoints(place.checkpoints("meta")).selected(settings.meta.select).items
+    learned = items["learned"]
+    params = meta.overlay(items["params"], learned.get("params", {}))
+    stats = items.get("batch_stats") if settings.meta.batch_norm != "batch" else None
+    return ReferenceWeights(settings.backbone.name, params, stats, learned.get("ss"), learned["head"])
+
+
+def _pretrained(settings: ConfigDict, place: workdir.Workdir) -> ReferenceWeights:
+    """The pre-trained backbone of a run, or of what its `pretrain.init` names: a workdir or a weight file."""
+    init = os.path.expanduser(settings.pretrain.init)
+    if init and is_weights(init):
+        return load_reference_weights(init)
+    source = workdir.Workdir(init) if init else place
+    items = Checkpoints(source.checkpoints("pretrain")).selected(settings.pretrain.select).items
+    network = items.get("average") or items
+    return ReferenceWeights(
+        settings.backbone.name, network["params"]["backbone"], network.get("batch_stats", {}), None, None
+    )
+
+
+def describe(weights: ReferenceWeights) -> str:
+    """What is in it, a line a group."""
+    lines = [f"backbone: {weights.backbone}"]
+    for group in GROUPS:
+        tree = getattr(weights, group)
+        arrays = named_arrays.flatten(tree) if tree else {}
+        count = sum(array.size for array in arrays.values())
+        lines.append(f"{group}: {len(arrays)} arrays, {count:,} numbers" if arrays else f"{group}: none")
+    if weights.head:
+        lines.append(f"head: {weights.head['kernel'].shape[1]} classes")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program."""
+    parser = program.Parser("python -m mtl_jax.reference_weights", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in (("info", "what a file holds"), ("convert", "write it in another format")):
+        command = commands.add_parser(name, help=about)
+        command.add_argument(
+            "file", help=".pth, .pt, .pth.tar, .npy (several: with commas), folder of .npy, .safetensors, or workdir"
+        )
+        if name == "convert":
+            command.add_argument("out", type=Path, help="ends in .pth, .npy or .safetensors")
+    arguments = parser.parse_args(argv[1:])
+    place = Path(arguments.file)
+    weights = from_workdir(place) if (place / "config.json").exists() else load_reference_weights(arguments.file)
+    print(describe(weights))
+    if arguments.command == "convert":
+        _convert(weights, arguments.out)
+    return 0
+
+
+def _convert(weights: ReferenceWeights, out: Path) -> None:
+    exports = {".pth": export_pth, ".pt": export_pth, ".npy": export_npy, ".safetensors": export_safetensors}
+    if out.suffix not in exports:
+        raise CheckpointError(f"{out}: expected a name that ends in {', '.join(exports)}")
+    try:
+        written = exports[out.suffix](weights, out) or [out]
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written: {error.strerror}; give another path") from error
+    print("written:", ", ".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    sys.exit(program.run(main))

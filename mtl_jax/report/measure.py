@@ -1,0 +1,235 @@
+"""What a report is made of: every answer that a run gives on its test tasks, and the figures that follow from them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mtl_jax import config, frozen_episodes
+from mtl_jax.config import build, run_data
+from mtl_jax.data import Dataset, Split
+from mtl_jax.episodes import count_distinct
+from mtl_jax.evaluate import network
+from mtl_jax.evaluate.run import protocol_facts, with_episodes
+from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks
+from mtl_jax.frozen_episodes import Frozen
+from mtl_jax.meta import backbone_params
+from mtl_jax.types import Array
+from mtl_jax.workdir import Workdir
+from mtl_jax.workdir.writers import read_jsonl
+
+MAP_CLASSES, MAP_IMAGES = 8, 40
+_MINED = re.compile(r"hard tasks after step (\d+): \d+ failure classes: (.*)")
+_MINED_CLASS = re.compile(r"(.+?) \((\d+)\)(?:, |$)")
+
+
+class Tested(NamedTuple):
+    """A run's answers on test tasks.
+
+    place, settings: the workdir and its config. dataset, split, tasks, protocol: what it was tested on. model: the
+    network. facts: what stands beside a figure, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the class
+    0..N-1 that was answered after 0, 1, ... inner steps.
+    """
+
+    place: Workdir
+    settings: ConfigDict
+    dataset: Dataset
+    split: Split
+    tasks: Tasks
+    protocol: Protocol
+    model: Model
+    facts: dict[str, Any]
+    answers: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each answer is right: bool [T, steps + 1, N Q]."""
+        return self.answers == np.repeat(np.arange(self.protocol.way), self.protocol.query)
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """The query accuracy of each task: [T]."""
+        return self.correct[:, -1].mean(-1)
+
+
+class Pair(NamedTuple):
+    """Two classes and how often one is taken for the other, of so many queries of tasks that had both."""
+
+    first: int
+    second: int
+    rate: float
+    queries: int
+
+
+def settings_of(path: str | Path, changes: Mapping[str, Any], episodes: Frozen | None, data: str = "") -> ConfigDict:
+    """A workdir's config with `changes` in its evaluate group, or with the sizes of a file of episodes.
+
+    `data` is NAME:PATH of other data than the run's, if any.
+
+    Raises:
+      ConfigError: no such run, a value that is not allowed, or a change that contradicts the file.
+    """
+    place = Workdir(path)
+    settings = config.read(place.config)
+    if data:
+        settings = run_data.with_other(settings, place, data)
+    settings.evaluate.update(changes)
+    if episodes:
+        settings = with_episodes(settings, episodes, changes)
+    config.validate(settings)
+    return settings
+
+
+def planned_facts(settings: ConfigDict) -> dict[str, Any]:
+    """What a run will be tested by, before anything is computed."""
+    return protocol_facts(settings, build.protocol(settings), 0)
+
+
+def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = None, other_data: bool = False) -> Tested:
+    """Evaluates a workdir and keeps every answer.
+
+    Raises:
+      MtlError: as `evaluate.evaluate`.
+    """
+    place, protocol = Workdir(path), build.protocol(settings)
+    dataset, trained = run_data.opened(settings, place, settings.evaluate.split, other=other_data)
+    split = dataset.split(settings.evaluate.split)
+    step, model = network.trained(settings, place, split.images.shape[1:])
+    tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
+    answers = evaluate_tasks(
+        model, split.images, split.table(), protocol, tasks=tasks, every_step=True, outcome=_short_answers,
+        embed_batch=settings.runtime.embed_batch, chunk=min(200, settings.runtime.task_chunk),
+    )  # fmt: skip
+    facts = {
+        **protocol_facts(settings, protocol, step),
+        "episodes": frozen_episodes.content_hash(split, tasks), "distinct_tasks": count_distinct(*tasks),
+        **run_data.facts(dataset, trained),
+    }  # fmt: skip
+    return Tested(place, settings, dataset, split, tasks, protocol, model, facts, answers)
+
+
+def freeze(tested: Tested) -> Frozen:
+    """The tasks that a run was tested on, for another run."""
+    facts = {"dataset": tested.dataset.name, "fingerprint": tested.dataset.fingerprint, "seed": tested.facts["seed"]}
+    return frozen_episodes.freeze(tested.split, tested.tasks, **facts)
+
+
+def _short_answers(logits: Array, labels: Array) -> Array:
+    return logits.argmax(-1).astype(jnp.int16)
+
+
+def class_counts(tested: Tested) -> np.ndarray:
+    """How often queries of each class were answered with each class: int [C, C], rows the true ones."""
+    classes = tested.split.labels[tested.tasks.query[:, :, 0]]  # [T, N]
+    truth = np.repeat(classes, tested.protocol.query, axis=1)
+    answered = np.take_along_axis(classes, tested.answers[:, -1].astype(np.int64), axis=1)
+    counts = np.zeros((len(tested.split.class_names),) * 2, np.int64)
+    np.add.at(counts, (truth, answered), 1)
+    return counts
+
+
+def met_counts(tested: Tested) -> np.ndarray:
+    """How many queries of each class were in a task with each class: int [C, C]; the diagonal has all of a class."""
+    classes = tested.split.labels[tested.tasks.query[:, :, 0]]
+    met = np.zeros((len(tested.split.class_names),) * 2, np.int64)
+    np.add.at(met, (classes[:, :, None], classes[:, None, :]), tested.protocol.query)
+    return met
+
+
+def confusion(tested: Tested) -> np.ndarray:
+    """Of the queries of class i in tasks that had class j, the fraction answered j: [C, C]; NaN for none."""
+    counts, met = class_counts(tested), met_counts(tested)
+    return np.divide(counts, met, out=np.full(counts.shape, np.nan), where=met > 0)
+
+
+def hardest_pairs(tested: Tested, count: int = 6) -> list[Pair]:
+    """The classes that are most often taken for each other, among those that met in two tasks at least."""
+    counts, met = class_counts(tested), met_counts(tested)
+    both, wrong = np.triu(met + met.T, 1), np.triu(counts + counts.T, 1)
+    enough = both >= 2 * 2 * tested.protocol.query
+    rate = np.where(enough & (wrong > 0), wrong / np.maximum(both, 1), 0)
+    order = np.argsort(-rate, axis=None, kind="stable")[:count]
+    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, rate.shape), strict=True)]
+    return [Pair(i, j, float(rate[i, j]), int(both[i, j])) for i, j in pairs if rate[i, j] > 0]
+
+
+def ranked_classes(tested: Tested) -> list[tuple[int, float, int]]:
+    """(class, accuracy, queries) of every class that was tested, the hardest first."""
+    counts = class_counts(tested)
+    queries = counts.sum(1)
+    seen = np.flatnonzero(queries)
+    accuracy = np.diag(counts)[seen] / queries[seen]
+    return [(int(seen[i]), float(accuracy[i]), int(queries[seen[i]])) for i in np.argsort(accuracy, kind="stable")]
+
+
+def feature_map(tested: Tested) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first two principal components of the features of some images of some classes, from hard to easy ones.
+
+    Returns:
+      (points [M, 2], classes [M], fraction of the variance on each axis [2]).
+    """
+    ranked = [c for c, _, _ in ranked_classes(tested)]
+    chosen = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, MAP_CLASSES).astype(int))]
+    table = tested.split.table()
+    rows = np.concatenate([table.indices[c, : table.counts[c]][:MAP_IMAGES] for c in chosen])
+    features = _embed(tested.model, tested.split.images[rows])
+    centred = features - features.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    share = np.square(s[:2]) / max(np.square(s).sum(), 1e-30)
+    return u[:, :2] * s[:2], tested.split.labels[rows], share
+
+
+def _embed(model: Model, images: np.ndarray) -> np.ndarray:
+    mode = "batch" if model.embed.batch_statistics == "batch" else "running"
+    embed, stats = model.embed._replace(batch_statistics=mode), model.frozen.batch_stats
+    return np.asarray(embed(backbone_params(model.learned, model.frozen), stats, images)[0], np.float64)
+
+
+def extreme_tasks(tested: Tested, count: int = 2) -> tuple[list[int], list[int]]:
+    """The numbers of the (best, worst) tasks."""
+    order = np.argsort(tested.accuracies, kind="stable")
+    return order[::-1][:count].tolist(), order[:count].tolist()
+
+
+def mined_classes(log: Path) -> dict[int, dict[str, int]]:
+    """The failure classes that hard-task mining found, by step, from a run's log; a step that ran twice counts once."""
+    if not log.exists():
+        return {}
+    found = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if match := _MINED.search(line):
+            found[int(match[1])] = {name: int(count) for name, count in _MINED_CLASS.findall(match[2])}
+    return found
+
+
+def costs(timing: Path) -> dict[str, dict[str, float]]:
+    """By phase: `seconds` over all starts of a run, and the peaks of its memory in megabytes where they are known."""
+    phases_seen: dict[str, dict[str, float]] = defaultdict(dict)
+    before: dict[str, float] = defaultdict(float)
+    if not timing.exists():
+        return {}
+    for record in read_jsonl(timing):
+        for name, value in record.items():
+            phase, _, what = name.partition("/")
+            if what == "seconds":  # counts from the start of a process: less than before is another start
+                total = phases_seen[phase].get(what, 0.0)
+                phases_seen[phase][what] = total + value - (before[phase] if value >= before[phase] else 0)
+                before[phase] = value
+            elif what.endswith("memory_mb"):
+                phases_seen[phase][what] = max(value, phases_seen[phase].get(what, 0))
+    return dict(phases_seen)
+
+
+def commands(place: Workdir) -> list[dict[str, Any]]:
+    """The commands that were started in a workdir, with their times and versions."""
+    return list(read_jsonl(place.commands)) if place.commands.exists() else []
+
+
+def class_names(tested: Tested, classes: Sequence[int]) -> list[str]:
+    """The names of classes of the split."""
+    return [tested.split.class_names[c] for c in classes]

@@ -1,0 +1,54 @@
+"""Pre-training and meta-training of a config, in a workdir that a stopped run goes on from.
+
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/seeds --num_seeds=3
+python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1 --replay=120
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from mtl_jax import config, workdir
+from mtl_jax.config import command_line
+from mtl_jax.errors import ConfigError
+from mtl_jax.launch import hosts, program
+from mtl_jax.train import replay, seeds
+from mtl_jax.train.run import dry_run, train
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """The program."""
+    values = flags.FlagValues()
+    command_line.define_config(values, required=True)
+    hosts.define_flags(values)
+    flags.DEFINE_bool("dry_run", False, "print what the run would do and need, and end", flag_values=values)
+    flags.DEFINE_integer("num_seeds", None, "train and test so many seeds, in WORKDIR/seed-0, ...", flag_values=values)
+    flags.DEFINE_string(
+        "replay", None, "STEP or pretrain:STEP: run that step of the workdir's run again, draw its images and "
+        "predictions, find what is not finite, and end; nothing of the run is changed", flag_values=values,
+    )  # fmt: skip
+    command_line.parse(values, argv, __doc__)
+    modes = [name for name in ("dry_run", "num_seeds", "replay") if values[name].value not in (None, False)]
+    if len(modes) > 1 and "replay" in modes:  # a dry run of several seeds is that of one
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one of them out")
+    if values.dry_run:
+        print(dry_run(values.config))
+        return 0
+    if values.replay is not None:
+        print(replay.describe(replay.replay(values.config, values.workdir, replay.wanted(values.replay))))
+        return 0
+    hosts.join(values)
+    if values.num_seeds is not None:
+        seeds.main(values.config, values.workdir, values.num_seeds, hosts.without_flags(argv))
+        return 0
+    config.validate(values.config)  # before the workdir is made
+    if hosts.is_first():
+        workdir.record_command(values.workdir, hosts.without_flags(argv))
+    train(values.config, values.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(program.run(main))

@@ -1,0 +1,8 @@
+"""What a run keeps on disk: paths, logs, metrics, checkpoints.
+
+Start with workdir.py; to change how a run is saved, read checkpoint.py.
+"""
+
+from mtl_jax.workdir.workdir import Workdir, lock, record_command, write_bytes_atomic, write_json_atomic
+
+__all__ = ["Workdir", "lock", "record_command", "write_bytes_atomic", "write_json_atomic"]
