@@ -11,7 +11,7 @@ the backbone, a task costs a gradient step of the whole network at a time, so th
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from mtl_jax.data import Dataset
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
+from mtl_jax.evaluate.choose import choose_inner
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks, sample_all
 from mtl_jax.launch import program
 from mtl_jax.train import train
@@ -135,28 +136,11 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
     _, model = network.trained(settings, place, val.images.shape[1:])
     protocol = build.protocol(settings)._replace(num_tasks=count)
     by_step = functools.partial(_accuracies, settings, model, val, every_step=True)
-    protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step)
+    rates = [factor * protocol.inner.lr for factor in FACTORS]
+    protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step, rates)
     tasks = sample_all(held_out.table(), protocol)
     accuracies = _accuracies(settings, model, held_out, protocol, tasks=tasks)
     return Scores(accuracies, protocol.inner.lr, protocol.inner.steps, count_distinct(*tasks))
-
-
-def choose_inner(
-    protocol: Protocol, by_step: Callable[[Protocol], np.ndarray], factors: Sequence[float] = ()
-) -> Protocol:
-    """The protocol with the inner rate and number of steps that are best on validation tasks.
-
-    Args:
-      protocol: its rate times each of `factors` is tried, with 1 step up to as many as it has; of equals the fewest.
-      by_step: a protocol's accuracies on validation tasks after every inner step, [tasks, steps + 1].
-      factors: of the rate; none: `FACTORS`.
-    """
-    found = {}
-    for factor in factors or FACTORS:
-        tried = protocol._replace(inner=protocol.inner._replace(lr=factor * protocol.inner.lr))
-        means = by_step(tried).mean(0)
-        found |= {(float(means[step]), -step): tried.inner._replace(steps=step) for step in range(1, len(means))}
-    return protocol._replace(inner=found[max(found)])
 
 
 def _accuracies(settings: ConfigDict, model: Model, split: Any, protocol: Protocol, **options: Any) -> np.ndarray:

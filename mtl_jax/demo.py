@@ -7,6 +7,7 @@ number of steps are chosen from the same grid on validation tasks.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,13 @@ from mtl_jax.config import build
 from mtl_jax.configs import glyphs
 from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluate import network
+from mtl_jax.evaluate.choose import choose_inner
 from mtl_jax.evaluation import Model, Protocol
 from mtl_jax.launch import program
 from mtl_jax.meta import Embed, Frozen
 from mtl_jax.report import plots
 from mtl_jax.train import train
-from mtl_jax.types import Array, Params
+from mtl_jax.types import Array
 
 SHOTS = (1, 5)
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -75,25 +77,18 @@ def random_backbone(key: Array, embed: Embed, shape: tuple[int, ...], split: Spl
     return Frozen(variables["params"], seeing(variables["params"], variables["batch_stats"], images)[1])
 
 
-def choose(head: Params, bank: Array, split: Split, protocol: Protocol) -> Protocol:
-    """The protocol with the inner rate and steps of the grid that are best on a split's tasks."""
-    scores = {}
-    for rate in RATES:
-        tried = protocol._replace(num_tasks=CHOICE_TASKS, inner=protocol.inner._replace(lr=rate, steps=max(STEPS)))
-        by_step = evaluation.adapt_on_bank(head, bank, None, split.table(), tried, every_step=True).mean(0)
-        scores |= {(rate, steps): by_step[steps] for steps in STEPS}
-    rate, steps = max(scores, key=scores.get)
-    return protocol._replace(inner=protocol.inner._replace(lr=rate, steps=steps))
-
-
 def test(settings: ConfigDict, path: Path, dataset: Dataset) -> dict[str, tuple[Protocol, np.ndarray]]:
     """For every row, the protocol chosen on validation tasks, and the accuracy of each of 10,000 test tasks."""
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     results = {}
     for name, model in models(settings, path, dataset.splits["train"]).items():
         head = model.learned["head"]
-        chosen = choose(head, evaluation.embed_all(model, val.images), val, build.protocol(settings))
-        chosen = chosen._replace(num_tasks=PAIRED_TASKS)
+        by_step = functools.partial(
+            evaluation.adapt_on_bank, head, evaluation.embed_all(model, val.images), None, val.table(), every_step=True
+        )
+        grid = build.protocol(settings)._replace(num_tasks=CHOICE_TASKS)
+        grid = grid._replace(inner=grid.inner._replace(steps=max(STEPS)))
+        chosen = choose_inner(grid, by_step, RATES, STEPS)._replace(num_tasks=PAIRED_TASKS)
         bank = evaluation.embed_all(model, held_out.images)
         results[name] = chosen, evaluation.adapt_on_bank(head, bank, None, held_out.table(), chosen)
     return results

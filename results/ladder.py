@@ -166,7 +166,7 @@ def test_bank(
         table = dataset.splits["val"].table()
         return adapt_on_bank(head, banks["val"], None, table, tried, chunk=measure.CHUNK, **options)
 
-    chosen = measure.choose(protocol, score)
+    chosen = measure.choose_by(protocol, score)
     split = dataset.splits["test"]
     tasks = sample_all(split.table(), chosen)
     accuracies = adapt_on_bank(head, banks["test"], None, split.table(), chosen, tasks=tasks, chunk=measure.CHUNK)

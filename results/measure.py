@@ -13,7 +13,7 @@ from mtl_jax import ablation, config, evaluation, frozen_episodes, metrics, work
 from mtl_jax.config import build, rules
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
-from mtl_jax.evaluate import network
+from mtl_jax.evaluate import choose, network
 from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks, sample_all
 from mtl_jax.reference_weights import kept_networks
 from mtl_jax.reference_weights.kept_networks import Kept
@@ -68,14 +68,15 @@ def _dataset(settings: str) -> Dataset:
 
 
 def choose_inner(model: Model, dataset: Dataset, protocol: Protocol, factors: Sequence[float] = ()) -> Protocol:
-    """The protocol with the inner loop that 2,000 validation tasks choose; see `ablation.choose_inner`."""
-    return choose(protocol, on_bank(model, dataset.splits["val"], protocol), factors)
+    """The protocol with the inner loop that 2,000 validation tasks choose; see `evaluate.choose`."""
+    return choose_by(protocol, on_bank(model, dataset.splits["val"], protocol), factors)
 
 
-def choose(protocol: Protocol, score: Callable[..., np.ndarray], factors: Sequence[float] = ()) -> Protocol:
+def choose_by(protocol: Protocol, score: Callable[..., np.ndarray], factors: Sequence[float] = ()) -> Protocol:
     """The same by `score`: (protocol, every_step=True) -> accuracies on validation tasks after every step."""
     tried = protocol._replace(num_tasks=VALIDATION_TASKS)
-    chosen = ablation.choose_inner(tried, functools.partial(score, every_step=True), factors)
+    rates = [factor * protocol.inner.lr for factor in factors or ablation.FACTORS]
+    chosen = choose.choose_inner(tried, functools.partial(score, every_step=True), rates)
     return protocol._replace(inner=chosen.inner)
 
 

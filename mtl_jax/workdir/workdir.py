@@ -168,7 +168,7 @@ def record_command(path: str | Path, argv: Sequence[str]) -> None:
     place = Workdir(path).create()
     time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     program = Path(argv[0])
-    own = program.parent if program.name == "__main__.py" else program.with_suffix("")
+    own = program.parent if program.name == "__main__.py" else program.parent / program.stem
     words = ["-m", f"mtl_jax.{own.name}"] if own.parent.name == "mtl_jax" else [program.name]
     command = shlex.join(["python", *words, *argv[1:]])
     versions = {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}

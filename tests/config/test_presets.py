@@ -100,7 +100,7 @@ def test_every_row_of_the_tables_says_something():
 
 
 def test_every_row_names_its_proofs_and_they_exist():
-    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     assert len(ROWS) > 90
     for row in ROWS:
         proofs = re.fullmatch(r"`test_\w+`(, `test_\w+`)*", row[-1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_config, tiny_run  # noqa: F401, a fixture
 
-from mtl_jax import config, evaluate, train
+from mtl_jax import config, evaluate
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import hosts
 from mtl_jax.train import seeds
@@ -20,7 +20,7 @@ def test_each_seed_is_a_run_of_its_own_tested_on_the_same_tasks(monkeypatch, tmp
         shared = dict.fromkeys(seeds.SHARED, settings.evaluate.seed)
         return {**shared, "accuracy": 0.5 + settings.seed / 100, "ci95": 0.01, "checkpoint_step": 2}
 
-    monkeypatch.setattr(train, "train", lambda settings, path, hooks: trained.append((settings.seed, path)))
+    monkeypatch.setattr(seeds, "train", lambda settings, path, hooks: trained.append((settings.seed, path)))
     monkeypatch.setattr(evaluate, "evaluate", result)
     settings = tiny_config(seed=7)
     found = seeds.run(settings, tmp_path, 3, argv=["train.py", "--num_seeds=3"])
@@ -82,7 +82,7 @@ def test_of_several_processes_the_first_writes_and_prints(monkeypatch, tmp_path,
         "ci95": 0.01,
         "checkpoint_step": 2,
     }
-    monkeypatch.setattr(train, "train", lambda settings, path, hooks: None)
+    monkeypatch.setattr(seeds, "train", lambda settings, path, hooks: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda settings, path: shared)
     monkeypatch.setattr(hosts, "is_first", lambda: is_first)
     seeds.main(tiny_config(), str(tmp_path), 2, ["train.py", "--num_seeds=2"])
