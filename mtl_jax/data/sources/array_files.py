@@ -26,7 +26,6 @@ OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
 WHOLE = re.compile(r"(?:.*[-_])?(?P<split>train|val|test)\.(?:pkl|pickle|npz)")
 PARTS = re.compile(r"(?P<split>train|val|test)[-_](?P<part>images|labels)(?:_png)?\.(?:pkl|pickle|npz|npy)")
 
-
 SplitFiles = Mapping[str, Mapping[str, str]]  # split -> 'whole', 'images' or 'labels' -> file
 
 

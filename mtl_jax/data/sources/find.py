@@ -45,11 +45,11 @@ def find(name: str, path: str, splitting: Splitting) -> Source:
         raise DataError(f"data.name: {name!r} is unknown; it must be one of {', '.join(NAMES)} or tfds:NAME")
     if not path:
         raise DataError(f"data.path: {name} needs the folder or file that holds it")
-    place = Path(path).expanduser()
+    location = Path(path).expanduser()
     return (
-        ilsvrc.source(name, place)
-        or array_files.source_of_file(place, name, splitting)
-        or in_tree(archives.open_tree(place), name, splitting)
+        ilsvrc.source(name, location)
+        or array_files.source_of_file(location, name, splitting)
+        or in_tree(archives.open_tree(location), name, splitting)
     )
 
 

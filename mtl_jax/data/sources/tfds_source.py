@@ -24,13 +24,16 @@ PREFIX = "tfds:"
 OWN = ("fc100", "cifar_fs")
 INFO = "dataset_info.json"
 
+Record = tuple[str, int]  # TFDS split, position in it
+ByClass = Mapping[str, Sequence[Record]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Images of one class that are records, each found by its TFDS split and its position there."""
+    """Images of one class that are records of a data set."""
 
     sources: Mapping[str, Sequence[Any]]
-    rows: Sequence[tuple[str, int]]
+    rows: Sequence[Record]
     path: str
     lock: Any
     turns: int = 0
@@ -118,24 +121,23 @@ def read(path: Path, splitting: Splitting) -> Contents:
     return _split(sources, rows, splitting, str(path))
 
 
-Rows = Mapping[str, Sequence[tuple[str, int]]]  # class -> records
-
-
-def _rows(split: str, source: Sequence[Any], names: Sequence[str] | None, path: str) -> Rows:
+def _rows(split: str, source: Sequence[Any], names: Sequence[str] | None, path: str) -> ByClass:
     labels = [record["label"] for record in source]
     array = np.asarray(labels) if names else labels
-    named = arrays.label_names(array, len(labels), f"{path}, split {split}", names)
-    rows: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for row, name in enumerate(named):
+    class_of_record = arrays.label_names(array, len(labels), f"{path}, split {split}", names)
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for row, name in enumerate(class_of_record):
         rows[str(name)].append((split, row))
     return rows
 
 
-def _split(sources: Mapping[str, Sequence[Any]], rows: Mapping[str, Rows], splitting: Splitting, path: str) -> Contents:
+def _split(
+    sources: Mapping[str, Sequence[Any]], rows: Mapping[str, ByClass], splitting: Splitting, path: str
+) -> Contents:
     """Returns the splits that the user asks for, or else the data set's own, if no class is in two of them."""
     lock = threading.Lock()
 
-    def images(classes: Rows) -> Mapping[str, Images]:
+    def images(classes: ByClass) -> Mapping[str, Images]:
         return {name: Records(sources, classes[name], path, lock) for name in sorted(classes)}
 
     if not (splitting.lists or splitting.fractions):
@@ -143,7 +145,7 @@ def _split(sources: Mapping[str, Sequence[Any]], rows: Mapping[str, Rows], split
         names = [name for classes in own.values() for name in classes]
         if own and len(own) == len(rows) and len(names) == len(set(names)):
             return {split: images(classes) for split, classes in own.items()}
-    pooled: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    pooled: dict[str, list[Record]] = defaultdict(list)
     for classes in rows.values():
         for name, records in classes.items():
             pooled[name].extend(records)

@@ -289,7 +289,7 @@ def let_through(tiny_run, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_figure_carries_its_caveats_everywhere(let_through, tmp_path, capsys):
-    assert evaluate_main.main(["", f"--workdir={let_through}"]) == 0
+    assert evaluate_main.main(["evaluate.py", f"--workdir={let_through}"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("; caveat: Beware")
     assert json.loads((let_through / "evaluation" / "test.json").read_text())["caveats"] == ["Beware"]
     assert report_main.main(["", str(let_through), "--num_tasks=5"]) == 0
