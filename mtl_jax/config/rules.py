@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mtl_jax import backbones, support_views
-from mtl_jax.data import admission
+from mtl_jax.data import overlaps
 from mtl_jax.errors import ConfigError, DataError
 
 PYTORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
@@ -135,7 +135,7 @@ def _splits(config: ConfigDict) -> None:
 
 def _allowed(config: ConfigDict) -> None:
     try:
-        admission.parse(config.data.allow)
+        overlaps.parse_allowed(config.data.allow)
     except DataError as error:
         raise ConfigError(f"config.{error}") from None
 

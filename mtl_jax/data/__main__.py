@@ -1,7 +1,7 @@
-"""Preparing and checking data sets from the command line.
+"""Prepares and checks data sets.
 
 python -m mtl_jax.data prepare NAME [PATH]     any format -> the cache
-python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only where all is well
+python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only if nothing is
 python -m mtl_jax.data tfds NAME [DATA_DIR]    fc100 or cifar_fs as a TFDS data set, without TensorFlow
 
 NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder or tfds:NAME.
@@ -18,10 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtl_jax.data import admission, check, pictures
+from mtl_jax.data import check, overlaps, pictures
 from mtl_jax.data.cache import reader
 from mtl_jax.data.load import Options, load, locate
-from mtl_jax.data.overlaps import KINDS
 from mtl_jax.data.sources import tfds_source
 from mtl_jax.errors import MtlError
 from mtl_jax.launch import program
@@ -30,42 +29,37 @@ EXIT_USER_ERROR = 2
 
 
 def parser() -> program.Parser:
-    """Returns the parser of both commands."""
+    """Returns the parser of all commands."""
     root = program.Parser("python -m mtl_jax.data", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="decode a data set into the cache")
-    look = commands.add_parser("check", help="look a data set over")
-    for command in (prepare, look):
-        command.add_argument("name", metavar="NAME")
-        command.add_argument("path", metavar="PATH", nargs="?", default="")
+    checking = commands.add_parser("check", help="decode a data set and report what is wrong with it")
+    for command in (prepare, checking):
         add = command.add_argument
+        add("name", metavar="NAME")
+        add("path", metavar="PATH", nargs="?", default="")
         add("--image-size", type=int, default=0, help="side of the stored square; 0: as it is")
         add("--resize", type=int, default=0, help="shorter side before the centre crop; 0: the image size")
         add("--channels", type=int, default=0, help="1 or 3; 0: as the source has it")
-        add("--fractions", type=_fractions, default=(), help="of the classes for train,val,test: 0.6,0.2,0.2")
+        add("--fractions", type=_fractions, default=(), help="of the classes, for train,val,test: 0.6,0.2,0.2")
         add("--lists", default="", help="classes of each split: a JSON file, or a folder with train.txt, ...")
         add("--split-seed", type=int, default=0, help="which classes the fractions pick")
-        add("--rotations", action="store_true", help="turned training classes are classes of their own")
+        add("--rotations", action="store_true", help="rotated train classes are further classes")
         add("--convert", action="store_true", help="take 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
-        add("--skip-corrupt", action="store_true", help="leave damaged images out")
-        add(
-            "--allow",
-            default="",
-            help="let through shared_classes, shared_images, repeated_images: with commas between",
-        )
+        add("--skip-corrupt", action="store_true", help="leave out damaged images")
+        add("--allow", default="", help="let through shared_classes, shared_images, repeated_images (comma-separated)")
         add("--cache-dir", default="", help="default: $MTL_JAX_CACHE, or ~/.cache/mtl_jax")
         add("--workers", type=int, default=0, help="threads that decode; 0: one a processor")
-    look.add_argument("--way", type=int, default=5, help="classes of a task (5)")
-    look.add_argument("--shot", type=int, default=5, help="support images of a class (5)")
-    look.add_argument("--query", type=int, default=15, help="query images of a class (15)")
-    look.add_argument("--classes", action="store_true", help="list every class with its number of images")
-    look.add_argument("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
-    tfds = commands.add_parser("tfds", help="prepare fc100 or cifar_fs for TFDS")
-    tfds.add_argument("name", metavar="NAME", choices=tfds_source.OWN)
-    tfds.add_argument("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory")
-    tfds.add_argument(
-        "--manual-dir", default="", help="has cifar-100-python.tar.gz or its folder; else it is downloaded"
-    )
+    add = checking.add_argument
+    add("--way", type=int, default=5, help="classes of a task (5)")
+    add("--shot", type=int, default=5, help="support images of a class (5)")
+    add("--query", type=int, default=15, help="query images of a class (15)")
+    add("--classes", action="store_true", help="list every class with its number of images")
+    add("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
+    add = commands.add_parser("tfds", help="prepare fc100 or cifar_fs for TFDS").add_argument
+    add("name", metavar="NAME", choices=tfds_source.OWN)
+    add("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory")
+    add("--manual-dir", default="", help="has cifar-100-python.tar.gz or its folder; else it is downloaded")
     return root
 
 
@@ -77,12 +71,12 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 
 def options(flags: argparse.Namespace) -> Options:
-    """Returns what `load` takes, from the flags."""
+    """Returns the options of `load` from the flags."""
     return Options(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Options)})
 
 
 def prepare(flags: argparse.Namespace) -> int:
-    """Prepares a data set and says where it is."""
+    """Prepares a data set and prints what it has and where it is."""
     with tqdm(unit=" images", disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -102,43 +96,36 @@ def prepare(flags: argparse.Namespace) -> int:
     return 0
 
 
-def look_over(flags: argparse.Namespace) -> int:
-    """Checks a data set, prints what was found, and returns 0 only if nothing is wrong with it."""
-    found = locate(flags.name, flags.path, options(flags))
-    print(f"format: {found.source.format}")
-    print(f"cache: {found.folder}{'' if found.folder.exists() else ' (not prepared yet)'}")
-    tasks = {key: getattr(flags, key) for key in ("way", "shot", "query")}
+def check_data(flags: argparse.Namespace) -> int:
+    """Checks a data set, prints what it has found, and returns 0 only if nothing is wrong with it."""
+    located = locate(flags.name, flags.path, options(flags))
+    source = located.source
+    print(f"format: {source.format}")
+    print(f"cache: {located.folder}{'' if located.folder.exists() else ' (not prepared yet)'}")
+    task = {key: getattr(flags, key) for key in ("way", "shot", "query")}
     root = reader.directory(flags.cache_dir)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root if root.is_dir() else None) as scratch:
-        contents = found.source.read(Path(scratch))
         report = check.check(
-            flags.name,
-            contents,
-            found.source.place,
-            found.source.settle(found.transform),
-            format=found.source.format,
-            allowed=admission.parse(flags.allow),
-            workers=flags.workers,
-            **tasks,
-        )
+            flags.name, source.read(Path(scratch)), source.path, source.settle(located.transform),
+            format=source.format, allowed=overlaps.parse_allowed(flags.allow), workers=flags.workers, **task,
+        )  # fmt: skip
     for line in report.lines + (report.classes if flags.classes else []):
         print(line)
     for problem in report.problems:
         print(f"problem: {problem}")
     if flags.png:
-        draw(flags, tasks)
+        draw(flags, task)
     print("all is well" if not report.problems else f"{len(report.problems)} problems")
     return EXIT_USER_ERROR if report.problems else 0
 
 
-def draw(flags: argparse.Namespace, tasks: dict[str, int]) -> None:
-    """Saves the pictures of `--png`."""
-    seen = dataclasses.replace(options(flags), allow=",".join(KINDS))  # a picture is no figure
-    dataset = load(flags.name, flags.path, **vars(seen))
+def draw(flags: argparse.Namespace, task: dict[str, int]) -> None:
+    """Saves the pictures of `--png`; overlaps do not stand in their way."""
+    lenient = dataclasses.replace(options(flags), allow=",".join(overlaps.KINDS))
+    dataset = load(flags.name, flags.path, **vars(lenient))
     pictures.class_grid(dataset).save(flags.png)
-    split = dataset.splits["test"]
     episode = flags.png.with_name(f"{flags.png.stem}-episode.png")
-    pictures.episode_grid(split, **tasks).save(episode)
+    pictures.episode_grid(dataset.splits["test"], **task).save(episode)
     print(f"pictures: {flags.png}, {episode}")
 
 
@@ -150,7 +137,7 @@ def prepare_tfds(flags: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"prepare": prepare, "check": look_over, "tfds": prepare_tfds}
+COMMANDS = {"prepare": prepare, "check": check_data, "tfds": prepare_tfds}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,20 +1,19 @@
-"""Looking a data set over, every image of it, before anything is trained on it."""
+"""Checks a data set, every image of it, before anything is trained on it."""
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mtl_jax.data import admission, decode, facts, overlaps
-from mtl_jax.data.cache import build, writer
-from mtl_jax.data.dataset import SPLITS
+from mtl_jax.data import decode, facts, overlaps
+from mtl_jax.data.cache import build
+from mtl_jax.data.dataset import SPLITS, fingerprint
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-SHOWN = overlaps.SHOWN  # problems of one kind that are listed
 ADVICE = {
     "shared_classes": "leave it in one split",
     "shared_images": "leave it in one split",
@@ -24,7 +23,12 @@ ADVICE = {
 
 @dataclasses.dataclass
 class ClassReport:
-    """What the images of one class turned out to be."""
+    """What the images of one class are.
+
+    sizes, modes: how many images have each (width, height) and each mode, 'array' for one that was not encoded.
+    digests, places, names: of every image that could be read.
+    problems: a line for each image that could not.
+    """
 
     sizes: Counter = dataclasses.field(default_factory=Counter)
     modes: Counter = dataclasses.field(default_factory=Counter)
@@ -33,15 +37,20 @@ class ClassReport:
     names: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
+    def images(self) -> overlaps.ClassImages:
+        """Returns them in the form that overlaps are found in."""
+        digests = np.frombuffer(b"".join(self.digests), np.uint8).reshape(-1, 16)
+        return overlaps.ClassImages(digests, self.places.__getitem__, self.names.__getitem__)
+
 
 @dataclasses.dataclass
 class Report:
-    """What was found.
+    """What a check has found, as lines of text.
 
-    lines: to be read.
-    classes: a line a class: split, name, images.
-    problems: to be mended.
-    fingerprint: of the content, '' where an image could not be read.
+    lines: a description of each split, and notes.
+    classes: split, name and number of images of each class.
+    problems: what to mend.
+    fingerprint: see `Dataset`; '' if an image could not be read.
     """
 
     lines: list[str]
@@ -56,7 +65,7 @@ Reports = Mapping[str, Mapping[str, ClassReport]]  # split -> class -> report
 def check(
     name: str,
     contents: Contents,
-    place: str,
+    path: str,
     transform: Transform,
     *,
     format: str = "",
@@ -66,25 +75,40 @@ def check(
     query: int = 15,
     workers: int = 0,
 ) -> Report:
-    """Decodes every image of a source and reports on what it found; raises nothing for what is wrong with the data."""
+    """Decodes every image of a data set and reports on what it has found. Raises nothing for faults of the data.
+
+    Args:
+        name: of the data set.
+        contents: what its source reads.
+        path: where it is, for messages.
+        transform: how images are to be stored.
+        format: see `Source`.
+        allowed: kinds of overlap that are no problems.
+        way: classes of a task.
+        shot: support images of a class.
+        query: query images of a class.
+        workers: see `build`.
+    """
     reports = examine(contents, transform, workers)
+    images = {split: {key: report.images() for key, report in classes.items()} for split, classes in reports.items()}
     problems = shortened([problem for _, _, report in each(reports) for problem in report.problems])
-    fingerprint = "" if problems else fingerprint_of(reports)
-    known = facts.known_fingerprints().get(fingerprint)
+    digests = {split: [one.digests for one in classes.values()] for split, classes in images.items()}
+    content = "" if problems else fingerprint(digests)
     try:
-        build.check_contents(contents, place)
+        build.check_contents(contents, path)
     except DataError as error:
         problems.append(str(error))
-    problems += sizes_differ(reports, transform)
+    problems += different_sizes(reports, transform)
     problems += small_classes(reports, way, shot, query)
     misplaced, notes = compare_with_paper(name, reports)
     problems += shortened(misplaced)
-    standing_twice, published = overlapping(name, format, reports, allowed)
-    problems += standing_twice
+    overlapping, published = compare_images(name, format, images, allowed)
+    problems += overlapping
     notes += published
-    if fingerprint:
-        notes.append(f"fingerprint {fingerprint}: {known or 'not a known variant'}")
-    return Report(describe(reports) + notes, per_class(reports), problems, fingerprint)
+    if content:
+        notes.append(f"fingerprint {content}: {facts.known_fingerprints().get(content) or 'not a known variant'}")
+    classes = [f"{split}\t{key}\t{len(report.digests)}" for split, key, report in each(reports)]
+    return Report(describe(reports) + notes, classes, problems, content)
 
 
 def each(reports: Reports) -> Iterable[tuple[str, str, ClassReport]]:
@@ -94,14 +118,15 @@ def each(reports: Reports) -> Iterable[tuple[str, str, ClassReport]]:
             yield split, name, report
 
 
-def shortened(problems: list[str]) -> list[str]:
-    """Returns the first few problems and how many more there are."""
-    more = len(problems) - SHOWN
-    return problems if more <= 0 else [*problems[:SHOWN], f"... and {more} more of this kind"]
+def shortened(lines: Sequence[str], count: int | None = None) -> list[str]:
+    """Returns the first few of `count` lines, and how many more there are; `count` is len(lines) if not given."""
+    shown = list(lines[: overlaps.SHOWN])
+    more = (len(lines) if count is None else count) - len(shown)
+    return [*shown, f"... and {more} more of this kind"] if more else shown
 
 
 def examine(contents: Contents, transform: Transform, workers: int = 0) -> Reports:
-    """Decodes everything; what cannot be read is a line of its class's report."""
+    """Decodes every image; one that cannot be read is a problem of its class's report."""
     plain = dataclasses.replace(transform, image_size=0, resize=0)
     tasks = [(split, name, images) for split, classes in contents.items() for name, images in classes.items()]
     threads = workers or build.default_threads(contents)
@@ -133,31 +158,29 @@ def examine_class(images: Images, transform: Transform) -> ClassReport:
 
 
 def describe(reports: Reports) -> list[str]:
-    """Returns a line a split: classes, images, images a class, sizes, modes."""
+    """Returns a line for each split: classes, images, images a class, sizes, modes."""
     lines = []
     for split, classes in reports.items():
         counts = [len(report.digests) for report in classes.values()] or [0]
         sizes = sum((report.sizes for report in classes.values()), Counter())
         modes = sum((report.modes for report in classes.values()), Counter())
-        each_class = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         lines.append(
-            f"{split}: {len(classes)} classes, {sum(counts)} images, {each_class} a class, "
-            f"sizes {_counted((f'{w}x{h}', n) for (w, h), n in sizes.most_common(4))}"
-            f"{' and others' if len(sizes) > 4 else ''}, modes {_counted(modes.most_common())}"
+            f"{split}: {len(classes)} classes, {sum(counts)} images, {_range(counts)} a class, "
+            f"sizes {_listed((f'{w}x{h}', n) for (w, h), n in sizes.most_common(4))}"
+            f"{' and others' if len(sizes) > 4 else ''}, modes {_listed(modes.most_common())}"
         )
     return lines
 
 
-def per_class(reports: Reports) -> list[str]:
-    """Returns a line a class: split, name, images."""
-    return [f"{split}\t{name}\t{len(report.digests)}" for split, name, report in each(reports)]
+def _range(counts: Collection[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
-def _counted(pairs: Iterable[tuple[str, int]]) -> str:
-    return ", ".join(f"{what} ({count})" for what, count in pairs) or "none"
+def _listed(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{value} ({count})" for value, count in counts) or "none"
 
 
-def sizes_differ(reports: Reports, transform: Transform) -> list[str]:
+def different_sizes(reports: Reports, transform: Transform) -> list[str]:
     """Returns a problem if images are of several sizes and nothing brings them to one."""
     sizes = {size for _, _, report in each(reports) for size in report.sizes}
     if transform.image_size or len(sizes) <= 1:
@@ -181,67 +204,46 @@ def small_classes(reports: Reports, way: int, shot: int, query: int) -> list[str
     return problems
 
 
-def overlapping(name: str, format: str, reports: Reports, allowed: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Returns what stands in two splits, or twice in one: as problems, or as notes where a paper published it so."""
-    classes = {split: {name: _images(report) for name, report in found.items()} for split, found in reports.items()}
-    found, problems, notes = overlaps.find(classes, format), [], []
-    published = bool(found) and admission.is_published(name, format, classes, found)
-    for kind, overlap in found.items():
-        more = overlap.count - len(overlap.lines)
-        lines = [*overlap.lines, *([f"... and {more} more of this kind"] if more else [])]
+def compare_images(
+    name: str, format: str, classes: overlaps.Classes, allowed: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Returns the overlaps: as problems, and as notes those that are allowed or that a paper published so."""
+    by_kind, problems, notes = overlaps.find(classes, format), [], []
+    published = bool(by_kind) and overlaps.is_published(name, format, classes, by_kind)
+    for kind, overlap in by_kind.items():
         if published or kind in allowed:
             why = "as in the published data" if published else f"let through by --allow={kind}"
-            notes += [f"note: {line} ({why})" for line in lines]
+            notes += [f"note: {line} ({why})" for line in shortened(overlap.lines, overlap.count)]
         else:
-            problems += [f"{line}; {ADVICE[kind]}" for line in overlap.lines] + lines[len(overlap.lines) :]
+            problems += shortened([f"{line}; {ADVICE[kind]}" for line in overlap.lines], overlap.count)
     return problems, notes
 
 
-def _images(report: ClassReport) -> overlaps.ClassImages:
-    digests = np.frombuffer(b"".join(report.digests), np.uint8).reshape(-1, 16)
-    return overlaps.ClassImages(digests, report.places.__getitem__, report.names.__getitem__)
-
-
 def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str]]:
-    """Returns the classes that stand in another split than the paper has them (problems), and what else differs."""
-    known = facts.class_splits(name)
-    if known is None:
-        return [], images_in_all(name, reports)
-    belongs = {class_name: split for split, names in known.items() for class_name in names}
-    wrong = [
-        f"class {class_name!r} is in {split}; in the paper's {name} it is in {belongs[class_name]}"
+    """Returns the classes that the paper has in another split, as problems, and other differences, as notes."""
+    counts = [len(report.digests) for _, _, report in each(reports)]
+    paper = facts.class_splits(name)
+    if paper is None:
+        wanted = facts.IMAGES.get(name, sum(counts))
+        return [], [f"note: {sum(counts)} images, the published {name} has {wanted}"] if wanted != sum(counts) else []
+    split_of = {class_name: split for split, names in paper.items() for class_name in names}
+    problems = [
+        f"class {class_name!r} is in {split}; in the paper's {name} it is in {split_of[class_name]}"
         for split, class_name, _ in each(reports)
-        if belongs.get(class_name, split) != split
+        if split_of.get(class_name, split) != split
     ]
     notes = []
     for split, classes in reports.items():
-        if len(classes) != len(known[split]):
-            notes.append(f"note: split {split} has {len(classes)} classes, the paper's {name} has {len(known[split])}")
-        elif set(classes) - set(belongs):
+        if len(classes) != len(paper[split]):
+            notes.append(f"note: split {split} has {len(classes)} classes, the paper's {name} has {len(paper[split])}")
+        elif set(classes) - set(split_of):
             notes.append(f"note: split {split} has class names other than the paper's, which were not compared")
     wanted = facts.IMAGES_PER_CLASS.get(name)
-    counts = {len(report.digests) for _, _, report in each(reports)}
-    if wanted and counts - {wanted}:
-        found = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
-        notes.append(f"note: {found} images a class, the paper's {name} has {wanted}")
+    if wanted and set(counts) - {wanted}:
+        notes.append(f"note: {_range(counts)} images a class, the paper's {name} has {wanted}")
     if name == "miniimagenet":
-        names = [name for _, _, report in each(reports) for name in report.names]
+        files = [file for _, _, report in each(reports) for file in report.names]
         notes.append(
-            f"note: {facts.listed(names)} of {len(names)} images have names on Ravi and Larochelle's list of 60000"
+            f"note: {facts.listed(files)} of {len(files)} images have names on Ravi and Larochelle's list of 60000"
         )
-    return wrong, notes
-
-
-def images_in_all(name: str, reports: Reports) -> list[str]:
-    """Returns a note where a set, whose number of images is known, has another number."""
-    wanted, count = facts.IMAGES.get(name), sum(len(report.digests) for _, _, report in each(reports))
-    return [f"note: {count} images, the published {name} has {wanted}"] if wanted and count != wanted else []
-
-
-def fingerprint_of(reports: Reports) -> str:
-    """Returns the fingerprint that the data set would have in the cache."""
-    rows = {
-        split: [np.frombuffer(b"".join(report.digests), np.uint8).reshape(-1, 16) for report in classes.values()]
-        for split, classes in reports.items()
-    }
-    return writer.fingerprint(rows)
+    return problems, notes

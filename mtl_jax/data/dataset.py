@@ -1,6 +1,7 @@
-"""What a prepared data set is: uint8 images in memory maps, sorted by class, with the facts that belong to them."""
+"""A prepared data set: uint8 images in memory maps, sorted by class, and the facts about them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Overlap(NamedTuple):
-    """Classes or images that stand where they should not: how many, and the first few, a line each."""
+    """Classes or images that are in two splits, or twice in one: how many, and a line for each of the first few."""
 
     count: int
     lines: Sequence[str]
@@ -24,14 +25,14 @@ class Split:
     """The images of one split.
 
     name: 'train', 'val' or 'test'.
-    images: uint8 [N, H, W, C], a read-only memory map. The images of a class are contiguous, the classes in the order
+    images: uint8 [N, H, W, C], a read-only memory map. The images of a class are contiguous. Classes are in the order
         of `class_names`, the images of a class in the order of the digests of their decoded pixels.
     labels: int32 [N], positions in `class_names`, ascending.
     class_names: sorted.
-    counts: int32 [classes], images of each class.
-    file_names: bytes [N], UTF-8, where each image came from within its source; empty strings where it had no name.
+    counts: int32 [classes], the number of images of each class.
+    file_names: bytes [N], UTF-8, where each image came from within its source; empty if it had no name.
     digests: uint8 [N, 16], BLAKE2b of the decoded pixels, before resizing.
-    repeats: int [R], positions of images whose pixels stand earlier in the split too, which tasks do not draw.
+    repeats: int [R], positions of images whose pixels occur earlier in the split too; tasks do not draw these.
     """
 
     name: str
@@ -44,9 +45,9 @@ class Split:
     repeats: np.ndarray | tuple[()] = ()
 
     def table(self) -> ClassTable:
-        """Returns which images of which class tasks draw, as NumPy arrays: indices [C, M] padded with -1, counts [C].
+        """Returns the images that tasks draw, all but `repeats`, as NumPy arrays.
 
-        These are all images but `repeats`.
+        indices: int32 [classes, M], positions of each class's images, padded with -1. counts: int32 [classes].
         """
         drawn = np.delete(np.arange(len(self.labels)), np.asarray(self.repeats, int))
         counts = np.bincount(self.labels[drawn], minlength=len(self.counts))
@@ -61,14 +62,13 @@ class Dataset:
     """A prepared data set.
 
     name: what was asked for, e.g. 'miniimagenet'.
-    format: how it was found, e.g. 'class folders'.
-    fingerprint: hexadecimal digest of the content: which images stand together in which class of which split. It
-        depends on neither names, nor the order of files, nor the format, nor the size the images are stored at.
-    splits: by name; a set for evaluation alone has only 'test'.
-    skipped: images that were left out as corrupt, one line each.
+    format: the form it was found in, e.g. 'class folders'.
+    fingerprint: identifies the content; see `fingerprint`.
+    splits: by name; a data set for evaluation only has just 'test'.
+    skipped: a line for each image that was left out as corrupt.
     cache: the folder with the memory maps.
-    overlaps: by kind (see `overlaps.KINDS`), what stands in two splits, or twice in one.
-    caveats: a sentence for each kind that was let through: no figure on this data set should be shown without them.
+    overlaps: by kind, see `overlaps.KINDS`.
+    caveats: a sentence for each kind of overlap that was let through; no figure should be shown without them.
     """
 
     name: str
@@ -81,7 +81,23 @@ class Dataset:
     caveats: tuple[str, ...] = ()
 
     def split(self, name: str) -> Split:
-        """A split by name. Raises DataError where there is none."""
+        """Returns a split by name. Raises DataError if there is none."""
         if name not in self.splits:
             raise DataError(f"the data set has no {name} split, it has {', '.join(self.splits)}; give --split")
         return self.splits[name]
+
+
+def fingerprint(digests: Mapping[str, Sequence[np.ndarray]]) -> str:
+    """Returns 32 hexadecimal digits for a data set's content: which images are together in which class of which split.
+
+    Names, the order of files and classes, the format, and the size the images are stored at make no difference.
+
+    Args:
+        digests: split -> for each class uint8 [n, 16]; see `Split`.
+    """
+    state = hashlib.sha256()
+    for split in SPLITS:
+        if split in digests:
+            parts = [hashlib.sha256(b"".join(sorted(bytes(row) for row in rows))).digest() for rows in digests[split]]
+            state.update(split.encode() + hashlib.sha256(b"".join(sorted(parts))).digest())
+    return state.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""One image, encoded or not, to uint8 [H, W, C]; what is unusual about a file is refused unless it was asked for."""
+"""One image, encoded or as an array, to uint8 [H, W, C]. Unusual kinds are refused unless `convert` asks for them."""
 
 import functools
 import hashlib
@@ -9,21 +9,22 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mtl_jax.data import transforms
+from mtl_jax.data.damage import looks_like
 from mtl_jax.data.source import Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
 MAX_PIXELS = 64_000_000
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Others are left out on purpose: Pillow hands EPS to an external program. A build of Pillow may lack some of these.
+# No others, on purpose: Pillow hands EPS to an external program, for one. A build of Pillow may lack some of these.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
-ORIENTATION = 0x0112
-# What messages advise: the flag of `python -m mtl_jax.data`, and the key of a config.
+ORIENTATION = 0x0112  # the EXIF tag
+# Advice in messages: the flag of `python -m mtl_jax.data`, and the key of a config.
 SKIP = "leave it out with --skip-corrupt (data.skip_corrupt=True)"
 CONVERT = "--convert (data.convert=True)"
 PLAIN_MODES = ("1", "L", "RGB")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# What --convert makes of a mode that is not plain.
+# Modes that are not plain: what is unusual about them, and what --convert makes of them.
 UNUSUAL = {
     **dict.fromkeys(SIXTEEN_BIT, ("16 bits a channel", "its upper 8 bits")),
     **dict.fromkeys(("CMYK", "YCbCr", "LAB", "HSV"), ("the colour space {mode}", "RGB")),
@@ -33,11 +34,11 @@ UNUSUAL = {
 
 
 class CorruptImage(DataError):
-    """A file that is no image, or a damaged one: what `skip_corrupt` leaves out."""
+    """A file is no image, or a damaged one; `skip_corrupt` leaves it out."""
 
 
 def reason(error: CorruptImage) -> str:
-    """Returns what is wrong with an image, without the advice, for callers that have no `skip_corrupt`."""
+    """Returns an error's message without its advice, for callers that have no `skip_corrupt`."""
     return str(error).rpartition("; ")[0] or str(error)
 
 
@@ -46,7 +47,7 @@ def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, 
 
     Raises:
         CorruptImage: it is no image, or a damaged one.
-        DataError: it is of an unusual kind and `transform.convert` is not set.
+        DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
     """
     raw = images.read(index)
     pixels = decode(raw, images.where(index), transform)
@@ -56,12 +57,22 @@ def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, 
 
 
 def digest(pixels: np.ndarray) -> bytes:
-    """Returns 16 bytes that tell apart decoded images [H, W, C], their shape included."""
+    """Returns a digest of 16 bytes of decoded pixels [H, W, C] and their shape."""
     return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, salt=b"%dx%dx%d" % pixels.shape).digest()
 
 
 def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndarray:
-    """Returns a decoded image, uint8 [H, W, C] with `transform.channels` channels (or as many as it has)."""
+    """Returns an image at its own size, uint8 [H, W, C].
+
+    Args:
+        raw: an encoded image, or a decoded one, uint8 [H, W] or [H, W, C].
+        where: what messages call it.
+        transform: C is `transform.channels`; if that is 0, as many as the image has.
+
+    Raises:
+        CorruptImage: it is no image, or a damaged one.
+        DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
+    """
     if isinstance(raw, np.ndarray):
         return _set_channels(_checked_array(raw, where), transform.channels, where)
     image = open_image(raw, where)
@@ -74,7 +85,7 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
 
 
 def to_pixels(image: Image.Image, transform: Transform) -> np.ndarray:
-    """Returns a Pillow image that `refuse_unusual` lets pass as uint8 [H, W, C], C as `transform.channels` says."""
+    """Returns the pixels of an image that `refuse_unusual` lets pass, uint8 [H, W, C]; see `decode` for C."""
     plain = _plain(image, transform)
     wanted = {1: "L", 3: "RGB"}.get(transform.channels, "RGB" if plain.mode == "RGB" else "L")
     array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
@@ -82,7 +93,7 @@ def to_pixels(image: Image.Image, transform: Transform) -> np.ndarray:
 
 
 def open_image(raw: bytes, where: str) -> Image.Image:
-    """Returns an image of which only the header was read; raises CorruptImage."""
+    """Returns an image after reading its header; raises CorruptImage if it is none, damaged, or over `MAX_PIXELS`."""
     if not raw:
         raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or {SKIP}")
     try:
@@ -90,10 +101,10 @@ def open_image(raw: bytes, where: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise CorruptImage(f"{where}: too many pixels ({error}); remove it, or {SKIP}") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        what = found(raw) if isinstance(error, UnidentifiedImageError) else str(error)
-        raise CorruptImage(f"{where}: not an image but {what}; replace it, or {SKIP}") from None
-    if image.format == "PNG" and (what := damaged_chunk(raw)):
-        raise CorruptImage(f"{where}: damaged image ({what}); replace it, or {SKIP}")
+        content = looks_like(raw) if isinstance(error, UnidentifiedImageError) else str(error)
+        raise CorruptImage(f"{where}: not an image but {content}; replace it, or {SKIP}") from None
+    if image.format == "PNG" and (fault := png_fault(raw)):
+        raise CorruptImage(f"{where}: damaged image ({fault}); replace it, or {SKIP}")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise CorruptImage(
@@ -102,18 +113,18 @@ def open_image(raw: bytes, where: str) -> Image.Image:
     return image
 
 
-def damaged_chunk(raw: bytes) -> str:
-    """Returns what is wrong with the chunks of a PNG, '' if nothing. Pillow does not look at the pixels' check sums."""
-    at = len(PNG_SIGNATURE)
-    while at + 12 <= len(raw):
-        kind, end = raw[at + 4 : at + 8], at + 8 + int.from_bytes(raw[at : at + 4], "big")
+def png_fault(raw: bytes) -> str:
+    """Returns what is wrong with the chunks of a PNG, '' if nothing. Pillow does not compare the pixels' checksums."""
+    start = len(PNG_SIGNATURE)
+    while start + 12 <= len(raw):
+        kind, end = raw[start + 4 : start + 8], start + 8 + int.from_bytes(raw[start : start + 4], "big")
         if end + 4 > len(raw):
             break
-        if zlib.crc32(memoryview(raw)[at + 4 : end]) != int.from_bytes(raw[end : end + 4], "big"):
+        if zlib.crc32(memoryview(raw)[start + 4 : end]) != int.from_bytes(raw[end : end + 4], "big"):
             return f"the check sum of a chunk {kind!r} is wrong"
         if kind == b"IEND":
             return ""
-        at = end + 4
+        start = end + 4
     return "the file is cut"
 
 
@@ -123,43 +134,29 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def found(raw: bytes) -> str:
-    """Returns what a file seems to be that is not what it should be."""
-    return look_alike(raw) or f"data that starts with {raw[:8]!r}"
-
-
-def look_alike(raw: bytes) -> str | None:
-    """Returns what stands in place of data files often enough to be known, None if it is none of these."""
-    start = raw[:512].lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page (a download that failed?)"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (run: git lfs pull)"
-    return None
-
-
 def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:
-    """Raises DataError for what only `convert` takes, and for what nothing here can read."""
-    what = unusual(image)
-    if what is None:
+    """Raises DataError for an image that only `convert` takes, and for one that nothing here can read."""
+    kind = unusual(image)
+    if kind is None:
         return
-    if what[1] is None:
+    feature, result = kind
+    if result is None:
         raise DataError(f"{where}: an image of mode {image.mode}, which is not 8-bit; convert it to 8-bit RGB or grey")
     if not convert:
-        raise DataError(f"{where}: the image has {what[0]}; convert it, or take it as {what[1]} with {CONVERT}")
+        raise DataError(f"{where}: the image has {feature}; convert it, or take it as {result} with {CONVERT}")
 
 
 def unusual(image: Image.Image) -> tuple[str, str | None] | None:
-    """Returns what is unusual about an image and what `convert` makes of it (None: nothing), or None if it is plain."""
+    """Returns what is unusual about an image, and what `convert` makes of it (None: it cannot); None if it is plain."""
     if getattr(image, "is_animated", False):
         return f"{image.n_frames} frames", "its first frame"
     if "transparency" in image.info:
         return "transparency", "seen on white"
     if image.mode not in PLAIN_MODES:
-        what, result = UNUSUAL.get(image.mode, ("", None))
-        return what.format(mode=image.mode), result
-    turned = _orientation(image)
-    return None if turned in (0, 1) else (f"an EXIF orientation ({turned})", "turned upright")
+        feature, result = UNUSUAL.get(image.mode, ("", None))
+        return feature.format(mode=image.mode), result
+    orientation = _orientation(image)
+    return None if orientation in (0, 1) else (f"an EXIF orientation ({orientation})", "turned upright")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,11 +165,11 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError):
-        return 1  # broken EXIF turns nothing
+        return 1  # damaged EXIF data turn nothing
 
 
 def _plain(image: Image.Image, transform: Transform) -> Image.Image:
-    """Returns an image as RGB, L or 1."""
+    """Returns an image in mode RGB, L or 1."""
     if transform.convert and transform.upright:
         image = ImageOps.exif_transpose(image)
     if image.mode in PLAIN_MODES and "transparency" not in image.info:
@@ -180,8 +177,8 @@ def _plain(image: Image.Image, transform: Transform) -> Image.Image:
     if image.mode in SIXTEEN_BIT:
         return Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
-        seen = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        front = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert("RGB")
     return image.convert("RGB")
 
 

@@ -1,4 +1,4 @@
-"""The splits that the papers fixed, shipped with the package."""
+"""What is known of published data sets: the papers' splits, numbers of images, fingerprints."""
 
 import functools
 import gzip
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
 IMAGES_PER_CLASS = {"miniimagenet": 600, "fc100": 600, "cifar_fs": 600, "omniglot": 20}
-IMAGES = {"cub": 11788}  # in all, where classes have different numbers
+IMAGES = {"cub": 11788}  # in all; its classes have different numbers
 
 
 @functools.cache
@@ -18,7 +18,7 @@ def _json(name: str) -> dict:
 
 
 def class_splits(name: str) -> Mapping[str, Sequence[str]] | None:
-    """Returns split -> class names of a published data set, None where the paper's classes are not by name."""
+    """Returns split -> class names of a published data set, None if its paper does not list them."""
     if name == "miniimagenet":
         return {split: sorted(classes) for split, classes in miniimagenet().items()}
     if name == "tieredimagenet":
@@ -47,7 +47,7 @@ def cifar100_names() -> Sequence[str]:
 
 @functools.cache
 def miniimagenet() -> Mapping[str, Mapping[str, Sequence[int]]]:
-    """Returns split -> class -> the numbers of its 600 images in ILSVRC2012, from 1 in order of file names."""
+    """Returns split -> class -> which of ILSVRC2012's images its 600 are, from 1 in the order of file names."""
     splits = _json("miniimagenet.json.gz")["splits"]
     return {
         split: {name: tuple(itertools.accumulate(steps)) for name, steps in classes.items()}
@@ -56,35 +56,36 @@ def miniimagenet() -> Mapping[str, Mapping[str, Sequence[int]]]:
 
 
 def stem(file: str) -> str:
-    """Returns a file's name without folders and suffix."""
+    """Returns a file's name without folder and suffix."""
     return file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
 def listed(files: Iterable[str]) -> int:
-    """Returns how many file names are on Ravi and Larochelle's list of mini-ImageNet's 60,000."""
+    """Returns how many of the file names are on Ravi and Larochelle's list of mini-ImageNet's 60,000."""
     names = {f"{c}{n:08d}" for classes in miniimagenet().values() for c, numbers in classes.items() for n in numbers}
     return sum(stem(file) in names for file in files)
 
 
 def is_published_size(name: str, class_name: str, images: int) -> bool:
-    """Returns whether a class of the published data set `name` has so many images."""
+    """Returns whether a class of the published data set `name` has this number of images."""
     if name != "tieredimagenet":
         return images == IMAGES_PER_CLASS.get(name)
-    named = any(class_name in names for names in class_splits(name).values())
+    if any(class_name in names for names in class_splits(name).values()):
+        return images == ilsvrc_images(class_name)
     known = _json("ilsvrc2012.json")
-    return images == ilsvrc_images(class_name) if named else images in (known["images"], *known["fewer"].values())
+    return images in (known["images"], *known["fewer"].values())
 
 
 def ilsvrc_images(class_name: str) -> int:
-    """Returns how many train images a class of ILSVRC2012 has: 1300, but 105 of the 1000 classes have 732 to 1299.
+    """Returns how many train images a class of ILSVRC2012 has: 1300, except in 105 of the 1000 classes 732 to 1299.
 
-    They are 1,281,167 in all. The counts are those of Meta-Dataset's ilsvrc_2012_num_leaf_images.json, with the 403
-    images added that it leaves out as copies of images of other data sets (its ImageNet_*_duplicates.txt).
+    They are 1,281,167 in all. The numbers are from Meta-Dataset's ilsvrc_2012_num_leaf_images.json, plus the 403 images
+    that it leaves out as copies of images in other data sets (its ImageNet_*_duplicates.txt).
     """
     known = _json("ilsvrc2012.json")
     return known["fewer"].get(class_name, known["images"])
 
 
 def known_fingerprints() -> Mapping[str, str]:
-    """Returns fingerprint -> what it is, for the variants of data sets that could be measured."""
+    """Returns fingerprint -> what it is of, for the variants of data sets that could be measured."""
     return _json("fingerprints.json")

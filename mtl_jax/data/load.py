@@ -1,31 +1,31 @@
-"""Loading a data set: find it, prepare it once into the cache, open it from there."""
+"""Loading a data set: find it, prepare it into the cache once, open it from there."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.data import admission
+from mtl_jax.data import overlaps
 from mtl_jax.data.cache import build, reader
 from mtl_jax.data.dataset import Dataset
 from mtl_jax.data.source import Contents, Source, Stamp
-from mtl_jax.data.sources import splitting, trees
+from mtl_jax.data.sources import trees
 from mtl_jax.data.sources.find import find
+from mtl_jax.data.sources.splitting import Lists, Splitting, read_lists
 from mtl_jax.data.transforms import Transform
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "cub")
-TURNS = (1, 2, 3)
 UNSAFE = str.maketrans(":/", "--")  # in the names of TFDS data sets
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What `load` takes besides the name and the path; see there."""
+    """What `load` takes besides the name and the path; it explains them."""
 
     image_size: int = 0
     resize: int = 0
     channels: int = 0
     fractions: Sequence[float] = ()
-    lists: str | splitting.Lists = ""
+    lists: str | Lists = ""
     split_seed: int = 0
     rotations: bool = False
     convert: bool = False
@@ -37,7 +37,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A data set that was found but not read: its source, its folder of the cache, the transform that was asked for."""
+    """A data set that was found but not read: its source, its folder in the cache, the transform that was asked for."""
 
     source: Source
     folder: Path
@@ -52,7 +52,7 @@ def load(
     resize: int = 0,
     channels: int = 0,
     fractions: Sequence[float] = (),
-    lists: str | splitting.Lists = "",
+    lists: str | Lists = "",
     split_seed: int = 0,
     rotations: bool = False,
     convert: bool = False,
@@ -63,67 +63,42 @@ def load(
     progress: build.Progress | None = None,
     inspect: build.Inspect | None = None,
 ) -> Dataset:
-    """Returns a data set as memory maps of the cache, where it is prepared at the first call.
+    """Returns a data set as memory maps of the cache, where the first call prepares it.
 
     Args:
-        name: 'glyphs' (needs no path), 'omniglot', 'miniimagenet', 'fc100', 'cifar_fs', 'tieredimagenet', 'cub',
-            'folder' or 'tfds:NAME'.
-        path: the folder or archive that holds it, in any format that `find` knows.
-        image_size: side of the stored square, in pixels; 0 keeps the native size, which must be the same for all.
-        resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
-        channels: 1 or 3; 0 is as the source has it (3 for the named colour data sets).
-        fractions: of the classes for train, val and test, where they come without a split; (0, 0, 1) for evaluation.
-        lists: the classes of each split instead: a mapping, a JSON file, or a folder with {train,val,test}.txt.
-        split_seed: which classes the fractions pick.
-        rotations: the train split's classes turned by 90, 180 and 270 degrees are classes of their own.
-        convert: take images of unusual modes (16-bit, CMYK, palette, alpha, EXIF-rotated, animated), not refuse them.
+        name: a name in `sources.find.NAMES`, or 'tfds:NAME'.
+        path: the folder or file that holds it, in any format that `sources.find` lists; 'glyphs' needs none.
+        image_size, resize, channels, convert: how images are stored; see `Transform`.
+        fractions, lists, split_seed: the splits of classes that come without; see `Splitting` and `read_lists`.
+        rotations: the train classes rotated by 90, 180 and 270 degrees are further train classes.
         skip_corrupt: leave out damaged images instead of refusing the data set.
-        allow: any of 'shared_classes', 'shared_images' and 'repeated_images', with commas between: classes or images
-            that stand in two splits, and images that stand twice in one, are let through, not refused, and
-            `Dataset.caveats` says so. What stands so in a published data set needs no leave.
-        cache_dir: where the cache is; '' is $MTL_JAX_CACHE or else ~/.cache/mtl_jax.
-        workers: threads that decode; 0 is one a processor.
-        progress: called with the number of images done and of all.
-        inspect: called with the images by split and class, before one is decoded; may raise. Not where the cache has
-            the data set already.
+        allow: comma-separated kinds of overlap (`overlaps.KINDS`) to let through; `Dataset.caveats` then says so.
+        cache_dir: where the cache is; '' is $MTL_JAX_CACHE, or else ~/.cache/mtl_jax.
+        workers, progress, inspect: for the first call; see `build`.
 
     Raises:
         DataError: in one line, what was found, where, and what to do.
     """
     options = Options(
-        image_size=image_size,
-        resize=resize,
-        channels=channels,
-        fractions=fractions,
-        lists=lists,
-        split_seed=split_seed,
-        rotations=rotations,
-        convert=convert,
-        skip_corrupt=skip_corrupt,
-        allow=allow,
-        cache_dir=cache_dir,
-        workers=workers,
-    )
-    allowed = admission.parse(allow)
+        image_size=image_size, resize=resize, channels=channels, convert=convert,
+        fractions=fractions, lists=lists, split_seed=split_seed,
+        rotations=rotations, skip_corrupt=skip_corrupt, allow=allow, cache_dir=cache_dir, workers=workers,
+    )  # fmt: skip
+    allowed = overlaps.parse_allowed(allow)
     folder = folder_of_file(name, path, options)
     if folder is None or not folder.exists():
-        found = locate(name, path, options)
-        folder = found.folder
+        located = locate(name, path, options)
+        source, folder = located.source, located.folder
         if not folder.exists():
             build.build(
-                found.source,
-                folder,
-                found.source.settle(found.transform),
-                skip_corrupt=skip_corrupt,
-                workers=workers,
-                progress=progress,
-                inspect=inspect,
-            )
-    return admission.admitted(reader.open_folder(folder, name), allowed, path)
+                source, folder, source.settle(located.transform),
+                skip_corrupt=skip_corrupt, workers=workers, progress=progress, inspect=inspect,
+            )  # fmt: skip
+    return overlaps.admitted(reader.open_folder(folder, name), allowed, path)
 
 
 def locate(name: str, path: str, options: Options) -> Located:
-    """Finds a data set and the folder of the cache that it has or will have, without reading images; see `load`."""
+    """Finds a data set, and the folder that it has or will have in the cache, without reading images; see `load`."""
     source = find(name, path, splitting_of(options))
     if options.rotations:
         source = dataclasses.replace(source, read=lambda scratch, read=source.read: with_rotations(read(scratch)))
@@ -131,15 +106,15 @@ def locate(name: str, path: str, options: Options) -> Located:
 
 
 def folder_of_file(name: str, path: str, options: Options) -> Path | None:
-    """Returns the cache's folder for a data set in a single file, which need not be opened for it; else None."""
-    place = Path(path).expanduser()
-    if not path or not place.is_file():
+    """Returns the cache's folder of a data set that is a single file, without opening it; None for anything else."""
+    file = Path(path).expanduser()
+    if not path or not file.is_file():
         return None
-    return folder_for(name, [trees.stamp(place, place.parent)], options)
+    return folder_for(name, [trees.stamp(file, file.parent)], options)
 
 
 def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
-    """Returns the cache's folder of a data set, by what its content depends on."""
+    """Returns the cache's folder of a data set; its name depends on all that the content depends on."""
     state = {
         **vars(transform_of(name, options)),
         **vars(splitting_of(options)),
@@ -150,20 +125,20 @@ def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
 
 
 def transform_of(name: str, options: Options) -> Transform:
-    """Returns how images are to be stored, before the source has its say."""
+    """Returns how images are to be stored, before the source's own wishes (`Source.settle`)."""
     channels = options.channels or (3 if name in COLOUR else 0)
     return Transform(options.image_size, options.resize, channels, options.convert)
 
 
-def splitting_of(options: Options) -> splitting.Splitting:
-    """Returns how classes that come without a split are split."""
-    return splitting.Splitting(tuple(options.fractions), splitting.read_lists(options.lists), options.split_seed)
+def splitting_of(options: Options) -> Splitting:
+    """Returns how classes that come without a split are to be split."""
+    return Splitting(tuple(options.fractions), read_lists(options.lists), options.split_seed)
 
 
 def with_rotations(contents: Contents) -> Contents:
-    """Returns the contents with three more classes for each class of the train split, its images turned."""
+    """Returns the contents with three more classes for each class of the train split, its images rotated."""
     train = dict(contents.get("train", {}))
     for name, images in contents.get("train", {}).items():
-        for turns in TURNS:
-            train[f"{name}/{90 * turns:03d}"] = dataclasses.replace(images, turns=turns)
+        for quarters, degrees in enumerate(overlaps.ROTATIONS, 1):
+            train[f"{name}/{degrees}"] = dataclasses.replace(images, turns=quarters)
     return {**contents, "train": {name: train[name] for name in sorted(train)}} if train else contents

@@ -1,4 +1,4 @@
-"""Gathering images from a map on the host, ahead of the step that wants them."""
+"""Gathers images from a memory map on the host, ahead of the step that needs them."""
 
 import queue
 import threading
@@ -11,11 +11,11 @@ _END = object()
 
 
 class Prefetch:
-    """Iterates over `(indices, images[indices])` while a thread gathers what comes next.
+    """Iterates over `(indices, images[indices])` while a thread gathers the next ones.
 
-    The thread also draws the indices, so it can be given a generator that computes them. An error in either is raised
-    where the consumer waits, after what was gathered before it. A context manager; `close` ends the thread at once, and
-    can be called at any time and more than once.
+    The thread also iterates over `batches`, which may be a generator that computes them. An error in it is raised from
+    the iteration, after all that was gathered before. A context manager; `close` ends the thread at once, and can be
+    called at any time and more than once.
 
     Example:
         with Prefetch(split.images, (sample(key, step) for step in range(steps))) as batches:
@@ -24,15 +24,15 @@ class Prefetch:
 
     Args:
         images: [M, ...], usually a memory map.
-        batches: arrays of positions in `images`, of any shape, or trees of them (tuples, lists, dicts); the images come
-            in the same structure.
-        ahead: how many gathered batches wait at most. One more is in work.
+        batches: arrays of positions in `images`, of any shape, or trees of them (tuples, lists, dicts); the images have
+            the same structure.
+        ahead: how many gathered batches wait at most, while one more is being gathered.
     """
 
     def __init__(self, images: np.ndarray, batches: Iterable[Any], *, ahead: int = 2) -> None:
         if ahead < 1:
             raise ValueError(f"ahead: {ahead}; at least one batch must be able to wait")
-        # A plain view, since indexing a memmap makes memmaps of what is in memory.
+        # A plain view: indexing a memmap would return memmaps of arrays in memory.
         self._images = np.asarray(images).view(np.ndarray)
         self._ready: queue.Queue = queue.Queue(ahead)
         self._closed = threading.Event()
@@ -45,7 +45,7 @@ class Prefetch:
                 if not self._put((indices, gather(self._images, indices), None)):
                     return
             self._put((None, _END, None))
-        except BaseException as error:  # whatever it is, the consumer has to see it
+        except BaseException as error:  # the consumer must see it, whatever it is
             self._put((None, _END, error))
         finally:
             close = getattr(batches, "close", None)
@@ -53,7 +53,7 @@ class Prefetch:
                 close()
 
     def _put(self, item: tuple) -> bool:
-        """Waits for room; returns False once the consumer has closed."""
+        """Waits for a free place in the queue; returns False once the consumer has closed."""
         while not self._closed.is_set():
             try:
                 self._ready.put(item, timeout=0.1)
@@ -77,7 +77,7 @@ class Prefetch:
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread and forgets what it has gathered."""
+        """Ends the thread and drops what it has gathered."""
         self._closed.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -92,14 +92,14 @@ class Prefetch:
 
 
 class Ahead:
-    """What dispatches of a loop need, gathered by a thread that starts where the first one stands.
+    """Gathers the images of a loop's dispatches, by a thread that starts with the first one asked for.
 
-    A dispatch that does not follow the one before (a run that goes on, a step that is run again) starts it anew.
+    A dispatch that does not follow the one before (a resumed run, a repeated step) starts another thread.
 
     Args:
         images: see `Prefetch`.
-        batches: (first step) -> what `Prefetch` takes, an item for each dispatch from that step on.
-        steps: of a dispatch.
+        batches: (first step) -> batches as `Prefetch` takes them, one for each dispatch from that step on.
+        steps: the number of steps in a dispatch.
     """
 
     def __init__(self, images: np.ndarray, batches: Callable[[int], Iterable[Any]], *, steps: int = 1) -> None:
@@ -107,12 +107,12 @@ class Ahead:
         self._thread: Prefetch | None = None
         self._next = -1
 
-    def get(self, at: int) -> tuple[Any, Any]:
-        """(positions, images) of the dispatch from step `at`."""
-        if at != self._next or self._thread is None:
+    def get(self, step: int) -> tuple[Any, Any]:
+        """Returns (positions, images) of the dispatch that begins with `step`."""
+        if step != self._next or self._thread is None:
             self.close()
-            self._thread = Prefetch(self._images, self._batches(at))
-        self._next = at + self._steps
+            self._thread = Prefetch(self._images, self._batches(step))
+        self._next = step + self._steps
         return next(self._thread)
 
     def close(self) -> None:
@@ -123,11 +123,11 @@ class Ahead:
 
 
 def gather(images: np.ndarray, indices: Any) -> Any:
-    """Returns `images[indices]`, copied, for an array of positions or each array of a tree of them."""
+    """Returns a copy of `images[indices]`, for an array of positions or each array in a tree of them."""
     if isinstance(indices, dict):
         return {key: gather(images, value) for key, value in indices.items()}
     if isinstance(indices, tuple | list):
         parts = [gather(images, part) for part in indices]
-        # A named tuple takes its parts one by one.
+        # The constructor of a named tuple takes its parts one by one.
         return type(indices)(*parts) if hasattr(indices, "_fields") else type(indices)(parts)
     return np.take(images, np.asarray(indices), axis=0)

@@ -1,4 +1,4 @@
-"""What a reader hands to the cache: where the images of each class are, before anything is decoded."""
+"""What a module of sources/ hands to the cache: the images of each class, not yet decoded."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ from mtl_jax.data.transforms import Transform
 
 
 class Images(Protocol):
-    """The images of one class, still undecoded."""
+    """The images of one class, not yet decoded."""
 
     turns: int  # quarter turns, counterclockwise, to apply after decoding
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """Returns a name within the data set, '' if the image has none."""
+        """Returns the image's name within the data set, '' if it has none."""
 
     def where(self, index: int) -> str:
         """Returns what an error message calls the image."""
@@ -33,32 +33,32 @@ Stamp = tuple[str, int, int]  # relative path, bytes, modification time in nanos
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set as it was found.
+    """A data set that was found, but not read.
 
-    format: for people, e.g. 'class folders'.
-    stamps: what the content depends on, cheap to find out; the cache's key is made of it.
-    read: opens the content, given a folder for scratch files; may be slow (a pickle is loaded).
-    place: the folder or file, for messages.
-    settle: what the source makes of the transform that was asked for.
-    resumable: reading takes so long that a class is kept as soon as it is ready, for a run that goes on after this one.
+    format: what people call its form, e.g. 'class folders'.
+    stamps: name, size and time of the files that the content depends on; they are part of the cache's key.
+    read: (folder for scratch files) -> the content; may be slow, where a pickle is loaded.
+    path: the folder or file, for messages.
+    settle: (the transform that was asked for) -> the transform for this source.
+    resumable: decoding takes so long that each finished class is kept, so that a later run can go on from there.
     """
 
     format: str
     stamps: Sequence[Stamp]
     read: Callable[[Path], Contents]
-    place: str = ""
+    path: str = ""
     settle: Callable[[Transform], Transform] = lambda transform: transform
     resumable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Images that stand decoded in an array, uint8 [N, H, W] or [N, H, W, C]."""
+    """Images of a class that are rows of a decoded array, uint8 [N, H, W] or [N, H, W, C]."""
 
     array: np.ndarray
     rows: Sequence[int]
-    place: str
-    names: Sequence[str] = ()  # one a row of `array`, if there are any
+    path: str
+    names: Sequence[str] = ()  # one for each row of `array`, or none at all
     turns: int = 0
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Rows:
 
     def where(self, index: int) -> str:
         name = self.name(index)
-        return f"{self.place}, image {self.rows[index]}{f' ({name})' if name else ''}"
+        return f"{self.path}, image {self.rows[index]}{f' ({name})' if name else ''}"
 
     def read(self, index: int) -> np.ndarray:
         return self.array[self.rows[index]]
@@ -77,11 +77,11 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Images that stand encoded (as PNG, say) in a sequence of byte strings or of uint8 arrays."""
+    """Images of a class that are encoded (as PNG, say), some of a sequence of byte strings or uint8 arrays."""
 
     blobs: Sequence[bytes | np.ndarray]
     rows: Sequence[int]
-    place: str
+    path: str
     turns: int = 0
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class Encoded:
         return ""
 
     def where(self, index: int) -> str:
-        return f"{self.place}, image {self.rows[index]}"
+        return f"{self.path}, image {self.rows[index]}"
 
     def read(self, index: int) -> bytes:
         blob = self.blobs[self.rows[index]]

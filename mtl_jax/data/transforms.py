@@ -1,4 +1,4 @@
-"""Resizing and cropping of 8-bit images, bit for bit what torchvision's transforms do to a Pillow image."""
+"""Resizes and crops 8-bit images, bit for bit as torchvision's transforms do Pillow images."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from mtl_jax.errors import DataError
 class Transform:
     """How decoded images become stored ones.
 
-    image_size: side of the stored square; 0 keeps the native size, which must then be the same for all.
-    resize: the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
-    channels: 1 or 3; 0 is as the source has it.
-    convert: take images of unusual modes (16-bit, CMYK, palette, alpha, rotated by EXIF, animated) instead of refusing.
-    upright: with `convert`, turn images as their EXIF orientation says.
-    squash: bring the whole image to `image_size`, whatever its proportions, by Lanczos, and crop nothing.
+    image_size: side of the stored square in pixels; 0 keeps the native size, which must then be the same for all.
+    resize: length of the shorter side before the centre crop to `image_size`; 0 is the same as `image_size`.
+    channels: 1 or 3; 0 is as many as the source has.
+    convert: take images of unusual kinds (16-bit, CMYK, palette, alpha, rotated by EXIF, animated) instead of refusing.
+    upright: with `convert`, rotate images as their EXIF orientation says.
+    squash: resize the whole image to the square by Lanczos, whatever its proportions, and crop nothing.
     """
 
     image_size: int = 0
@@ -39,9 +39,9 @@ class Transform:
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
-    """Resizes the shorter side to `size` pixels, bilinear with antialiasing; as torchvision's `Resize(size)`.
+    """Resizes the shorter side to `size` pixels, bilinear with antialiasing, as torchvision's `Resize(size)`.
 
-    The longer side becomes `int(size * longer / shorter)`; an image whose shorter side is right is returned as it is.
+    The longer side becomes `int(size * longer / shorter)`. An image whose shorter side is right is returned as it is.
     """
     width, height = image.size
     if min(width, height) == size:
@@ -51,7 +51,7 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Cuts the central `size` x `size` square; odd margins are rounded half to even, as torchvision's `CenterCrop`."""
+    """Cuts out the central square; odd margins are rounded half to even, as torchvision's `CenterCrop(size)`."""
     width, height = image.size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
@@ -63,7 +63,7 @@ def resize_and_crop(image: Image.Image, resize_to: int, crop_to: int) -> Image.I
 
 
 def store(pixels: np.ndarray, transform: Transform) -> np.ndarray:
-    """Returns decoded pixels, uint8 [H, W, C], at the stored size."""
+    """Returns decoded pixels, uint8 [H, W, C], at the size they are stored at."""
     size = transform.image_size
     resize_to = transform.resize or size
     if not size or (pixels.shape[:2] == (size, size) and resize_to == size):

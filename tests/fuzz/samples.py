@@ -191,10 +191,10 @@ def _lists(folder: Path) -> None:
 def read_data(folder: Path) -> Any:
     """All images of a data set, decoded, by split and class; `folder` may hold an archive instead."""
     archives = [path for path in folder.iterdir() if path.name.startswith("data.")]
-    how = splitting.Splitting(fractions=(0.5, 0.25, 0.25))
+    rule = splitting.Splitting(fractions=(0.5, 0.25, 0.25))
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
-    contents = find.find("folder", str(archives[0] if archives else folder), how).read(scratch)
+    contents = find.find("folder", str(archives[0] if archives else folder), rule).read(scratch)
     transform = Transform(0, 0, 0, True)
     return {
         (split, name): [decode.load(images, i, transform)[0] for i in range(len(images))]

@@ -1,4 +1,5 @@
-"""The prepared form of a data set: uint8 memory maps, sorted by class.
+"""The cache: a folder a data set, with memory maps sorted by class; written whole or not at all.
 
-reader.py opens it; build.py and writer.py make it.
+Start at build.py, which decodes a source (blocks.py, a class at a time) and writes it (writer.py; resume.py after a
+stop). reader.py opens a folder and says where the cache is.
 """

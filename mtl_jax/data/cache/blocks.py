@@ -1,4 +1,4 @@
-"""One class at a time: decoded, and put in the order of the digests of its images."""
+"""Decodes one class, and puts its images in the order of their digests."""
 
 import dataclasses
 import os
@@ -14,19 +14,19 @@ from mtl_jax.data.source import Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-IN_MEMORY = 128 << 20  # bytes; a larger class waits on the disk until it is written
-CHUNK = 16 << 20  # bytes that are written at once
+IN_MEMORY = 128 << 20  # bytes; a larger class is decoded into a file
+CHUNK = 16 << 20  # bytes written at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What the decoding of every class needs.
+    """What is the same for the decoding of every class.
 
-    transform: settled, but for channels = 0, which then means that all images are grey.
+    transform: as the source has settled it; channels = 0 means here that all images are grey.
     shape: [H, W, C] of a stored image.
-    skip_corrupt: leave damaged images out.
-    scratch: a folder for classes that are too large for the memory.
-    kept: where finished classes are kept for another run, None if they are not.
+    skip_corrupt: leave out damaged images.
+    scratch: a folder for classes over `IN_MEMORY`.
+    kept: the folder of finished classes (see `resume`), None if they are not kept.
     """
 
     transform: Transform
@@ -40,10 +40,10 @@ class Work:
 class ClassBlock:
     """One class, ready to be written.
 
-    images: [n, H, W, C] as they were read.
-    order: [n], their final order.
-    names, digests: [n] and uint8 [n, 16], in the final order.
-    skipped: what was left out, a line each.
+    images: uint8 [n, H, W, C], in the order of reading.
+    order: [n], their positions in the final order.
+    names, digests: n names and uint8 [n, 16], in the final order.
+    skipped: a line for each image that was left out.
     """
 
     images: np.ndarray
@@ -60,12 +60,12 @@ class ClassBlock:
 
 
 def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
-    """Decodes one class and sorts its images by the digests of their decoded pixels.
+    """Decodes a class and sorts its images by the digests of their decoded pixels.
 
     Raises:
-        DataError: an image is damaged, unusual, or unlike the others, or none is left.
+        DataError: an image is damaged, unusual, or of another shape than the others; or none is left.
     """
-    stored, digests, names, skipped = room((len(images), *work.shape), work.scratch), [], [], []
+    stored, digests, names, skipped = empty_array((len(images), *work.shape), work.scratch), [], [], []
     for index in range(len(images)):
         try:
             pixels, digest = decode.load(images, index, work.transform)
@@ -86,29 +86,29 @@ def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock
     return ClassBlock(stored[: len(digests)], np.asarray(order), [names[i] for i in order], rows, skipped)
 
 
-def room(shape: tuple[int, ...], scratch: Path) -> np.ndarray:
-    """Returns an array of uint8 to be filled: in memory, or in a file that goes away with it."""
+def empty_array(shape: tuple[int, ...], scratch: Path) -> np.ndarray:
+    """Returns an uninitialized array, uint8: in memory, or over `IN_MEMORY` in a file that goes away with it."""
     size = int(np.prod(shape))
     if size <= IN_MEMORY:
         return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile(dir=scratch) as file:
         file.truncate(size)
-        if hasattr(os, "posix_fallocate"):  # else a full disk would end the process when a page is written
+        if hasattr(os, "posix_fallocate"):  # without it, a full disk kills the process when a page is written
             os.posix_fallocate(file.fileno(), 0, size)
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
-def unlike(found: tuple[int, int, int], shape: tuple[int, int, int], where: str) -> DataError:
-    """Returns the error for an image that is of another size than the others, or in colour where they are grey."""
-    if found[2] != shape[2]:
+def unlike(own_shape: tuple[int, int, int], shape: tuple[int, int, int], where: str) -> DataError:
+    """Returns the error for an image of another size than the others, or in colour where they are grey."""
+    if own_shape[2] != shape[2]:
         return DataError(
             f"{where}: in colour where the first image of every class is grey; set data.channels to 3 or 1"
         )
-    return unequal((shape[:2], "the first image"), (found[:2], where))
+    return unequal((shape[:2], "the first image"), (own_shape[:2], where))
 
 
 def unequal(one: tuple[tuple[int, int], str], other: tuple[tuple[int, int], str]) -> DataError:
-    """Returns the error for native sizes that differ."""
+    """Returns the error for two images, each ((height, width), name), of different sizes."""
     (height, width), where = other
     (first_height, first_width), first = one
     return DataError(

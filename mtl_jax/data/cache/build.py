@@ -1,8 +1,8 @@
-"""From what a reader found to the cache: decode in parallel, order, write.
+"""Prepares a source into the cache: decodes it in parallel, sorts it, writes it.
 
-Images are decoded by threads, a class at a time, and written in order, so the memory in use is a few classes, whatever
-the size of the set. Threads, since Pillow lets go of the interpreter while it decodes; processes would each have to
-import JAX again, and would need the caller's program to be guarded against being started by them.
+Threads decode a class each, and classes are written in order, so only a few are in memory, however large the data set.
+Threads suffice, since Pillow releases the interpreter lock while it decodes; each process would have to import JAX
+again, and the caller's program would need a guard against running again in them.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-THREADS = ((64 * 64, 1), (256 * 256, 4))  # images under so many pixels, threads at most
+THREADS = ((64 * 64, 1), (256 * 256, 4))  # (pixels, threads): at most so many threads for images under so many pixels
 MEMORY = 512 << 20  # bytes of decoded classes that wait to be written
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # images done, images in all
-Inspect = Callable[[Contents], None]  # raises where what was found does not do
+Progress = Callable[[int, int], None]  # (images done, images in all)
+Inspect = Callable[[Contents], None]  # raises if the classes will not do
 
 
 def build(
@@ -43,19 +43,26 @@ def build(
     progress: Progress | None = None,
     inspect: Inspect | None = None,
 ) -> None:
-    """Writes the cache's folder for a source; `workers` threads decode (0: as many as there are processors).
+    """Writes the cache's folder of a source.
 
-    `inspect` sees what is there before an image is decoded.
+    Args:
+        source: what to read.
+        folder: where to write.
+        transform: how images are stored.
+        skip_corrupt: leave out damaged images instead of refusing the data set.
+        workers: threads that decode; 0 is one a processor, fewer for small images.
+        progress: called after each class with the number of images done and of all.
+        inspect: called with the images by split and class before one is decoded; may raise.
 
     Raises:
-        DataError: an image, a class or a split is not what it should be, or the disk has no room.
+        DataError: an image, a class or a split is not what it should be, or the disk is full.
     """
     with resume.kept_blocks(folder, source.resumable) as kept:
         if source.resumable and folder.exists():
-            return  # another process made it while this one waited for it
+            return  # another process made it while this one waited
         with Writer(folder) as writer:
             contents = source.read(writer.scratch)
-            check_contents(contents, source.place)
+            check_contents(contents, source.path)
             if inspect:
                 inspect(contents)
             shape, transform = stored_shape(contents, transform)
@@ -71,7 +78,7 @@ def build(
             skipped = writer.index["skipped"]
             if skipped:
                 log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
-            writer.commit({"format": source.format, "place": source.place})
+            writer.commit({"format": source.format, "place": source.path})
 
 
 class _Counter:
@@ -84,27 +91,27 @@ class _Counter:
             self.progress(self.done, self.total)
 
 
-def check_contents(contents: Contents, place: str) -> None:
-    """Raises DataError where a split is missing or a class is empty."""
-    found = [split for split in SPLITS if split in contents]
-    if found not in (list(SPLITS), ["test"]):
+def check_contents(contents: Contents, path: str) -> None:
+    """Raises DataError if a split is missing, or a split or class is empty."""
+    splits = [split for split in SPLITS if split in contents]
+    if splits not in (list(SPLITS), ["test"]):
         missing = ", ".join(split for split in SPLITS if split not in contents)
         raise DataError(
-            f"{place}: the splits found are {', '.join(found) or 'none'}, missing are {missing}; "
+            f"{path}: the splits found are {', '.join(splits) or 'none'}, missing are {missing}; "
             "give all three, or only test for evaluation"
         )
     for split, classes in contents.items():
         if not classes:
-            raise DataError(f"{place}: split {split} has no classes; add some")
+            raise DataError(f"{path}: split {split} has no classes; add some")
         for name, images in classes.items():
             if not len(images):
-                raise DataError(f"{place}: class {name!r} of split {split} has no images; add some or remove it")
+                raise DataError(f"{path}: class {name!r} of split {split} has no images; add some or remove it")
 
 
 def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, int, int], Transform]:
     """Returns [H, W, C] of the stored images, and the transform with its channels settled.
 
-    Both come from the first image of every class where they are not set: colour if any of these has colour.
+    What the transform leaves open comes from the first image of every class. If one of these is in colour, all are.
     """
     sizes, channels = {}, 1
     for images in (images for classes in contents.values() for images in classes.values()):
@@ -119,13 +126,13 @@ def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, i
         raise unequal(*list(sizes.items())[:2])
     height, width = (transform.image_size,) * 2 if transform.image_size else next(iter(sizes), (1, 1))
     channels = transform.channels or channels
-    # A set that looks grey keeps channels = 0, so that an image in colour further on is noticed.
+    # If these are all grey, channels stay 0, so that a later image in colour is noticed.
     settled = dataclasses.replace(transform, channels=3 if channels == 3 else transform.channels)
     return (height, width, channels), settled
 
 
 def default_threads(contents: Contents) -> int:
-    """Returns how many threads decode: few for small images, where the interpreter, which they share, does most."""
+    """Returns how many threads decode: few for small images, since they share the interpreter, which then does most."""
     images = next(iter(next(iter(contents.values())).values()))
     (height, width), _ = probe(images)
     processors = os.cpu_count() or 1
@@ -133,7 +140,7 @@ def default_threads(contents: Contents) -> int:
 
 
 def probe(images: Images) -> tuple[tuple[int, int], int]:
-    """Returns (height, width), or (0, 0), and the channels of a class's first readable image, from its header."""
+    """Returns (height, width) and channels of a class's first readable image, by its header; (0, 0), 1 without any."""
     for index in range(len(images)):
         try:
             raw = images.read(index)
@@ -141,7 +148,7 @@ def probe(images: Images) -> tuple[tuple[int, int], int]:
                 return raw.shape[:2], raw.shape[2] if raw.ndim == 3 else 1
             image = decode.open_image(raw, images.where(index))
         except CorruptImage:
-            continue  # decoding will refuse it, or leave it out
+            continue  # decoding will refuse it or leave it out
         return image.size[::-1], 1 if image.mode in ("1", "L", *decode.SIXTEEN_BIT) else 3
     return (0, 0), 1
 
@@ -149,7 +156,7 @@ def probe(images: Images) -> tuple[tuple[int, int], int]:
 def _blocks(
     split: str, classes: Mapping[str, Images], work: Work, workers: int, done: _Counter
 ) -> Generator[ClassBlock, None, None]:
-    """Yields the classes in order while `workers` threads decode those ahead, as far as `MEMORY` allows."""
+    """Yields the classes in order, while `workers` threads decode the next ones, as far as `MEMORY` allows."""
     largest = max(map(len, classes.values())) * int(np.prod(work.shape))
     ahead = max(1, min(workers + 2, MEMORY // min(largest, blocks.IN_MEMORY)))
     pending: deque = deque()
@@ -170,12 +177,12 @@ def _blocks(
 
 
 def _kept_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
-    """Returns a class as an earlier run has left it, or decodes it and leaves it for a later one."""
+    """Returns a class that an earlier run has kept, or decodes it and keeps it for a later run."""
     if work.kept is None:
         return class_block(split, name, images, work)
-    place = work.kept / f"{split}-{name}.npz"
-    block = resume.load_block(place)
+    path = work.kept / f"{split}-{name}.npz"
+    block = resume.load_block(path)
     if block is None:
         block = class_block(split, name, images, work)
-        resume.save_block(place, block)
+        resume.save_block(path, block)
     return block

@@ -1,8 +1,4 @@
-"""The cache: per split one uint8 .npy that is memory-mapped, its names and digests, and one JSON index.
-
-A folder is written under a temporary name and renamed when it is whole, so that readers never see half of one and two
-processes that prepare the same data at once do not disturb each other: the second to finish throws its own away.
-"""
+"""Opens a folder of the cache: for each split three .npy with images, names and digests; and one JSON index."""
 
 import contextlib
 import hashlib
@@ -33,7 +29,7 @@ def directory(cache_dir: str = "") -> Path:
 
 
 def key(stamps: Sequence[Stamp], options: Mapping[str, object]) -> str:
-    """Returns a digest of what the content depends on: files, options, and the libraries that decode and render."""
+    """Returns a digest of all that the content depends on: files, options, the libraries that decode and render."""
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "matplotlib")}
     versions["freetype"] = features.version("freetype2")
     state = hashlib.sha256(json.dumps([dict(options), versions], sort_keys=True, default=str).encode())
@@ -43,7 +39,7 @@ def key(stamps: Sequence[Stamp], options: Mapping[str, object]) -> str:
 
 
 def open_folder(folder: Path, name: str) -> Dataset:
-    """Returns the data set in a folder of the cache, in the time that the index takes.
+    """Returns the data set in a folder of the cache; reads no more than its index.
 
     Raises:
         DataError: the folder is of another version of the cache, or damaged.
@@ -63,23 +59,20 @@ def open_folder(folder: Path, name: str) -> Dataset:
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(
-            f"{folder / INDEX}: damaged cache ({type(error).__name__}: {error}); remove the folder {folder} to prepare "
-            "it again"
-        ) from None
+        raise _damaged(folder / INDEX, f"{type(error).__name__}: {error}") from None
 
 
 def _overlaps(folder: Path, index: dict, splits: Mapping[str, Split]) -> Mapping[str, Overlap]:
-    """Returns what stands in two splits or twice in one; found once, and kept in the index."""
-    if "overlaps" not in index:  # just written, or by a version that did not look
+    """Returns the overlaps, which are found once and then kept in the index."""
+    if "overlaps" not in index:  # just written, or by a version that did not look for them
         index["overlaps"] = overlaps.find(overlaps.by_class(splits), index["format"])
-        with contextlib.suppress(OSError):  # a cache that only others may write to
+        with contextlib.suppress(OSError):  # the cache may belong to another user
             write_index(folder, index)
     return {kind: Overlap(int(count), list(lines)) for kind, (count, lines) in index["overlaps"].items()}
 
 
 def write_index(folder: Path, index: Mapping) -> None:
-    """Writes the index of a folder, whole or not at all."""
+    """Replaces the index of a folder, whole or not at all."""
     unfinished = folder / f"{INDEX}-{uuid.uuid4().hex[:8]}"
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
@@ -92,15 +85,15 @@ def write_index(folder: Path, index: Mapping) -> None:
 
 
 def _read_index(folder: Path) -> dict:
-    place = folder / INDEX
+    path = folder / INDEX
     try:
-        index = json.loads(place.read_text(encoding="utf-8"))
+        index = json.loads(path.read_text(encoding="utf-8"))
         version = index["version"]
     except DAMAGE as error:
-        raise DataError(f"{place}: damaged cache ({error}); remove the folder {folder} to prepare it again") from None
+        raise _damaged(path, error) from None
     if version != VERSION:
         raise DataError(
-            f"{place}: written by cache version {version}, this is version {VERSION}; "
+            f"{path}: written by cache version {version}, this is version {VERSION}; "
             f"remove the folder {folder}, or set another place with data.cache_dir or ${VARIABLE}"
         )
     return index
@@ -120,13 +113,15 @@ def _open_split(folder: Path, split: str, facts: Mapping) -> Split:
     )
 
 
-def _open_array(place: Path, shape: list[int]) -> np.ndarray:
+def _open_array(path: Path, shape: list[int]) -> np.ndarray:
     try:
-        array = np.load(place, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
         if list(array.shape) != shape:
             raise ValueError(f"shape {list(array.shape)} where the index has {shape}")
     except DAMAGE as error:
-        raise DataError(
-            f"{place}: damaged cache ({error}); remove the folder {place.parent} to prepare it again"
-        ) from None
+        raise _damaged(path, error) from None
     return array
+
+
+def _damaged(path: Path, fault: object) -> DataError:
+    return DataError(f"{path}: damaged cache ({fault}); remove the folder {path.parent} to prepare it again")

@@ -1,9 +1,11 @@
-"""Writing a folder of the cache, whole or not at all."""
+"""Writes a folder of the cache, whole or not at all.
+
+It is written under a temporary name and renamed when it is whole. So readers never see half of one, and two processes
+that prepare the same data do not disturb each other: the second to finish throws its own away.
+"""
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -14,8 +16,8 @@ import numpy as np
 
 from mtl_jax.data.cache import locks
 from mtl_jax.data.cache.blocks import ClassBlock
-from mtl_jax.data.cache.reader import INDEX, VARIABLE, VERSION
-from mtl_jax.data.dataset import SPLITS
+from mtl_jax.data.cache.reader import VARIABLE, VERSION, write_index
+from mtl_jax.data.dataset import fingerprint
 from mtl_jax.errors import DataError
 
 TEMPORARY = ".tmp-"
@@ -25,13 +27,13 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class ArrayFile:
     """A .npy file that grows by appending, for arrays that do not fit in memory; a context manager.
 
-    The header is written twice, the second time, at the end, with the true number of rows.
+    Its header is written first with the number of rows that is `expected`, and again at the end with the true one.
     """
 
-    def __init__(self, place: Path, dtype: np.dtype, shape: Sequence[int], expected: int) -> None:
-        self.place, self.dtype, self.shape = place, np.dtype(dtype), tuple(shape)
+    def __init__(self, path: Path, dtype: np.dtype, shape: Sequence[int], expected: int) -> None:
+        self.dtype, self.shape = np.dtype(dtype), tuple(shape)
         self.count = 0
-        self.file = open(place, "wb")  # noqa: SIM115 - closed on exit
+        self.file = open(path, "wb")  # noqa: SIM115 - closed on exit
         self.file.write(self._header(expected))
 
     def _header(self, count: int) -> bytes:
@@ -56,18 +58,18 @@ class ArrayFile:
 
 
 class Writer:
-    """Writes one folder of the cache; a context manager that leaves nothing behind unless `commit` was called."""
+    """Writes one folder of the cache; a context manager, which leaves nothing behind unless `commit` was called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.place = folder.parent / f"{TEMPORARY}{folder.name}-{uuid.uuid4().hex[:8]}"
-        self.scratch = self.place / "scratch"  # for readers' own files; not kept
+        self.unfinished = folder.parent / f"{TEMPORARY}{folder.name}-{uuid.uuid4().hex[:8]}"
+        self.scratch = self.unfinished / "scratch"  # for files of the source; not kept
         self.index: dict = {"version": VERSION, "splits": {}, "skipped": []}
         self.exits = contextlib.ExitStack()
 
     def __enter__(self) -> "Writer":
         try:
-            self.exits.enter_context(locks.locked(self.place))
+            self.exits.enter_context(locks.locked(self.unfinished))
             self.scratch.mkdir()
             remove_abandoned(self.folder.parent)
         except OSError as error:
@@ -78,14 +80,14 @@ class Writer:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
         self.exits.close()
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(self.folder.parent) from None
 
     def check_room(self, size: int) -> None:
-        """Raises DataError where the disk has less than `size` bytes left."""
-        free = shutil.disk_usage(self.place).free
+        """Raises DataError unless the disk has `size` bytes left."""
+        free = shutil.disk_usage(self.unfinished).free
         if free < size:
             raise no_room(self.folder.parent, size, free)
 
@@ -97,13 +99,21 @@ class Writer:
         expected: int,
         shape: Sequence[int],
     ) -> None:
-        """Writes the classes of a split, one block each, in the order of `class_names`; `shape` is that of an image."""
+        """Writes the classes of a split.
+
+        Args:
+            split: its name.
+            class_names: sorted.
+            blocks: one for each class, in the same order.
+            expected: the number of images, if none is left out.
+            shape: [H, W, C] of every image.
+        """
         names: list[bytes] = []
         counts = []
         with (
             contextlib.closing(blocks),
-            ArrayFile(self.place / f"{split}.npy", np.uint8, shape, expected) as images,
-            ArrayFile(self.place / f"{split}.digests.npy", np.uint8, (16,), expected) as digests,
+            ArrayFile(self.unfinished / f"{split}.npy", np.uint8, shape, expected) as images,
+            ArrayFile(self.unfinished / f"{split}.digests.npy", np.uint8, (16,), expected) as digests,
         ):
             for block in blocks:
                 for chunk in block.chunks():
@@ -112,54 +122,40 @@ class Writer:
                 names.extend(name.encode() for name in block.names)
                 counts.append(len(block.order))
                 self.index["skipped"].extend(block.skipped)
-        np.save(self.place / f"{split}.names.npy", np.asarray(names, np.bytes_))
+        np.save(self.unfinished / f"{split}.names.npy", np.asarray(names, np.bytes_))
         self.index["splits"][split] = {"class_names": list(class_names), "counts": counts, "shape": list(shape)}
 
     def commit(self, facts: Mapping[str, object]) -> None:
-        """Makes the folder visible under its name; another process's finished one is kept instead of this."""
+        """Adds `facts` to the index, and gives the folder its name; if another process was first, its folder stays."""
         shutil.rmtree(self.scratch)
         self.index.update(facts)
-        self.index["fingerprint"] = self.fingerprint()
-        with open(self.place / INDEX, "w", encoding="utf-8") as file:
-            json.dump(self.index, file)
-            file.flush()
-            os.fsync(file.fileno())
-        (self.place / locks.LOCK).unlink()
+        self.index["fingerprint"] = self._fingerprint()
+        write_index(self.unfinished, self.index)
+        (self.unfinished / locks.LOCK).unlink()
         try:
-            self.place.rename(self.folder)
+            self.unfinished.rename(self.folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
-    def fingerprint(self) -> str:
-        """Returns the fingerprint of the content written so far (see `Dataset`)."""
-        classes = {}
+    def _fingerprint(self) -> str:
+        by_class = {}
         for split, facts in self.index["splits"].items():
-            digests = np.load(self.place / f"{split}.digests.npy", mmap_mode="r")
-            classes[split] = np.split(digests, np.cumsum(facts["counts"])[:-1])
-        return fingerprint(classes)
+            digests = np.load(self.unfinished / f"{split}.digests.npy", mmap_mode="r")
+            by_class[split] = np.split(digests, np.cumsum(facts["counts"])[:-1])
+        return fingerprint(by_class)
 
 
-def fingerprint(classes: Mapping[str, Sequence[np.ndarray]]) -> str:
-    """Returns a digest of the digests: split -> for each class uint8 [n, 16]; neither order nor names matter."""
-    state = hashlib.sha256()
-    for split in SPLITS:
-        if split in classes:
-            parts = [hashlib.sha256(b"".join(sorted(bytes(row) for row in rows))).digest() for rows in classes[split]]
-            state.update(split.encode() + hashlib.sha256(b"".join(sorted(parts))).digest())
-    return state.hexdigest()[:32]
-
-
-def no_room(place: Path, needed: int = 0, free: int = 0) -> DataError:
-    """Returns the error for a disk without room."""
+def no_room(path: Path, needed: int = 0, free: int = 0) -> DataError:
+    """Returns the error for a full disk; `needed` and `free` are bytes, 0 if unknown."""
     amount = f" ({needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)" if needed else ""
     return DataError(
-        f"{place}: no room on the disk for the cache{amount}; make room, or set data.cache_dir or ${VARIABLE}"
+        f"{path}: no room on the disk for the cache{amount}; make room, or set data.cache_dir or ${VARIABLE}"
     )
 
 
 def remove_abandoned(root: Path) -> None:
-    """Removes what processes that no longer run have left half-written."""
-    for place in root.glob(f"{TEMPORARY}*"):
-        if locks.is_abandoned(place):
-            shutil.rmtree(place, ignore_errors=True)
+    """Removes the unfinished folders of processes that no longer run."""
+    for folder in root.glob(f"{TEMPORARY}*"):
+        if locks.is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)

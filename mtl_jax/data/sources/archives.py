@@ -19,51 +19,51 @@ MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is lar
 MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
 
 
-def open_tree(path: str) -> Tree:
+def open_tree(path: str | Path) -> Tree:
     """Returns the tree of a folder, a tar (also compressed) or a zip.
 
     Raises:
-        DataError: nothing is there, it is neither, or a file name or link in it cannot be read.
+        DataError: nothing is there, it is something else or damaged, or a member's name or kind is refused.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return folder_tree(place)
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder; data.path must name the data set")
-    if _is_tar(place):  # first, since a tar with an .npz at its end looks like a zip
-        return tar_tree(place)
-    if zipfile.is_zipfile(place):
-        return zip_tree(place)
-    raise DataError(f"{place}: neither a folder nor a tar or zip archive; data.path must name one")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return folder_tree(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; data.path must name the data set")
+    if _is_tar(path):  # first, since a tar with an .npz at its end looks like a zip
+        return tar_tree(path)
+    if zipfile.is_zipfile(path):
+        return zip_tree(path)
+    raise DataError(f"{path}: neither a folder nor a tar or zip archive; data.path must name one")
 
 
-def _is_tar(place: Path) -> bool:
+def _is_tar(path: Path) -> bool:
     try:
-        return tarfile.is_tarfile(place)
+        return tarfile.is_tarfile(path)
     except DAMAGE as error:
-        raise DataError(f"{place}: damaged archive ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
 
 
-def safe_member(name: str, place: str) -> str | None:
-    """Returns an archive member's relative path, None if it is to be ignored; raises DataError if it leads outside."""
+def safe_member(name: str, path: str) -> str | None:
+    """Returns a member's relative path, None if it is to be ignored; raises DataError if it leads outside."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith(("/", "\\")) or (parts and ":" in parts[0]):
-        raise DataError(f"{place}: the member {name!r} leads outside of the archive; do not use this file")
+        raise DataError(f"{path}: the member {name!r} leads outside of the archive; do not use this file")
     if not parts or any(ignored(part) for part in parts):
         return None
-    return check_name("/".join(parts), place)
+    return check_name("/".join(parts), path)
 
 
-def check_member_size(size: int, file: str, place: str) -> None:
+def check_member_size(size: int, file: str, path: str) -> None:
     """Raises DataError for a member too large to be an image or a batch of CIFAR-100."""
     if size > MAX_MEMBER:
         raise DataError(
-            f"{place}: the member {file!r} has {size} bytes, more than an image can have; unpack the archive"
+            f"{path}: the member {file!r} has {size} bytes, more than an image can have; unpack the archive"
         )
 
 
 def tar_tree(path: Path) -> Tree:
-    """Returns the regular files of a tar, read in place; a compressed one must be small, since it is held in memory."""
+    """Returns the regular files of a tar. A compressed one is held in memory, so it must be small; see `open_tree`."""
     members: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, encoding="utf-8", errors="surrogateescape") as tar:
@@ -89,10 +89,10 @@ def tar_tree(path: Path) -> Tree:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises ReadError unless the members end with the block of zeros that marks the end.
+    """Raises ReadError unless the block of zeros that marks the end follows the last member.
 
     tarfile takes a damaged header, or the end of a file that was cut between two members, for the end of the archive.
-    Reading on to the end of a compressed one compares its check sum.
+    A compressed archive is read to its end, where the decompressor compares the checksum.
     """
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
@@ -103,17 +103,19 @@ def _check_end(tar: tarfile.TarFile) -> None:
             pass
 
 
-def _tar_file(member: tarfile.TarInfo, place: str) -> str | None:
-    file = safe_member(member.name, place)
+def _tar_file(member: tarfile.TarInfo, path: str) -> str | None:
+    """Returns the relative path of a regular file, None for what is to be ignored; raises DataError for other kinds."""
+    file = safe_member(member.name, path)
     if file is None or member.isdir():
         return None
     if not member.isreg():
-        raise DataError(f"{place}: the member {member.name!r} is a link or a device; unpack the archive yourself")
-    check_member_size(member.size, file, place)
+        raise DataError(f"{path}: the member {member.name!r} is a link or a device; unpack the archive yourself")
+    check_member_size(member.size, file, path)
     return file
 
 
 def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
+    """Returns a function that reads a member, given each one's first byte and size in the tar."""
     descriptor = os.open(path, os.O_RDONLY)
 
     def read(file: str) -> bytes:
@@ -128,7 +130,7 @@ def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callabl
 
 
 def zip_tree(path: Path) -> Tree:
-    """Returns the files of a zip, read in place."""
+    """Returns the files of a zip; see `open_tree`."""
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGE as error:

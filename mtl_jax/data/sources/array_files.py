@@ -1,7 +1,7 @@
-"""Finding and opening the array files of a folder: .pkl, .pickle, .npz and .npy, one or two a split.
+"""Array files: .pkl, .pickle, .npz and .npy, one or two a split.
 
-Arrays are mapped, not loaded: a .npy and a stored member of an .npz where they lie, a compressed member after it was
-inflated into the scratch folder. Only a pickle has to be loaded whole.
+Arrays are memory-mapped: a .npy and an uncompressed member of an .npz in place, a compressed member after it was
+inflated into the scratch folder. Only a pickle is loaded whole.
 """
 
 import re
@@ -9,26 +9,50 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mtl_jax.data.damage import DAMAGE
-from mtl_jax.data.decode import found as what_is
-from mtl_jax.data.source import Contents, Images
+from mtl_jax.data.damage import DAMAGE, looks_like
+from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.data.sources import arrays, safe_pickle
-from mtl_jax.data.sources.trees import Tree
+from mtl_jax.data.sources.splitting import Splitting, split_classes
+from mtl_jax.data.sources.trees import Tree, stamp
 from mtl_jax.errors import DataError
 
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
-# Of the pickles called miniImageNet_category_split_*, those of the base classes' other images are not a split.
+# Two of the pickles called miniImageNet_category_split_* are no split: they have other images of the train classes.
 OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
 WHOLE = re.compile(r"(?:.*[-_])?(?P<split>train|val|test)\.(?:pkl|pickle|npz)")
 PARTS = re.compile(r"(?P<split>train|val|test)[-_](?P<part>images|labels)(?:_png)?\.(?:pkl|pickle|npz|npy)")
 
+SplitFiles = Mapping[str, Mapping[str, str]]  # split -> 'whole', 'images' or 'labels' -> file
 
-def find(tree: Tree) -> Mapping[str, Mapping[str, str]]:
-    """Returns split -> part ('whole', 'images' or 'labels') -> file, for the array files at the top of a tree."""
+
+def source(tree: Tree, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if array files named by split lie at the top, else None."""
+    files = find(tree)
+    if not files:
+        return None
+    suffixes = {Path(parts.get("whole") or parts.get("images", "")).suffix for parts in files.values()}
+    format = f"{' and '.join(sorted(suffixes))} files"
+    return tree.source(format, lambda scratch: read(tree, files, name, scratch))
+
+
+def source_of_file(path: Path, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if `path` is a single array file, whose classes have to be split, else None."""
+    if not path.is_file() or path.suffix not in SUFFIXES:
+        return None
+    return Source(
+        f"{path.suffix} file",
+        [stamp(path, path.parent)],
+        lambda scratch: split_classes(read_file(path, scratch), name, splitting, str(path)),
+        str(path),
+    )
+
+
+def find(tree: Tree) -> SplitFiles:
+    """Returns the array files at the top of a tree; raises DataError where two are the same part of a split."""
     files: dict[str, dict[str, str]] = {}
     for file in tree.files:
         if OTHER_PHASES.search(file):
@@ -36,19 +60,29 @@ def find(tree: Tree) -> Mapping[str, Mapping[str, str]]:
         whole, part = WHOLE.fullmatch(file), PARTS.fullmatch(file)
         if not (whole or part):
             continue
-        split, name = (part["split"], part["part"]) if part else (whole["split"], "whole")
-        here = files.setdefault(split, {})
-        if name in here:
-            raise DataError(f"{tree.place}: both {here[name]} and {file} are the {split} split; keep one of them")
-        here[name] = file
+        split, role = (part["split"], part["part"]) if part else (whole["split"], "whole")
+        of_split = files.setdefault(split, {})
+        if role in of_split:
+            raise DataError(f"{tree.path}: both {of_split[role]} and {file} are the {split} split; keep one of them")
+        of_split[role] = file
     return files
 
 
-def read(tree: Tree, files: Mapping[str, Mapping[str, str]], name: str, scratch: Path) -> Contents:
-    """Returns the splits of the array files that `find` found; `name` is the data set's."""
-    if not Path(tree.place).is_dir():
-        raise DataError(f"{tree.place}: pickles and arrays are not read from archives; unpack it and name the folder")
-    contents = {split: _read_split(Path(tree.place), parts, scratch) for split, parts in files.items()}
+def read(tree: Tree, files: SplitFiles, name: str, scratch: Path) -> Contents:
+    """Returns the splits in the array files of a folder.
+
+    Args:
+        tree: the folder.
+        files: see `find`.
+        name: of the data set.
+        scratch: a folder for what has to be inflated.
+
+    Raises:
+        DataError: a file is damaged, holds something else, or lacks its labels; or the tree is an archive.
+    """
+    if not Path(tree.path).is_dir():
+        raise DataError(f"{tree.path}: pickles and arrays are not read from archives; unpack it and name the folder")
+    contents = {split: _read_split(Path(tree.path), parts, scratch) for split, parts in files.items()}
     return arrays.name_cifar_classes(name, contents)
 
 
@@ -59,75 +93,80 @@ def _read_split(root: Path, parts: Mapping[str, str], scratch: Path) -> Mapping[
         if part not in parts:
             raise DataError(f"{root / parts[other]}: the file with the {part} is not beside it; put it there")
     images, labels = (open_file(root / parts[part], scratch) for part in ("images", "labels"))
-    place = str(root / parts["images"])
+    path = str(root / parts["images"])
     if isinstance(images, Mapping):
-        images = arrays.pick(images, arrays.IMAGE_KEYS, place)
+        images = arrays.pick(images, arrays.IMAGE_KEYS, path)
     names = None
     if isinstance(labels, Mapping):
         names = arrays.names_in(labels)
         labels = arrays.pick(labels, arrays.LABEL_KEYS, str(root / parts["labels"]))
-    return arrays.classes_of(images, labels, place, names)
+    return arrays.classes_of(images, labels, path, names)
 
 
-def read_file(place: Path, scratch: Path) -> Mapping[str, Images]:
-    """Returns the classes of one file that has images and labels."""
-    held = open_file(place, scratch)
+def read_file(path: Path, scratch: Path) -> Mapping[str, Images]:
+    """Returns the classes in a file that has both images and labels."""
+    held = open_file(path, scratch)
     if not isinstance(held, Mapping):
-        raise DataError(f"{place}: holds {type(held).__name__}, without labels; expected a dict of images and labels")
-    return arrays.classes_of_dict(held, str(place))
+        raise DataError(f"{path}: holds {type(held).__name__}, without labels; expected a dict of images and labels")
+    return arrays.classes_of_dict(held, str(path))
 
 
-def open_file(place: Path, scratch: Path) -> Any:
-    """Returns the content of an array file: an array, a dict of arrays, or whatever data a pickle holds."""
+def open_file(path: Path, scratch: Path) -> Any:
+    """Returns the content of an array file: an array, a dict of arrays, or whatever data a pickle holds.
+
+    Raises:
+        DataError: it is damaged, cannot be read, or is something else; see `safe_pickle.load` for pickles.
+    """
     try:
-        if place.suffix in (".pkl", ".pickle"):
-            return arrays.text_keys(safe_pickle.load(place))
-        if place.suffix == ".npz":
-            return _open_npz(place, scratch)
-        return _open_npy(place, str(place))
+        if path.suffix in (".pkl", ".pickle"):
+            return arrays.text_keys(safe_pickle.load(path))
+        if path.suffix == ".npz":
+            return _open_npz(path, scratch)
+        return _open_npy(path, str(path))
     except DataError:
         raise
     except PermissionError as error:
-        raise DataError(f"{place}: cannot be read ({error.strerror}); make it readable") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable") from None
     except DAMAGE as error:
-        with open(place, "rb") as file:
-            what = what_is(file.read(512))
-        raise DataError(f"{place}: not a readable {place.suffix} file ({error}) but {what}; fetch it again") from None
+        with open(path, "rb") as file:
+            content = looks_like(file.read(512))
+        raise DataError(f"{path}: not a readable {path.suffix} file ({error}) but {content}; fetch it again") from None
 
 
-def _open_npz(place: Path, scratch: Path) -> Mapping[str, np.ndarray]:
-    with zipfile.ZipFile(place) as archive:
+def _open_npz(path: Path, scratch: Path) -> Mapping[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
         return {
-            info.filename.removesuffix(".npy"): _open_member(place, archive, info, scratch)
+            info.filename.removesuffix(".npy"): _open_member(path, archive, info, scratch)
             for info in archive.infolist()
             if info.filename.endswith(".npy")
         }
 
 
-def _open_member(place: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, scratch: Path) -> np.ndarray:
+def _open_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, scratch: Path) -> np.ndarray:
     if info.compress_type == zipfile.ZIP_STORED:
         with archive.open(info) as file:
-            shape, fortran, dtype = _header(file, f"{place}, {info.filename}")
-            offset = _data_offset(place, info) + file.tell()
+            shape, fortran, dtype = _header(file, f"{path}, {info.filename}")
+            offset = _data_offset(path, info) + file.tell()
             while file.read(1 << 20):
-                pass  # to the end, where zipfile compares the check sum: what is mapped has none
+                pass  # zipfile compares the checksum at the end of the member; nothing checks a memory map
         order = "F" if fortran else "C"
         if not np.prod(shape):
             return np.empty(shape, dtype)
-        return np.memmap(place, dtype, "r", offset, shape, order)
-    inflated = scratch / f"{place.name}-{info.header_offset}.npy"
+        return np.memmap(path, dtype, "r", offset, shape, order)
+    inflated = scratch / f"{path.name}-{info.header_offset}.npy"
     with archive.open(info) as source, open(inflated, "wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    return _open_npy(inflated, f"{place}, {info.filename}")
+    return _open_npy(inflated, f"{path}, {info.filename}")
 
 
-def _open_npy(place: Path, where: str) -> np.ndarray:
-    with open(place, "rb") as file:
+def _open_npy(path: Path, where: str) -> np.ndarray:
+    with open(path, "rb") as file:
         _header(file, where)
-    return np.load(place, mmap_mode="r", allow_pickle=False)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Returns the shape, whether the order is Fortran's, and the dtype; raises DataError for Python objects."""
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(file)
@@ -139,9 +178,9 @@ def _header(file: Any, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def _data_offset(place: Path, info: zipfile.ZipInfo) -> int:
-    """Returns where a stored member's bytes begin: after its local header of 30 bytes, its name and its extra field."""
-    with open(place, "rb") as file:
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Returns where a member's bytes begin: after its local header of 30 bytes, its name and its extra field."""
+    with open(path, "rb") as file:
         file.seek(info.header_offset + 26)
         lengths = file.read(4)
     return info.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")

@@ -1,9 +1,11 @@
-"""Class folders: {train,val,test}/CLASS/*.png, Omniglot's two levels, or one folder of classes that is split here."""
+"""Class folders: {train,val,test}/CLASS/*.png, Omniglot, CUB-200-2011, or one folder of classes that is split here."""
 
+import re
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 
-from mtl_jax.data.source import Contents
+from mtl_jax.data.source import Contents, Source
+from mtl_jax.data.sources.splitting import Splitting, split_classes
 from mtl_jax.data.sources.trees import Tree, TreeImages
 from mtl_jax.errors import DataError
 
@@ -16,9 +18,43 @@ OMNIGLOT_FOLDERS = ("images_background", "images_evaluation")
 # The five background alphabets of the validation split; the other 25 are for training. The published set has no such
 # split: these are few-letter, many-letter, ancient and modern ones, about a sixth of the 964 characters.
 OMNIGLOT_VAL = ("Anglo-Saxon_Futhorc", "Armenian", "Bengali", "Grantha", "N_Ko")
+CUB_CLASSES = 200
+# The usual split of CUB (Chen et al., "A Closer Look at Few-shot Classification", 2019): a class's number, counted from
+# 0, modulo 4.
+CUB_SPLITS = ("train", "val", "train", "test")
+CUB_FIRST_CLASS = re.compile(r"((?:.*/)?)001\.[^/]+/[^/]+")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 Folders = Mapping[str, Sequence[str]]  # class -> files
+Classes = Mapping[str, TreeImages]
+
+
+def omniglot(tree: Tree, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if this is Omniglot's own layout, else None."""
+    if top_folders(tree).isdisjoint(OMNIGLOT_FOLDERS):
+        return None
+    return tree.source("Omniglot folders", lambda _: read_omniglot(tree))
+
+
+def cub(tree: Tree, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if 'cub' is asked for and this is its published layout, else None."""
+    matches = filter(None, map(CUB_FIRST_CLASS.fullmatch, tree.files))
+    folder = next((match[1] for match in matches), None)  # of the class folders, with its slash; '' is the top
+    if name != "cub" or folder is None or has_split_folders(tree):
+        return None
+    return tree.source("CUB-200-2011", lambda _: read_cub(tree, folder, splitting))
+
+
+def split_folders(tree: Tree, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if class folders lie in folders named by split, else None."""
+    return tree.source("class folders", lambda _: read_split_folders(tree)) if has_split_folders(tree) else None
+
+
+def one_folder(tree: Tree, name: str, splitting: Splitting) -> Source | None:
+    """Returns the source if there are any folders, which are then taken for classes without a split, else None."""
+    if not top_folders(tree):
+        return None
+    return tree.source("one folder of classes", lambda _: split_classes(read_classes(tree), name, splitting, tree.path))
 
 
 def top_folders(tree: Tree) -> set[str]:
@@ -27,18 +63,17 @@ def top_folders(tree: Tree) -> set[str]:
 
 
 def has_split_folders(tree: Tree) -> bool:
-    """Returns whether the top has folders named as splits, with class folders in them."""
+    """Returns whether the top has folders named by split, with class folders in them."""
     deep = {file.split("/", 1)[0] for file in tree.files if file.count("/") >= 2}
     return any(folder.lower() in SPLIT_FOLDERS for folder in deep)
 
 
-def is_omniglot(tree: Tree) -> bool:
-    """Returns whether this is Omniglot's own layout."""
-    return not top_folders(tree).isdisjoint(OMNIGLOT_FOLDERS)
-
-
 def read_split_folders(tree: Tree) -> Contents:
-    """Returns the classes of {train,val,test}/CLASS/*; what stands beside the split folders is an error."""
+    """Returns the classes of {train,val,test}/CLASS/*; other folders and files at the top are passed over.
+
+    Raises:
+        DataError: a class folder is empty, a file is no image or in no class folder, or two folders are one split.
+    """
     refuse_empty(tree, {folder for folder in top_folders(tree) if folder.lower() in SPLIT_FOLDERS})
     grouped: dict[str, list[str]] = defaultdict(list)
     folder_of: dict[str, str] = {}
@@ -48,40 +83,65 @@ def read_split_folders(tree: Tree) -> Contents:
         if not rest or split is None:
             continue  # a README or a list of files beside the splits
         if folder_of.setdefault(split, folder) != folder:
-            raise DataError(f"{tree.place}: both {folder_of[split]}/ and {folder}/ are the {split} split; remove one")
+            raise DataError(f"{tree.path}: both {folder_of[split]}/ and {folder}/ are the {split} split; remove one")
         grouped[split].append(file)
     return {split: as_images(tree, by_folder(tree, files, 1)) for split, files in grouped.items()}
 
 
 def read_omniglot(tree: Tree) -> Contents:
-    """Returns Omniglot's characters: 25 background alphabets, the five of `OMNIGLOT_VAL`, the evaluation alphabets."""
+    """Returns Omniglot's characters: 25 background alphabets to train on, `OMNIGLOT_VAL`, the evaluation alphabets."""
     refuse_empty(tree, OMNIGLOT_FOLDERS)
-    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    grouped: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for file in tree.files:
         top, _, rest = file.partition("/")
         if top not in OMNIGLOT_FOLDERS or not rest:
             continue
         background = top == OMNIGLOT_FOLDERS[0]
         val = rest.split("/", 1)[0] in OMNIGLOT_VAL
-        parts[("val" if val else "train") if background else "test"].append(file)
-    return {split: as_images(tree, by_folder(tree, files, 1)) for split, files in parts.items() if files}
+        grouped[("val" if val else "train") if background else "test"].append(file)
+    return {split: as_images(tree, by_folder(tree, files, 1)) for split, files in grouped.items() if files}
 
 
-def read_classes(tree: Tree) -> Mapping[str, TreeImages]:
+def read_cub(tree: Tree, folder: str, splitting: Splitting) -> Contents:
+    """Returns the classes under a folder by the usual split of 100, 50 and 50, unless `splitting` says otherwise.
+
+    Raises:
+        DataError: they are not the 200 classes, whose names begin with their numbers from 001 to 200.
+    """
+    path = tree.where(folder)
+    files = [file for file in tree.files if file.startswith(folder) and "/" in file[len(folder) :]]
+    classes = as_images(tree, by_folder(tree, files, folder.count("/")))
+    if splitting.lists or splitting.fractions:
+        return split_classes(classes, "cub", splitting, path)
+    wanted = [f"{number:03d}" for number in range(1, CUB_CLASSES + 1)]
+    numbers = sorted(name.partition(".")[0] for name in classes)
+    if numbers != wanted:
+        missing = sorted(set(wanted) - set(numbers))
+        raise DataError(
+            f"{path}: {len(classes)} folders are not the 200 classes of CUB-200-2011, 001.Name to 200.Name"
+            f"{f'; {missing[0]} is missing' if missing else ''}; mend it, or set data.lists or data.fractions"
+        )
+    splits: dict[str, dict[str, TreeImages]] = {"train": {}, "val": {}, "test": {}}
+    for number, name in enumerate(sorted(classes)):
+        splits[CUB_SPLITS[number % 4]][name] = classes[name]
+    return splits
+
+
+def read_classes(tree: Tree) -> Classes:
     """Returns the classes of a folder of class folders."""
     refuse_empty(tree, None)
     return as_images(tree, by_folder(tree, [file for file in tree.files if "/" in file], 0))
 
 
-def refuse_empty(tree: Tree, within: Container[str] | None) -> None:
-    """Raises DataError for a folder without files in one of the folders at the top, or anywhere."""
+def refuse_empty(tree: Tree, tops: Container[str] | None) -> None:
+    """Raises DataError for an empty folder below one of the folders `tops` (None: below any)."""
     for folder in tree.empty:
-        if within is None or folder.split("/", 1)[0] in within:
+        if tops is None or folder.split("/", 1)[0] in tops:
             raise DataError(f"{tree.where(folder)}: the class folder has no images; add some or remove it")
 
 
 def by_folder(tree: Tree, files: Sequence[str], skip: int) -> Folders:
-    """Groups files by their folder, whose first `skip` parts are no part of the class name."""
+    """Groups files by their folder; the first `skip` parts of its path do not belong to the class's name."""
     folders: dict[str, list[str]] = defaultdict(list)
     for file in files:
         *parts, base = file.split("/")
@@ -93,6 +153,6 @@ def by_folder(tree: Tree, files: Sequence[str], skip: int) -> Folders:
     return folders
 
 
-def as_images(tree: Tree, folders: Folders) -> Mapping[str, TreeImages]:
-    """Returns the images of each class, classes sorted by name."""
+def as_images(tree: Tree, folders: Folders) -> Classes:
+    """Returns the images of each class, sorted by the class's name."""
     return {name: TreeImages(tree, tuple(sorted(folders[name]))) for name in sorted(folders)}

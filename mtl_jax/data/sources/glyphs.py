@@ -1,10 +1,10 @@
-"""The embedded data set: letters in the fonts that matplotlib ships, rendered and distorted by Pillow.
+"""The embedded data set: letters in the fonts that come with matplotlib, rendered and distorted by Pillow.
 
 Classes are split by script: train has Latin (with its extensions), Greek and Cyrillic, val Armenian, test Georgian.
-Letters whose bitmaps are the same in any face are one class (Latin A, Greek Alpha); where such a class reaches into two
-splits (Latin o, Armenian oh) it belongs to the later one alone, so that the evaluation splits are whole.
-Every image has a rotation to 35 degrees, a scale of 0.6 to 1.25, shear, a shift, a faint second letter behind it, noise
-and, half of the time, inverted contrast. All of it is a function of the class, the face and the image's number.
+Letters that look the same in any face are one class (Latin A, Greek Alpha). If such a class has letters of two splits
+(Latin o, Armenian oh), it is in the later split only, so that the evaluation splits are complete.
+Every image is rotated by up to 35 degrees, scaled by 0.6 to 1.25, sheared and shifted. It has a faint second letter
+behind, noise and, half of the time, inverted contrast. All this depends on class, face and the image's number only.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.source import Contents, Source
 
 # script -> split, first and last code point
@@ -28,7 +29,6 @@ SCRIPTS = {
     "Armenian": ("val", 0x0530, 0x058F),
     "Georgian": ("test", 0x10A0, 0x10FF),
 }
-LETTER_SPLITS = ("train", "val", "test")
 FACES = tuple(
     f"{family}{style}"
     for family, styles in (
@@ -39,12 +39,12 @@ FACES = tuple(
     )
     for style in styles
 )
-MIN_FACES = 8  # a letter that fewer faces have is left out
+MIN_FACES = 8  # letters in fewer faces are left out
 IMAGES_PER_CLASS = 48
 SIZE = 32
-RECIPE = 1  # part of the cache's key; to be raised when the pictures change
+RECIPE = 1  # part of the cache's key; raise it when the images change
 
-CANVAS = 48  # a letter is drawn in the middle of so many pixels
+CANVAS = 48  # side in pixels of the square in whose middle a letter is drawn
 FONT_SIZE = 25
 
 Letter = tuple[str, int]  # face, code point
@@ -55,8 +55,8 @@ class Glyphs:
     """The images of one class; rendered when they are read.
 
     letters: its letters, one for each face.
-    others: letters of the same split, of which one stands faintly behind each image.
-    seed: the class's own.
+    others: all letters of its split; one of them is faintly behind each image.
+    seed: differs from class to class.
     """
 
     letters: Sequence[Letter]
@@ -75,7 +75,7 @@ class Glyphs:
 
     def read(self, index: int) -> np.ndarray:
         rng = np.random.default_rng([RECIPE, self.seed, index])
-        draws = rng.random(16, np.float32).tolist()  # one call: thousands of small ones take longer than the pictures
+        draws = rng.random(16, np.float32).tolist()  # one call: many small ones would take longer than the images
         front = distorted(draw(*self.letters[index % len(self.letters)]), draws[:5])
         behind = distorted(draw(*self.others[int(draws[10] * len(self.others))]), draws[5:10])
         return compose(front, behind, rng.standard_normal(front.shape, np.float32), draws[11:])
@@ -89,7 +89,7 @@ def source() -> Source:
 def read() -> Contents:
     """Returns split -> class -> images; class names are like 'Greek/03A9 Ω'."""
     faces = faces_by_letter()
-    classes: dict[str, dict[str, list[int]]] = {split: {} for split in LETTER_SPLITS}
+    classes: dict[str, dict[str, list[int]]] = {split: {} for split in SPLITS}
     for letters in same_looking(faces):
         script = max((script_of(code) for code in letters), key=list(SCRIPTS).index)
         split = SCRIPTS[script][0]
@@ -106,7 +106,7 @@ def _as_glyphs(named: Mapping[str, Sequence[int]], faces: Mapping[int, Sequence[
 
 
 def one_per_face(letters: Sequence[int], faces: Mapping[int, Sequence[str]]) -> list[Letter]:
-    """Returns for every face the first letter of a class that it has."""
+    """Returns the first of a class's letters in every face that has any."""
     first: dict[str, int] = {}
     for code in letters:
         for face in faces[code]:
@@ -115,21 +115,21 @@ def one_per_face(letters: Sequence[int], faces: Mapping[int, Sequence[str]]) -> 
 
 
 def script_of(code: int) -> str:
-    """Returns the script of a code point in one of the ranges of `SCRIPTS`."""
+    """Returns the script of a code point, which must be in a range of `SCRIPTS`."""
     return next(script for script, (_, first, last) in SCRIPTS.items() if first <= code <= last)
 
 
 @functools.cache
 def font(face: str) -> ImageFont.FreeTypeFont:
-    """Returns one of matplotlib's fonts. Layout is basic: the other engine is not in every build of Pillow."""
+    """Returns one of matplotlib's fonts, with basic layout: not every build of Pillow has the other engine."""
     import matplotlib
 
-    place = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
-    return ImageFont.truetype(str(place), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    return ImageFont.truetype(str(file), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
 
 def faces_by_letter() -> Mapping[int, Sequence[str]]:
-    """Returns the letters of all scripts that at least `MIN_FACES` faces have: code point -> faces."""
+    """Returns code point -> faces, for the letters of all scripts that at least `MIN_FACES` faces have."""
     from matplotlib.ft2font import FT2Font
 
     faces: dict[int, list[str]] = defaultdict(list)
@@ -143,7 +143,7 @@ def faces_by_letter() -> Mapping[int, Sequence[str]]:
 
 
 def same_looking(faces: Mapping[int, Sequence[str]]) -> list[list[int]]:
-    """Returns the letters in groups: two are together if their bitmaps agree in any face (union-find)."""
+    """Returns groups of letters: two whose bitmaps are the same in any face are in one group (union-find)."""
     parent = {code: code for code in faces}
 
     def root(code: int) -> int:
@@ -165,7 +165,7 @@ def same_looking(faces: Mapping[int, Sequence[str]]) -> list[list[int]]:
 
 
 def cut_out(face: str, code: int) -> Image.Image:
-    """Returns a letter's bitmap without its margins: position is no difference, since images are shifted."""
+    """Returns a letter's bitmap without margins: its position makes no difference, since images are shifted."""
     canvas = Image.new("L", (3 * FONT_SIZE, 3 * FONT_SIZE))
     ImageDraw.Draw(canvas).text((FONT_SIZE, FONT_SIZE), chr(code), fill=255, font=font(face))
     return canvas.crop(canvas.getbbox())
@@ -173,7 +173,7 @@ def cut_out(face: str, code: int) -> Image.Image:
 
 @functools.cache
 def draw(face: str, code: int) -> Image.Image:
-    """Returns a letter in the middle of a canvas, made smaller where it is too wide for the final image."""
+    """Returns a letter in the middle of a canvas, shrunk if it is too large for the final image."""
     letter = cut_out(face, code)
     longest = max(letter.size)
     if longest > SIZE - 4:
@@ -186,10 +186,10 @@ def draw(face: str, code: int) -> Image.Image:
 
 
 def distorted(canvas: Image.Image, draws: Sequence[float]) -> np.ndarray:
-    """Returns uint8 [SIZE, SIZE]: the letter turned, scaled, sheared and shifted by five numbers from 0..1."""
+    """Returns a canvas rotated, sheared, scaled and shifted by five numbers in [0, 1), uint8 [SIZE, SIZE]."""
     angle, shear = math.radians(70 * draws[0] - 35), 0.6 * draws[1] - 0.3
     scale = 0.6 + 0.65 * draws[2]
-    x, y = SIZE / 2 + 6 * draws[3] - 3, SIZE / 2 + 6 * draws[4] - 3  # where the letter's middle comes to lie
+    x, y = SIZE / 2 + 6 * draws[3] - 3, SIZE / 2 + 6 * draws[4] - 3  # the new position of the letter's middle
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
     # The inverse of scale * rotation @ [[1, shear], [0, 1]]: Pillow maps the result's pixels to the canvas.
     a, b, c, d = cos + shear * sin, sin - shear * cos, -sin, cos
@@ -198,7 +198,7 @@ def distorted(canvas: Image.Image, draws: Sequence[float]) -> np.ndarray:
 
 
 def compose(front: np.ndarray, behind: np.ndarray, noise: np.ndarray, draws: Sequence[float]) -> np.ndarray:
-    """Returns uint8 [SIZE, SIZE]: a letter over a fainter one, with noise, its contrast inverted half of the time."""
+    """Returns a letter over a fainter one, with noise, inverted half of the time: uint8 [SIZE, SIZE]."""
     ink = np.maximum(front * (0.6 + 0.4 * draws[0]), behind * (0.15 + 0.3 * draws[1]))
     light = 0.08 * 255 + 0.84 * ink + 0.84 * 255 * (0.02 + 0.1 * draws[2]) * noise
     light = (light.clip(0, 255) + 0.5).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""mini-ImageNet and tieredImageNet from ILSVRC2012: the train tar as it is fetched, or its classes as tars or folders.
+"""mini-ImageNet and tieredImageNet from ILSVRC2012: its train tar, or that unpacked to a tar or a folder a class.
 
-Nothing is unpacked: a class's tar lies uncompressed within the train tar, and its images within that, so an image is a
-range of bytes of the one file. Images are brought to a square by `Image.LANCZOS` without regard to their proportions,
-84 x 84 unless another size is asked for, which is how the published mini-ImageNet was made.
+Nothing is unpacked here: the train tar holds uncompressed tars, one a class, so an image is a range of bytes of the one
+file. Images are squashed to a square by `Image.LANCZOS`, 84 x 84 unless another size is asked for: so was the published
+mini-ImageNet made.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ TRAIN_TAR = "ILSVRC2012_img_train.tar"
 FOLDERS = ("", "train", "ILSVRC2012_img_train", "Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/train")
 CLASS_TAR = re.compile(r"(?:.*/)?(n\d{8})\.tar")
 IMAGE = re.compile(r"(n\d{8})_(\d+)\.JPEG")
-BLOCK = 512  # bytes; of a tar
+BLOCK = 512  # bytes of a block of a tar
 
 Range = tuple[str, int, int]  # file name, first byte, bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """The images of one class, each a range of bytes of a file, or a file of its own where the range is (0, -1)."""
+    """The images of one class, each a range of bytes of a tar, or a file of its own where the range is (0, -1)."""
 
-    place: Path  # the tar, or the folder of the files
+    path: Path  # the tar, or the folder of the files
     ranges: Sequence[Range]
     turns: int = 0
 
@@ -45,14 +45,14 @@ class Ranges:
         return self.ranges[index][0]
 
     def where(self, index: int) -> str:
-        return f"{self.place}/{self.ranges[index][0]}"
+        return f"{self.path}/{self.ranges[index][0]}"
 
     def read(self, index: int) -> bytes:
         name, start, size = self.ranges[index]
         try:
             if size < 0:
-                return (self.place / name).read_bytes()
-            with open(self.place, "rb") as file:
+                return (self.path / name).read_bytes()
+            with open(self.path, "rb") as file:
                 file.seek(start)
                 data = file.read(size)
         except OSError as error:
@@ -63,35 +63,43 @@ class Ranges:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Where a class was found: its tar or the folder of its folder, its images, and what the cache's key has of it."""
+class ClassFiles:
+    """The files of one class.
 
-    place: Path
+    path: its tar, or the folder that its folder is in.
+    images: lists its images, which may mean reading the headers of a tar.
+    stamps: lists the stamps of its files; see `Source`.
+    """
+
+    path: Path
     images: Callable[[], Sequence[Range]]
     stamps: Callable[[], Sequence[Stamp]]
 
 
-def find(name: str, place: Path) -> Source | None:
-    """Returns the source if ILSVRC2012's train images are at `place`, None if something else is.
+AllClasses = Mapping[str, ClassFiles]
+
+
+def source(name: str, path: Path) -> Source | None:
+    """Returns the source if `name` is made of ILSVRC2012 and its train images are at `path`, else None.
 
     Raises:
-        DataError: some of the classes that the data set needs are missing, or lack images.
+        DataError: classes that the data set needs are missing or lack images, or a tar is damaged.
     """
     if name not in NAMES:
         return None
     splits = facts.class_splits(name)
     wanted = {class_name for names in splits.values() for class_name in names}
-    found = train_tar(place) or class_tars(place) or class_folders(place, wanted)
-    if found is None:
+    kind_and_classes = train_tar(path) or class_tars(path) or class_folders(path, wanted)
+    if kind_and_classes is None:
         return None
-    kind, classes = found
+    kind, classes = kind_and_classes
     missing = sorted(wanted - set(classes))
     if missing:
         raise DataError(
-            f"{place}: {len(missing)} of the {len(wanted)} classes of {name} are not there, {missing[0]} for one; "
+            f"{path}: {len(missing)} of the {len(wanted)} classes of {name} are not there, {missing[0]} for one; "
             "fetch the train images of ILSVRC2012 again"
         )
-    if kind == "class folders":  # a tar's headers are read only when its images are; images get lost in folders
+    if kind == "class folders":  # files get lost from folders; tars are checked later, when their headers are read
         for class_name in sorted(wanted):
             whole(class_name, classes[class_name])
     stamps = {stamp for class_name in wanted for stamp in classes[class_name].stamps()}
@@ -99,52 +107,52 @@ def find(name: str, place: Path) -> Source | None:
         f"ILSVRC2012 {kind}",
         sorted(stamps),
         lambda _: read(name, classes),
-        str(place),
+        str(path),
         settle=settled,
         resumable=True,
     )
 
 
 def settled(transform: Transform) -> Transform:
-    """Returns how ILSVRC2012 is stored: squashed to 84 x 84, its few CMYK images converted, none turned."""
+    """Returns how its images are stored: squashed to 84 x 84, the few in CMYK converted, none turned as EXIF says."""
     size = transform.image_size or SIZE
     return dataclasses.replace(transform, image_size=size, convert=True, upright=False, squash=not transform.resize)
 
 
-def read(name: str, classes: Mapping[str, Found]) -> Contents:
-    """Returns the splits of a data set: for mini-ImageNet 600 listed images of a class, for tieredImageNet all."""
+def read(name: str, classes: AllClasses) -> Contents:
+    """Returns the splits of a data set: 600 listed images of each class of mini-ImageNet, all of tieredImageNet's."""
     if name == "miniimagenet":
         return {
             split: {
-                class_name: Ranges(classes[class_name].place, pick(class_name, classes[class_name], numbers))
+                class_name: Ranges(classes[class_name].path, pick(class_name, classes[class_name], numbers))
                 for class_name, numbers in sorted(lists.items())
             }
             for split, lists in facts.miniimagenet().items()
         }
     return {
         split: {
-            class_name: Ranges(classes[class_name].place, whole(class_name, classes[class_name]))
+            class_name: Ranges(classes[class_name].path, whole(class_name, classes[class_name]))
             for class_name in sorted(names)
         }
         for split, names in facts.class_splits(name).items()
     }
 
 
-def pick(class_name: str, found: Found, numbers: Sequence[int]) -> Sequence[Range]:
-    """Returns the images of a class whose numbers, from 1 in the order of the file names' numbers, are listed."""
-    images = whole(class_name, found)
+def pick(class_name: str, files: ClassFiles, numbers: Sequence[int]) -> Sequence[Range]:
+    """Returns the images of a class with the listed numbers: 1 is the first in the order of `in_order`."""
+    images = whole(class_name, files)
     return [images[number - 1] for number in numbers]
 
 
-def whole(class_name: str, found: Found) -> Sequence[Range]:
-    """Returns the images of a class in order; raises DataError where they are not as many as ILSVRC2012 has.
+def whole(class_name: str, files: ClassFiles) -> Sequence[Range]:
+    """Returns the images of a class in order; raises DataError unless they are as many as in ILSVRC2012.
 
-    An image too few or too many shifts the numbers of all that come after it, by which mini-ImageNet's are listed.
+    mini-ImageNet lists images by their position, so one too few or too many would shift all that follow it.
     """
-    images, expected = in_order(found.images()), facts.ilsvrc_images(class_name)
+    images, expected = in_order(files.images()), facts.ilsvrc_images(class_name)
     if len(images) != expected:
         raise DataError(
-            f"{found.place}: class {class_name} has {len(images)} images, in ILSVRC2012 it has {expected}; "
+            f"{files.path}: class {class_name} has {len(images)} images, in ILSVRC2012 it has {expected}; "
             "unpack or fetch its train images again"
         )
     return images
@@ -155,9 +163,9 @@ def in_order(images: Sequence[Range]) -> Sequence[Range]:
     return sorted(images, key=lambda image: int(IMAGE.fullmatch(image[0].rsplit("/", 1)[-1])[2]))
 
 
-def train_tar(place: Path) -> tuple[str, Mapping[str, Found]] | None:
-    """Returns the classes of the train tar, which may be `place` or in it."""
-    tar = place / TRAIN_TAR if (place / TRAIN_TAR).is_file() else place
+def train_tar(path: Path) -> tuple[str, AllClasses] | None:
+    """Returns 'train tar' and its classes if `path` is the train tar or the folder that has it, else None."""
+    tar = path / TRAIN_TAR if (path / TRAIN_TAR).is_file() else path
     if not tar.is_file() or tar.suffix != ".tar":
         return None
     classes = {}
@@ -175,13 +183,13 @@ def train_tar(place: Path) -> tuple[str, Mapping[str, Found]] | None:
     return ("train tar", classes) if classes else None
 
 
-def _in_tar(tar: Path, start: int, end: int) -> Found:
-    return Found(tar, lambda: tar_ranges(tar, start, end), lambda: [stamp(tar, tar.parent)])
+def _in_tar(tar: Path, start: int, end: int) -> ClassFiles:
+    return ClassFiles(tar, lambda: tar_ranges(tar, start, end), lambda: [stamp(tar, tar.parent)])
 
 
-def class_tars(place: Path) -> tuple[str, Mapping[str, Found]] | None:
-    """Returns the classes of a folder that has a tar for each."""
-    for root in (place / folder for folder in FOLDERS):
+def class_tars(path: Path) -> tuple[str, AllClasses] | None:
+    """Returns 'class tars' and the classes of a folder that has a tar for each, None without any."""
+    for root in (path / folder for folder in FOLDERS):
         names = [match[1] for match in map(CLASS_TAR.fullmatch, _list(root)) if match]
         if names:
             tars = {name: root / f"{name}.tar" for name in names}
@@ -189,21 +197,21 @@ def class_tars(place: Path) -> tuple[str, Mapping[str, Found]] | None:
     return None
 
 
-def class_folders(place: Path, wanted: set[str]) -> tuple[str, Mapping[str, Found]] | None:
-    """Returns the classes of a folder that has a folder of original JPEGs for each; other folders are not these."""
-    for root in (place / folder for folder in FOLDERS):
+def class_folders(path: Path, wanted: set[str]) -> tuple[str, AllClasses] | None:
+    """Returns 'class folders' and the wanted classes that have a folder of original JPEGs, None without any."""
+    for root in (path / folder for folder in FOLDERS):
         names = sorted(wanted & set(_list(root)))
         if names and any(IMAGE.fullmatch(file) for file in _list(root / names[0])):
             return "class folders", {name: _in_folder(root, name) for name in names}
     return None
 
 
-def _in_folder(root: Path, name: str) -> Found:
+def _in_folder(root: Path, name: str) -> ClassFiles:
     def images() -> Sequence[Range]:
         files = [check_name(file, str(root / name)) for file in _list(root / name)]
         return [(f"{name}/{file}", 0, -1) for file in files if IMAGE.fullmatch(file)]
 
-    return Found(root, images, lambda: [stamp(root / file, root) for file, _, _ in images()])
+    return ClassFiles(root, images, lambda: [stamp(root / file, root) for file, _, _ in images()])
 
 
 def _list(folder: Path) -> Sequence[str]:
@@ -214,9 +222,9 @@ def _list(folder: Path) -> Sequence[str]:
 
 
 def tar_ranges(tar: Path, start: int, end: int) -> Sequence[Range]:
-    """Returns the images of a class's tar that is the bytes from `start` to `end` of a file.
+    """Returns the images in the tar of a class, which is the bytes from `start` to `end` of the file `tar`.
 
-    Only headers are read: each is a block, after which the image follows, filled up to whole blocks.
+    Only the headers are read: each is one block, and the image follows, padded to whole blocks.
     """
     ranges = []
     with open(tar, "rb") as file:

@@ -1,7 +1,7 @@
-"""Loading pickles without running code: arrays, lists, dicts, strings, bytes and numbers pass, all else is refused.
+"""Loads pickles without running code: arrays, lists, dicts, strings, bytes and numbers; anything else is refused.
 
-A pickle is a program that may name any function of Python. Here it can name only the few below, each replaced by one
-that does no more than it has to. Pickles of Python 2 are read as Latin-1, which is what their arrays need.
+A pickle is a program that may call any function of Python. Here it can call only the few in `ALLOWED`, each replaced by
+one that does no more than it must. Pickles of Python 2 are read as Latin-1, as their arrays need.
 """
 
 import collections
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from mtl_jax.data.decode import look_alike
+from mtl_jax.data.damage import known_content
 from mtl_jax.errors import DataError
 
-_NDARRAY = object()  # stands where a pickle says numpy.ndarray; it cannot be called
+_NDARRAY = object()  # what numpy.ndarray is in a pickle; it cannot be called
 
 
 class Refused(Exception):
-    """A pickle names what it may not have."""
+    """A pickle asks for what it may not have."""
 
 
 class _Array(np.ndarray):
@@ -40,7 +40,7 @@ class _Array(np.ndarray):
 
 
 class _DType:
-    """Stands for a dtype while its state (its byte order) is still to come."""
+    """A dtype whose state, its byte order, follows later in the pickle."""
 
     def __init__(self, code: Any, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biufcSUO?]\d{0,9}", code):
@@ -65,7 +65,7 @@ def _checked(dtype: Any) -> np.dtype:
 def _reconstruct(kind: object, shape: object, code: object) -> np.ndarray:
     if kind is not _NDARRAY:
         raise Refused("an array subclass")
-    return np.ndarray.__new__(_Array, (0,), np.int8)  # its state follows, with the true shape and the data
+    return np.ndarray.__new__(_Array, (0,), np.int8)  # the true shape and the data follow as its state
 
 
 def _scalar(dtype: Any, data: Any = b"") -> np.generic:
@@ -107,7 +107,7 @@ ALLOWED = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own unpickler in its Python form, since in its C form a few bytes can ask for gigabytes of memory."""
+    """Python's own unpickler, in its form in Python: in the form in C, a few bytes can allocate gigabytes."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
@@ -125,7 +125,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
-        data = self.read(size)  # before room is made for it
+        data = self.read(size)  # before memory for it is allocated
         if len(data) != size:
             raise EOFError("ends within a bytearray")
         self.append(bytearray(data))
@@ -133,52 +133,52 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
-def load(place: Path) -> Any:
+def load(path: Path) -> Any:
     """Returns what a pickle file holds.
 
     Raises:
-        DataError: it names something that is not data, is damaged, is no pickle, or is larger than the free memory.
+        DataError: it asks for what is not data, is damaged, is no pickle, or is larger than the free memory.
     """
-    with open(place, "rb") as file:
+    with open(path, "rb") as file:
         start = file.read(512)
         file.seek(0)
-        what = look_alike(start) if start else "an empty file"
-        if what:
-            raise DataError(f"{place}: not a pickle but {what}; fetch it again")
-        check_memory(place)
-        return _load(file, str(place))
+        content = known_content(start) if start else "an empty file"
+        if content:
+            raise DataError(f"{path}: not a pickle but {content}; fetch it again")
+        check_memory(path)
+        return _load(file, str(path))
 
 
-def loads(raw: bytes, place: str) -> Any:
+def loads(raw: bytes, path: str) -> Any:
     """Returns what a pickle in memory holds; see `load`."""
-    return _load(io.BytesIO(raw), place)
+    return _load(io.BytesIO(raw), path)
 
 
-def _load(file: BinaryIO, place: str) -> Any:
+def _load(file: BinaryIO, path: str) -> Any:
     try:
         return _Unpickler(file, encoding="latin1").load()
     except Refused as error:
         raise DataError(
-            f"{place}: the pickle asks for {error}, which is not data and might run code; "
+            f"{path}: the pickle asks for {error}, which is not data and might run code; "
             "only arrays, lists, dicts, strings, bytes and numbers are loaded: do not trust this file"
         ) from None
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
         reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
-        raise DataError(f"{place}: not a pickle, or a damaged one ({reason}); fetch it again") from None
+        raise DataError(f"{path}: not a pickle, or a damaged one ({reason}); fetch it again") from None
 
 
-def check_memory(place: Path) -> None:
-    """Raises DataError where a file that is loaded whole would not fit the free memory."""
-    free, size = free_memory(), place.stat().st_size
+def check_memory(path: Path) -> None:
+    """Raises DataError where a file is larger than the free memory."""
+    free, size = free_memory(), path.stat().st_size
     if free is not None and size > free:
         raise DataError(
-            f"{place}: a pickle is loaded whole, and its {size / 1e9:.1f} GB are more than the {free / 1e9:.1f} GB of "
+            f"{path}: a pickle is loaded whole, and its {size / 1e9:.1f} GB are more than the {free / 1e9:.1f} GB of "
             "free memory; use another format of the data, or a machine with more memory"
         )
 
 
 def free_memory() -> int | None:
-    """Returns the bytes of memory that can be had without swapping, None where the system does not say."""
+    """Returns how many bytes can be allocated without swapping, None where the system does not say."""
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             amounts = dict(line.split(":", 1) for line in lines)

@@ -1,9 +1,9 @@
-"""TFDS builders of FC100 and CIFAR-FS, which need no TensorFlow: they write ArrayRecord files, encoded by Pillow.
+"""TFDS builders of FC100 and CIFAR-FS that need no TensorFlow: they write ArrayRecord files, encoded by Pillow.
 
-The official archive of CIFAR-100 is fetched, with its checksum, unless it (or the folder in it) is in the manual
-directory. Importing this module registers both with TFDS:
+The official archive of CIFAR-100 is downloaded and its checksum compared, unless it (or the folder in it) is in the
+manual directory. Importing this module registers both with TFDS:
 
-    import mtl_jax.data.tfds_builders
+    import mtl_jax.data.sources.tfds_builders
     tfds.data_source('fc100', split='train', data_dir=...)
 """
 
@@ -39,7 +39,7 @@ class _FewShotCifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     @tfds.core.utils.classproperty
     @classmethod
     def url_infos(cls) -> Mapping[str, Any]:
-        """Returns the checksum of the official archive; TFDS would look for it in a file beside this one."""
+        """Returns the checksum of the official archive, which TFDS otherwise expects in a file beside this one."""
         return {URL: tfds.core.download.checksums.UrlInfo(SIZE, SHA256, "cifar-100-python.tar.gz")}
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -99,11 +99,11 @@ BUILDERS = {"fc100": Fc100, "cifar_fs": CifarFs}
 
 def _manual_tree(dl_manager: tfds.download.DownloadManager) -> trees.Tree | None:
     try:
-        place = dl_manager.manual_dir
-    except AssertionError:  # there is none, or nothing in it
+        folder = dl_manager.manual_dir
+    except AssertionError:  # there is no manual directory, or it is empty
         return None
-    archive = place / "cifar-100-python.tar.gz"
-    tree = archives.open_tree(str(archive if archive.exists() else place))
+    archive = folder / "cifar-100-python.tar.gz"
+    tree = archives.open_tree(str(archive if archive.exists() else folder))
     return tree if cifar100.find(tree) is not None else None
 
 
@@ -119,11 +119,11 @@ def prepare(name: str, data_dir: str, manual_dir: str = "") -> str:
 
     Args:
         name: of the data set.
-        data_dir: where TFDS keeps its data sets; '' is its own default.
+        data_dir: where TFDS keeps its data sets; '' is TFDS's default.
         manual_dir: has cifar-100-python.tar.gz or the folder in it; '' downloads the official archive.
 
     Raises:
-        DataError: the archive cannot be had.
+        DataError: the archive cannot be downloaded.
     """
     builder = BUILDERS[name](data_dir=data_dir or None)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir or None)

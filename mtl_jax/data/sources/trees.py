@@ -1,4 +1,4 @@
-"""Files under a folder or in an archive, seen as one thing: relative names and a way to read each."""
+"""A folder and an archive as the same thing, a tree: relative file names, and a function that reads one file."""
 
 import dataclasses
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from mtl_jax.data.decode import CorruptImage
-from mtl_jax.data.source import Stamp
+from mtl_jax.data.source import Contents, Source, Stamp
 from mtl_jax.errors import DataError
 
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
@@ -15,23 +15,27 @@ IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """The files under a folder or in an archive; hidden ones, Thumbs.db and the like are left out.
+    """The files under a folder or in an archive, without hidden ones, Thumbs.db and the like.
 
-    place: the folder or archive, for messages.
+    path: the folder or archive, for messages.
     files: relative POSIX paths, sorted.
-    read: the bytes of one of them.
+    read: (relative path) -> the file's bytes.
     stamps: see `Source`.
     empty: folders with nothing in them.
     """
 
-    place: str
+    path: str
     files: Sequence[str]
     read: Callable[[str], bytes]
     stamps: Sequence[Stamp]
     empty: Sequence[str] = ()
 
     def where(self, file: str) -> str:
-        return f"{self.place}/{file}"
+        return f"{self.path}/{file}"
+
+    def source(self, format: str, read: Callable[[Path], Contents]) -> Source:
+        """Returns the data set in this tree; see `Source`."""
+        return Source(format, self.stamps, read, self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +59,11 @@ class TreeImages:
         return self.tree.read(self.files[index])
 
 
-def unwrapped(tree: Tree, named: Container[str]) -> Tree:
-    """Returns a tree without the folders that all its files are in, as archives often have, but for those `named`."""
+def unwrapped(tree: Tree, keep: Container[str]) -> Tree:
+    """Returns a tree without the folder around all its files that archives often have, unless its name is in `keep`."""
     while tree.files:
         top = tree.files[0].split("/", 1)[0]
-        if top.lower() in named or not all(file.startswith(f"{top}/") for file in (*tree.files, *tree.empty)):
+        if top.lower() in keep or not all(file.startswith(f"{top}/") for file in (*tree.files, *tree.empty)):
             return tree
         tree = _below(tree, top)
     return tree
@@ -70,18 +74,22 @@ def _below(tree: Tree, top: str) -> Tree:
         return tuple(name[len(top) + 1 :] for name in names)
 
     return Tree(
-        f"{tree.place}/{top}", cut(tree.files), lambda file: tree.read(f"{top}/{file}"), tree.stamps, cut(tree.empty)
+        f"{tree.path}/{top}", cut(tree.files), lambda file: tree.read(f"{top}/{file}"), tree.stamps, cut(tree.empty)
     )
 
 
 def stamp(path: Path, root: Path) -> Stamp:
-    """Returns what the cache's key has to know about one file."""
+    """Returns the stamp of a file below `root`: it changes where the file does."""
     status = path.stat()
     return path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns
 
 
 def folder_tree(root: Path) -> Tree:
-    """Returns the files under a folder; links to files and folders are followed, dangling ones are an error."""
+    """Returns the files under a folder. Links are followed.
+
+    Raises:
+        DataError: a link leads nowhere or back to a folder above, or something cannot be listed or is no regular file.
+    """
     stamps: list[Stamp] = []
     empty: list[str] = []
     _walk(str(root), "", stamps, empty, frozenset())
@@ -98,6 +106,7 @@ def folder_tree(root: Path) -> Tree:
 
 
 def _walk(root: str, below: str, stamps: list[Stamp], empty: list[str], above: frozenset[tuple[int, int]]) -> None:
+    """Adds the files and the empty folders under `root/below`; `above` identifies the folders on the way there."""
     try:
         here = os.stat(os.path.join(root, below))
         identity = (here.st_dev, here.st_ino)
@@ -128,15 +137,15 @@ def _size_and_time(entry: os.DirEntry, where: str) -> tuple[int, int]:
 
 
 def ignored(name: str) -> bool:
-    """Returns whether a file or folder of this name is never data: hidden, or a file manager's own."""
+    """Returns whether a name is that of a hidden file, or of one that a file manager leaves behind."""
     return name.startswith(".") or name.lower() in IGNORED
 
 
-def check_name(file: str, place: str) -> str:
-    """Returns a relative path; raises DataError where it is not UTF-8."""
+def check_name(file: str, path: str) -> str:
+    """Returns the name of a file in the folder or archive `path`; raises DataError where it is not UTF-8."""
     try:
         file.encode("utf-8")
     except UnicodeEncodeError:
         raw = file.encode("utf-8", "surrogateescape")
-        raise DataError(f"{place}: the file name {raw!r} is not UTF-8; rename it") from None
+        raise DataError(f"{path}: the file name {raw!r} is not UTF-8; rename it") from None
     return file

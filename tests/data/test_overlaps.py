@@ -16,7 +16,7 @@ from tiny_runs import tiny_run  # noqa: F401, a fixture
 from mtl_jax import config, data, episodes, evaluate, train
 from mtl_jax.config import build
 from mtl_jax.data import __main__ as program
-from mtl_jax.data import admission, facts, overlaps
+from mtl_jax.data import facts, overlaps
 from mtl_jax.data.cache import reader
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluate import __main__ as evaluate_main
@@ -228,7 +228,7 @@ def classes(count: int, copies: int, files=lambda c, i: "") -> overlaps.Classes:
 @pytest.mark.parametrize(("name", "copies", "right"), [("fc100", 7, True), ("fc100", 20, False), ("folder", 7, False)])
 def test_another_form_of_a_published_set_is_known_by_its_sizes_if_copies_are_few(name, copies, right):
     split = classes(2, copies)
-    assert admission.is_published(name, ".npz files", split, overlaps.find(split, ".npz files")) == right
+    assert overlaps.is_published(name, ".npz files", split, overlaps.find(split, ".npz files")) == right
 
 
 def test_mini_imagenet_is_known_by_file_names_that_are_there_once():
@@ -241,12 +241,12 @@ def test_mini_imagenet_is_known_by_file_names_that_are_there_once():
     for twice in (False, True):
         split = named(twice)
         found = overlaps.find(split, "class folders")
-        assert admission.is_published("miniimagenet", "class folders", split, found) is not twice
+        assert overlaps.is_published("miniimagenet", "class folders", split, found) is not twice
 
 
 def test_the_files_of_ilsvrc_are_published_whatever_copies_they_have():
     split = classes(2, 300)
-    assert admission.is_published("tieredimagenet", "ILSVRC2012 train tar", split, overlaps.find(split, ""))
+    assert overlaps.is_published("tieredimagenet", "ILSVRC2012 train tar", split, overlaps.find(split, ""))
 
 
 def save_arrays(place: Path, **more) -> None:
@@ -289,7 +289,7 @@ def let_through(tiny_run, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_figure_carries_its_caveats_everywhere(let_through, tmp_path, capsys):
-    assert evaluate_main.main(["", f"--workdir={let_through}"]) == 0
+    assert evaluate_main.main(["evaluate.py", f"--workdir={let_through}"]) == 0
     assert capsys.readouterr().out.rstrip().endswith("; caveat: Beware")
     assert json.loads((let_through / "evaluation" / "test.json").read_text())["caveats"] == ["Beware"]
     assert report_main.main(["", str(let_through), "--num_tasks=5"]) == 0

@@ -149,7 +149,7 @@ def test_what_a_killed_process_left_is_removed(load, folder, tmp_path):
     program = """
 import os, signal, sys
 from mtl_jax import data
-from mtl_jax.data import cache_writer
+from mtl_jax.data.cache import writer
 writer.Writer.commit = lambda self, facts: os.kill(os.getpid(), signal.SIGKILL)
 data.load("folder", sys.argv[1], cache_dir=sys.argv[2])
 """
