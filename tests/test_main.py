@@ -33,7 +33,7 @@ def test_help_has_an_example_and_every_flag_of_it(program, capsys):
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"mtl_jax.{program}.__main__")
     elif program == "frozen_episodes":
-        module = importlib.import_module("mtl_jax.frozen_episodes_cli")
+        module = importlib.import_module("mtl_jax.frozen_episodes.__main__")
     argv = ["--help"] if program == "data" else [program, "--help"]
     with pytest.raises(SystemExit) as done:
         module.main(argv)

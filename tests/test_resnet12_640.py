@@ -187,7 +187,7 @@ def test_everything_that_is_wrong_is_listed(state):
 
 def test_safetensors_in_a_published_form_are_read(state, tmp_path):
     arrays = {key: value for key, value in prefixed(state, "encoder.", "fc.").items() if "num_batches" not in key}
-    reference_weights.weight_files.write_safetensors(tmp_path / "a.safetensors", arrays, {})
+    reference_weights.file_formats.write_safetensors(tmp_path / "a.safetensors", arrays, {})
     found = mtl_jax.load_reference_weights(tmp_path / "a.safetensors")
     jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(state)[1:])
 

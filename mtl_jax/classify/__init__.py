@@ -1,6 +1,6 @@
-"""Five classes, three photographs of each: FewShotClassifier, and the program that sorts a folder.
+"""Few-shot classification of your own photographs: FewShotClassifier, and a program that sorts a folder.
 
-Start with classifier.py.
+Start with classifier.py. To change what images are accepted, read inputs.py; what the program writes, sort.py.
 """
 
 from mtl_jax.classify.classifier import FewShotClassifier

@@ -1,4 +1,4 @@
-"""The file of a fitted FewShotClassifier: safetensors, with a JSON text as its metadata; nothing in it is code."""
+"""The file of a fitted FewShotClassifier: safetensors with JSON metadata. Nothing in it can run code."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from sklearn.utils.validation import check_is_fitted
 
-from mtl_jax.classify.sklearn_bases import NotFittedError
 from mtl_jax.errors import CheckpointError, MtlError
+from mtl_jax.export import embedding
 from mtl_jax.workdir import write_bytes_atomic
 from mtl_jax.workdir.workdir import plain
 
@@ -20,8 +21,7 @@ PARAMETERS = ("steps", "lr", "temperature", "unknown_threshold", "unknown_label"
 
 def write(classifier: Any, path: str | Path) -> None:
     """Saves a fitted classifier; see `FewShotClassifier.save`."""
-    if not hasattr(classifier, "classes_"):
-        raise NotFittedError("nothing to save: the classifier is not fitted yet; call fit first")
+    check_is_fitted(classifier, "classes_", msg="nothing to save: this %(name)s is not fitted yet; call fit first")
     tensors = {name: np.ascontiguousarray(getattr(classifier, f"{name}_")) for name in TENSORS}
     content = {
         "format": FORMAT,
@@ -42,8 +42,6 @@ def read(cls: type, path: str | Path, embed: Any) -> Any:
     """Loads a classifier; see `FewShotClassifier.load`."""
     tensors, content = _open(path)
     if isinstance(embed, str | Path):
-        from mtl_jax.export import embedding
-
         embed = embedding.load(embed)
     try:
         classifier = cls(embed, **content["parameters"])
@@ -67,21 +65,21 @@ def _open(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             content = json.loads((file.metadata() or {})["mtl_jax"])
             tensors = {name: file.get_tensor(name) for name in TENSORS}
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give what FewShotClassifier.save has written") from error
+        raise CheckpointError(f"{path}: no such file; give one that FewShotClassifier.save wrote") from error
     except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole file of FewShotClassifier.save ({error}); save it again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise CheckpointError(f"{path}: format {found}, this version reads format {FORMAT}; save it again")
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: format {version}, this version reads format {FORMAT}; save it again")
     return tensors, content
 
 
 def _check_backbone(path: str | Path, saved: str | None, embed: Any) -> None:
-    now = getattr(embed, "fingerprint", None)
-    if embed is not None and saved != now:
+    current = getattr(embed, "fingerprint", None)
+    if embed is not None and saved != current:
         raise CheckpointError(
             f"{path}: was fitted on features of backbone {(saved or 'without a fingerprint')[:12]}, this one is "
-            f"{(now or 'without a fingerprint')[:12]}; give the workdir (or function) that it was fitted with"
+            f"{(current or 'without a fingerprint')[:12]}; give the workdir or function that it was fitted with"
         )
 
 
@@ -90,7 +88,7 @@ def _check_shapes(classifier: Any) -> None:
     rows = len(classifier.support_labels_)
     shapes = [classifier.intercept_.shape, classifier.classes_.shape, classifier.support_features_.shape]
     if shapes != [(way,), (way,), (rows, features)]:
-        raise ValueError(f"head [{features}, {way}] with {shapes}")
+        raise ValueError(f"a head [{features}, {way}] with {shapes}")
     labels = classifier.support_labels_
     if labels.ndim != 1 or not rows or labels.min() < 0 or labels.max() >= way or labels.dtype.kind != "i":
-        raise ValueError("support labels that are no classes of it")
+        raise ValueError("support labels that are no positions in its classes")

@@ -1,6 +1,6 @@
-"""A trained network outside its run: as a function of images, as StableHLO.
+"""A trained network outside its run: a function of images (embedding.py), also as a file of StableHLO (stablehlo.py).
 
-Start with embedding.py; the networks that come with the package lie beside it.
+The networks that come with the package lie here as .safetensors files.
 """
 
 from mtl_jax.export.stablehlo import Exported, export, load, write

@@ -2,13 +2,14 @@
 
     python -m mtl_jax.export --workdir=runs/glyphs --output=embedding.stablehlo
 
-The function takes stored images, uint8 [B, H, W, C] with any B, and gives features, float32 [B, F]: centre crop,
-normalisation and backbone, with scale and shift in the kernels and batch norm in the convolutions. Anywhere with JAX:
+The function takes stored images, uint8 [B, H, W, C] with any B, and returns features, float32 [B, F]. It includes the
+centre crop, the normalisation and the backbone, with scale and shift and batch norm folded into the convolutions.
+It needs JAX alone:
 
     from jax import export
     features = export.deserialize(bytearray(open('embedding.stablehlo', 'rb').read())).call(images)
 
-Beside it, embedding.json says what images it wants and what it was made from. With this package,
+embedding.json beside it says what images it takes and what it was made from. With this package,
 `FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))` takes images of any size and kind.
 """
 
@@ -17,8 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl_jax.errors import ConfigError, MtlError
-from mtl_jax.export import embedding
-from mtl_jax.export.stablehlo import DEFAULT_PLATFORMS, write
+from mtl_jax.export import embedding, stablehlo
 from mtl_jax.launch import program
 
 
@@ -27,7 +27,9 @@ def parser() -> program.Parser:
     root = program.Parser("python -m mtl_jax.export", description=__doc__)
     root.add_argument("--workdir", type=Path, required=True, help="a run of train.py")
     root.add_argument("--output", type=Path, default=Path("embedding.stablehlo"), help="the file (%(default)s)")
-    root.add_argument("--platforms", default=",".join(DEFAULT_PLATFORMS), help="where it will run (%(default)s)")
+    root.add_argument(
+        "--platforms", default=",".join(stablehlo.DEFAULT_PLATFORMS), help="where it will run (%(default)s)"
+    )
     return root
 
 
@@ -35,14 +37,14 @@ def run(argv: Sequence[str]) -> int:
     """The program."""
     flags = parser().parse_args(argv[1:])
     if flags.output.suffix == ".json":
-        raise MtlError(f"--output={flags.output}: the JSON file beside it has that name; give another ending")
+        raise MtlError(f"--output={flags.output}: the JSON file beside it has that name; give another suffix")
     embed = embedding.load(flags.workdir)
     if embed.inner.adapt != "head":
         raise ConfigError(
             f"{flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={embed.inner.adapt!r}), "
-            "so its features are no one function; give a run with inner.adapt='head'"
+            "so no single function gives its features; give a run with inner.adapt='head'"
         )
-    facts = write(embed, flags.output, flags.platforms.split(",")).facts
+    facts = stablehlo.write(embed, flags.output, flags.platforms.split(",")).facts
     size = flags.output.stat().st_size / 1e6
     print(
         f"{flags.output} ({size:.1f} MB, for {', '.join(facts['platforms'])}): uint8 {facts['input']} -> "

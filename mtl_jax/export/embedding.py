@@ -1,4 +1,4 @@
-"""A trained workdir's backbone as a function of images from anywhere: uint8 [B, H, W, C] -> features [B, F]."""
+"""The backbone of a run, or of a network in this package, as a function of images: uint8 [B, H, W, C] -> [B, F]."""
 
 import dataclasses
 import functools
@@ -25,11 +25,14 @@ from mtl_jax.workdir import Workdir, manifest, named_arrays
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedding:
-    """What an image's features depend on. It is called with stored images: uint8 [B, *image_shape] -> float32 [B, F].
+    """A function of stored images: uint8 [B, *image_shape] -> features, float32 [B, F].
 
-    settings: the run's config, as JSON has it. params, batch_stats: the backbone's, SS and fine-tuned leaves put in.
-    image_shape: [H, W, C] of the images that the run was trained on, as stored (before the crop on device).
-    step: that of the meta-training checkpoint; 0 where only the pre-training counts.
+    An image's features do not depend on the other images.
+
+    settings: the run's config as plain JSON.
+    params, batch_stats: of the backbone, with scale and shift and fine-tuned leaves applied.
+    image_shape: [H, W, C] of the run's images as stored, before the crop on the device.
+    step: of the meta-training checkpoint; 0 if the run was not meta-trained.
     """
 
     settings: Mapping[str, Any]
@@ -39,21 +42,21 @@ class Embedding:
     step: int = 0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features of stored images; an image's do not depend on the others."""
+        """Features of stored images. Raises ConfigError for another image shape."""
         if images.shape[1:] != self.image_shape:
             raise ConfigError(f"images of {list(images.shape[1:])}, the backbone was trained on {self.image_shape}")
         model = Model(self.embed, {}, Frozen(self.params, self.batch_stats))
-        padded = _pad(images, self.settings["runtime"]["embed_batch"])
-        return np.asarray(embed_all(model, padded, batch=self.settings["runtime"]["embed_batch"]))[: len(images)]
+        batch = self.settings["runtime"]["embed_batch"]
+        return np.asarray(embed_all(model, _pad(images, batch), batch=batch))[: len(images)]
 
     @functools.cached_property
     def embed(self) -> Embed:
-        """The backbone by running averages with its crop and normalisation."""
+        """The backbone with its crop and normalisation; its batch norm uses running averages."""
         return build.embedding(self.settings)._replace(batch_statistics="running")
 
     @property
     def transform(self) -> Transform:
-        """How any image is brought to `image_shape`: as the data set was, and unusual kinds are taken, too."""
+        """How an image of any size and mode is prepared: as the run's data set was."""
         data, (height, _, channels) = self.settings["data"], self.image_shape
         return Transform(height, data["resize"], channels, convert=True)
 
@@ -64,17 +67,17 @@ class Embedding:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A digest of all that the features of an image file depend on: architecture, preparation, every weight."""
+        """A digest of everything that an image's features depend on: architecture, image preparation, all weights."""
         data = {key: self.settings["data"][key] for key in ("resize", "crop", "mean", "std")}
         facts = [self.settings["backbone"], data, self.settings["runtime"]["dtype"], list(self.image_shape)]
-        state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         arrays = named_arrays.flatten({"params": self.params, "batch_stats": self.batch_stats})
         for name in sorted(arrays):
-            state.update(f"{name} {manifest.record_array(arrays[name]).digest}\n".encode())
-        return state.hexdigest()
+            digest.update(f"{name} {manifest.record_array(arrays[name]).digest}\n".encode())
+        return digest.hexdigest()
 
     def __deepcopy__(self, memo: Any) -> "Embedding":
-        return self  # nothing in it changes; scikit-learn's clone copies parameters deeply
+        return self  # immutable; scikit-learn's clone deep-copies parameters
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -84,34 +87,34 @@ class Embedding:
 
 
 def _pad(images: np.ndarray, batch: int) -> np.ndarray:
-    """Zero images up to a power of two where there are fewer than a batch, so that few shapes are compiled."""
+    """Pads fewer images than a batch with zeros to a power of two, so that few shapes are compiled."""
     count = len(images)
     missing = 0 if count >= batch else min(batch, 1 << (count - 1).bit_length()) - count
     return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
 
 
 def load(path: str | Path) -> Embedding:
-    """The embedding of a workdir's evaluated checkpoint.
+    """The embedding of a workdir: the checkpoint that its evaluation uses.
 
     Raises:
-      MtlError: no such run; or it was trained under batch statistics, where features depend on the other images.
+      MtlError: no such run; or its batch norm uses batch statistics, so that features depend on the other images.
     """
-    place = Workdir(path)
-    settings = config.to_json(config.read(place.config))
+    workdir = Workdir(path)
+    settings = config.to_json(config.read(workdir.config))
     if settings["meta"]["batch_norm"] == "batch" and settings["backbone"]["norm"] == "batch":
         raise ConfigError(
-            f"{place.config}: meta.batch_norm is 'batch': an image's features depend on the images beside it, so there "
-            "is no function of one image; train with meta.batch_norm='running' (and pretrain.batch_norm='train')"
+            f"{workdir.config}: meta.batch_norm is 'batch': an image's features depend on the images beside it, so no "
+            "function of one image gives them; train with meta.batch_norm='running' (and pretrain.batch_norm='train')"
         )
-    shape = run_data.image_shape(settings, place)
-    step, model = network.trained(settings, place, shape)
+    shape = run_data.image_shape(settings, workdir)
+    step, model = network.trained(settings, workdir, shape)
     params = jax.tree.map(np.asarray, backbone_params(model.learned, model.frozen))
     stats = jax.tree.map(np.asarray, model.frozen.batch_stats)
     return Embedding(settings, params, stats, shape, step)
 
 
 def pretrained(name: str) -> Embedding:
-    """The embedding of a network that comes with the package. Raises CheckpointError where there is none such."""
+    """The embedding of a network that comes with the package. Raises CheckpointError if there is none of that name."""
     kept = kept_networks.read(packaged(name))
     params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
     return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)
@@ -126,6 +129,6 @@ def packaged(name: str) -> Path:
     folder = Path(__file__).parent
     path = folder / f"{name}.safetensors"
     if not path.exists():
-        there = ", ".join(sorted(found.stem for found in folder.glob("*.safetensors"))) or "none"
-        raise CheckpointError(f"no network {name!r} comes with the package, expected one of: {there}")
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
+        raise CheckpointError(f"no network {name!r} comes with the package, expected one of: {known}")
     return path

@@ -1,34 +1,40 @@
-"""An embedding as StableHLO: exported, checked, written, loaded."""
+"""An embedding as a file of StableHLO: batch norm folded, exported, checked against the run, written, loaded.
+
+After a convolution, batch norm by running averages is an affine map of each output channel:
+BN(W x + b) = (W factor) x + (b - mean) factor + offset, with factor = scale / sqrt(var + epsilon).
+So it can be folded into the convolution's kernel and bias. `scale_shift.apply` does the same for scale and shift.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 from jax import export as jax_export
 
 from mtl_jax import __version__
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export.embedding import Embedding
-from mtl_jax.export.fold import fold_batch_norm
+from mtl_jax.types import Params
 from mtl_jax.workdir import write_bytes_atomic, write_json_atomic
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
-TOLERANCE = 1e-5  # of the largest feature, or of 1 where that is larger
+TOLERANCE = 1e-5  # relative to the largest feature, or to 1 if that is larger
 CHECKED_BATCH = 3
 FACTS = ("sha256", "fingerprint", "image_shape", "resize", "features")
 
 
 class Exported:
-    """An exported embedding: called with stored images, uint8 [B, H, W, C], it gives float32 [B, F].
+    """An exported embedding. Called with stored images, uint8 [B, H, W, C], it returns features, float32 [B, F].
 
-    facts: what its JSON file holds.
+    facts: the content of its JSON file.
     """
 
     def __init__(self, exported: jax_export.Exported, facts: dict[str, Any]) -> None:
@@ -40,23 +46,70 @@ class Exported:
 
     @property
     def fingerprint(self) -> str:
-        """That of the embedding it was made from; their features are equal to `TOLERANCE`."""
+        """The fingerprint of the embedding it was made from; their features are equal to `TOLERANCE`."""
         return self.facts["fingerprint"]
 
     @property
     def transform(self) -> Transform:
-        """How any image is brought to what it takes."""
+        """How any image is prepared for it."""
         height, _, channels = self.facts["image_shape"]
         return Transform(height, self.facts["resize"], channels, convert=True)
 
     def __deepcopy__(self, memo: Any) -> "Exported":
-        return self  # nothing in it changes; scikit-learn's clone copies parameters deeply
+        return self  # immutable; scikit-learn's clone deep-copies parameters
+
+
+def fold_batch_norm(module: nn.Module, params: Params, batch_stats: Params) -> tuple[nn.Module, Params]:
+    """A network without batch norm that gives the same features as `module` does by its running averages.
+
+    Args:
+      module: a backbone of `create_backbone`.
+      params: its parameters, with scale and shift applied.
+      batch_stats: the running averages.
+
+    Returns:
+      The same backbone with norm='none' and a bias on every convolution, and its float32 parameters. If there is no
+      batch norm in `module`, it is returned with its parameters.
+    """
+    if module.options.norm != "batch":
+        return module, params
+    options = dataclasses.replace(module.options, norm="none", conv_bias=True)
+    return module.clone(options=options), _fold(params, batch_stats, module.options.norm_epsilon)
+
+
+def _fold(params: Params, stats: Params, epsilon: float) -> Params:
+    folded = {}
+    for name, inner in params.items():
+        if "mean" in stats.get(name, {}):
+            continue  # a norm: it is folded into its convolution
+        if "kernel" in inner:
+            norm = norm_of(name)
+            folded[name] = _fold_one(inner, params.get(norm, {}), stats.get(norm), epsilon)
+        else:
+            folded[name] = _fold(inner, stats.get(name, {}), epsilon)
+    return folded
+
+
+def norm_of(conv: str) -> str:
+    """The name of the norm after a convolution, as in `backbones`: conv2 -> norm2, shortcut -> shortcut_norm."""
+    return conv.replace("conv", "norm") if conv.startswith("conv") else f"{conv}_norm"
+
+
+def _fold_one(conv: Params, affine: Params, stats: Mapping[str, np.ndarray] | None, epsilon: float) -> Params:
+    kernel = np.asarray(conv["kernel"], np.float64)
+    bias = np.asarray(conv.get("bias", np.zeros(kernel.shape[-1])), np.float64)
+    if stats is not None:
+        mean, var = (np.asarray(stats[name], np.float64) for name in ("mean", "var"))
+        factor = np.asarray(affine.get("scale", 1.0), np.float64) / np.sqrt(var + epsilon)
+        kernel = kernel * factor
+        bias = (bias - mean) * factor + np.asarray(affine.get("bias", 0.0), np.float64)
+    return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
 def folded(embed: Embedding) -> Callable[[jax.Array], jax.Array]:
-    """The embedding as one function of stored images without SS, BN or state.
+    """The embedding as one stateless function of stored images, with scale and shift and batch norm folded.
 
-    It computes in float32, also where accelerators would by default multiply less precisely.
+    It computes in float32 even on accelerators that multiply less precisely by default.
     """
     module = embed.embed.module
     module = module.clone(options=dataclasses.replace(module.options, dtype=None))
@@ -78,31 +131,31 @@ def export(embed: Embedding, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> by
 
 
 def check_platforms(platforms: Sequence[str]) -> None:
-    """Raises MtlError for a platform that JAX does not know, or where this machine's, on which it is tried, is not."""
+    """Raises MtlError for an unknown platform, or if this machine's is missing: the file is tested here."""
     here = {"gpu": ("cuda", "rocm")}.get(jax.default_backend(), (jax.default_backend(),))
     for platform in platforms:
         if platform not in PLATFORMS:
             raise MtlError(f"--platforms: {platform!r} is unknown, expected some of {','.join(PLATFORMS)}")
     if not set(here) & set(platforms):
-        found, wanted = ",".join(platforms), " or ".join(here)
-        raise MtlError(f"--platforms={found}: the file is tried out here, on {jax.default_backend()}: add {wanted}")
+        listed, needed = ",".join(platforms), " or ".join(here)
+        raise MtlError(f"--platforms={listed}: the file is tested here, on {jax.default_backend()}: add {needed}")
 
 
 def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> Exported:
-    """Writes `path` and the JSON file beside it, and returns what `load` reads from them.
+    """Writes `path` and the JSON file beside it, and returns them as `load` does.
 
     Raises:
-      MtlError: see `check_platforms`; they cannot be written; or they would not give the features of `embed` (a bug:
-        nothing is written then).
+      MtlError: see `check_platforms`; a file cannot be written; or the features differ from those of `embed` (a bug:
+        then nothing is written).
     """
     check_platforms(platforms)
     data = export(embed, platforms)
     shape = embed.image_shape
     images = np.random.default_rng(0).integers(0, 256, (CHECKED_BATCH, *shape), np.uint8)
-    found = np.asarray(jax_export.deserialize(bytearray(data)).call(images))
+    features = np.asarray(jax_export.deserialize(bytearray(data)).call(images))
     with jax.default_matmul_precision("float32"):
         expected = reference(embed)(images)
-    difference, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    difference, largest = float(np.abs(features - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1, largest):
         raise MtlError(f"{path}: not written: its features differ by {difference:.2g} from the run's; report this bug")
     settings = embed.settings
@@ -123,18 +176,18 @@ def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATF
 
 
 def reference(embed: Embedding) -> Embedding:
-    """The run's own embedding, computed in float32 whatever `runtime.dtype` says."""
+    """The run's own embedding, computed in float32 whatever `runtime.dtype` is."""
     runtime = {**embed.settings["runtime"], "dtype": "float32"}
     return dataclasses.replace(embed, settings={**embed.settings, "runtime": runtime})
 
 
 def facts_path(path: str | Path) -> Path:
-    """The JSON file that belongs to an exported file."""
+    """The JSON file beside an exported file."""
     return Path(path).with_suffix(".json")
 
 
 def load(path: str | Path) -> Exported:
-    """An exported embedding, verified by its digest.
+    """Reads an exported embedding and verifies its digest.
 
     Raises:
       CheckpointError: the file or its JSON file is missing or damaged.

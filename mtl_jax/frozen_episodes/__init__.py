@@ -1,4 +1,4 @@
-"""Test tasks as a file that any framework can replay. Start with file.py."""
+"""Test tasks as a file that any program in any framework can replay. Start with file.py, which defines the format."""
 
 from mtl_jax.frozen_episodes.file import Frozen, choose_tasks, content_hash, freeze, read, write
 

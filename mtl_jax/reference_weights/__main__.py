@@ -1,10 +1,10 @@
-"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet, in both directions.
+"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet: shows and converts them.
 
     python -m mtl_jax.reference_weights info FILE
     python -m mtl_jax.reference_weights convert FILE OUT.pth|OUT.safetensors|OUT.npy
 
-FILE is a .pth (.pt, .pth.tar) of PyTorch code; a .npy of the TensorFlow code, several with commas between, or their
-folder; a .safetensors; or a workdir of train.py.
+FILE is a .pth (.pt, .pth.tar) of PyTorch code; a .npy of the TensorFlow code, several separated by commas, or a folder
+of them; a .safetensors; or a workdir of train.py.
 """
 
 import os
@@ -14,45 +14,45 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mtl_jax import config, meta, workdir
+from mtl_jax import config, meta
 from mtl_jax.config.rules import is_weights
 from mtl_jax.errors import CheckpointError
 from mtl_jax.launch import program
 from mtl_jax.reference_weights.files import (
-    GROUPS,
     ReferenceWeights,
     export_npy,
     export_pth,
     export_safetensors,
     load_reference_weights,
 )
-from mtl_jax.workdir import named_arrays
+from mtl_jax.reference_weights.trees import GROUPS
+from mtl_jax.workdir import Workdir, named_arrays
 from mtl_jax.workdir.checkpoint import Checkpoints
 
 
 def from_workdir(path: Path) -> ReferenceWeights:
-    """The selected checkpoint of a run of train.py, its fine-tuned parameters put in their places.
+    """The selected checkpoint of a run of train.py, with fine-tuned parameters applied.
 
     Raises:
       MtlError: there is none.
     """
-    place = workdir.Workdir(path)
-    settings = config.read(place.config)
+    workdir = Workdir(path)
+    settings = config.read(workdir.config)
     if settings.meta.learn == "none":
-        return _pretrained(settings, place)
-    items = Checkpoints(place.checkpoints("meta")).selected(settings.meta.select).items
+        return _pretrained(settings, workdir)
+    items = Checkpoints(workdir.checkpoints("meta")).selected(settings.meta.select).items
     learned = items["learned"]
     params = meta.overlay(items["params"], learned.get("params", {}))
     stats = items.get("batch_stats") if settings.meta.batch_norm != "batch" else None
     return ReferenceWeights(settings.backbone.name, params, stats, learned.get("ss"), learned["head"])
 
 
-def _pretrained(settings: ConfigDict, place: workdir.Workdir) -> ReferenceWeights:
-    """The pre-trained backbone of a run, or of what its `pretrain.init` names: a workdir or a weight file."""
+def _pretrained(settings: ConfigDict, workdir: Workdir) -> ReferenceWeights:
+    """The pre-trained backbone of a run, or of its `pretrain.init`: a workdir or a weight file."""
     init = os.path.expanduser(settings.pretrain.init)
     if init and is_weights(init):
         return load_reference_weights(init)
-    source = workdir.Workdir(init) if init else place
+    source = Workdir(init) if init else workdir
     items = Checkpoints(source.checkpoints("pretrain")).selected(settings.pretrain.select).items
     network = items.get("average") or items
     return ReferenceWeights(
@@ -61,7 +61,7 @@ def _pretrained(settings: ConfigDict, place: workdir.Workdir) -> ReferenceWeight
 
 
 def describe(weights: ReferenceWeights) -> str:
-    """What is in it, a line a group."""
+    """What the weights are, one line per group."""
     lines = [f"backbone: {weights.backbone}"]
     for group in GROUPS:
         tree = getattr(weights, group)
@@ -77,19 +77,20 @@ def main(argv: Sequence[str]) -> int:
     """The program."""
     parser = program.Parser("python -m mtl_jax.reference_weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("info", "what a file holds"), ("convert", "write it in another format")):
+    for name, about in (("info", "show what a file holds"), ("convert", "write it in another format")):
         command = commands.add_parser(name, help=about)
         command.add_argument(
-            "file", help=".pth, .pt, .pth.tar, .npy (several: with commas), folder of .npy, .safetensors, or workdir"
+            "file",
+            help=".pth, .pt, .pth.tar, .npy (several: separated by commas), folder of .npy, .safetensors, or workdir",
         )
         if name == "convert":
             command.add_argument("out", type=Path, help="ends in .pth, .npy or .safetensors")
-    arguments = parser.parse_args(argv[1:])
-    place = Path(arguments.file)
-    weights = from_workdir(place) if (place / "config.json").exists() else load_reference_weights(arguments.file)
+    flags = parser.parse_args(argv[1:])
+    path = Path(flags.file)
+    weights = from_workdir(path) if (path / "config.json").exists() else load_reference_weights(flags.file)
     print(describe(weights))
-    if arguments.command == "convert":
-        _convert(weights, arguments.out)
+    if flags.command == "convert":
+        _convert(weights, flags.out)
     return 0
 
 

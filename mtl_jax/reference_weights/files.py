@@ -1,4 +1,4 @@
-"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet, in both directions."""
+"""What users call: loads and exports weight files of MTL's two implementations, RFS, FEAT, DeepEMD and MetaOptNet."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,30 +6,30 @@ from typing import Any
 
 from mtl_jax.config.rules import PYTORCH_SUFFIXES, WEIGHT_SUFFIXES
 from mtl_jax.errors import CheckpointError
-from mtl_jax.reference_weights import pytorch, state_dicts, tensorflow, weight_files
-from mtl_jax.reference_weights.trees import ReferenceWeights
+from mtl_jax.reference_weights import file_formats, pytorch, tensorflow
+from mtl_jax.reference_weights.trees import GROUPS, ReferenceWeights
 from mtl_jax.workdir import named_arrays
 
 __all__ = ["ReferenceWeights", "export_npy", "export_pth", "export_safetensors", "load_reference_weights"]
 
-GROUPS = ("params", "batch_stats", "ss", "head")
-
 
 def load_reference_weights(path_or_mapping: str | Path | Mapping[str, Any]) -> ReferenceWeights:
-    """The weights of a published file: MTL's resnet25 (PyTorch), resnet12 or resnet18 (TensorFlow), or a resnet12_640.
+    """The weights of a published network: MTL's resnet25 (PyTorch), resnet12 or resnet18 (TensorFlow), or resnet12_640.
 
     Args:
-      path_or_mapping: a `.pth`, `.pt` or `.pth.tar` (needs PyTorch); a `.npy`, several of them separated by commas, or
-        a folder of them; a `.safetensors`, of `export_safetensors` or of a state dict; or what has been loaded already:
-        a state dict, bare or as a trainer wraps it (`state_dicts`), a `weights` dict of the TensorFlow code, or
-        {'weights': ..., 'ss_weights': ..., 'fc_weights': ...}. A pre-training file gives Θ alone, or with its
-        classifier as θ; a meta-training one Φ and θ as well.
+      path_or_mapping: one of
+        - a `.pth`, `.pt` or `.pth.tar` file (needs PyTorch);
+        - a `.npy` file, several of them separated by commas, or a folder of them;
+        - a `.safetensors` file, of `export_safetensors` or of a state dict;
+        - a loaded state dict, bare or wrapped (see `pytorch.WRAPPERS`);
+        - a loaded `weights` dict of the TensorFlow code, or {'weights': ..., 'ss_weights': ..., 'fc_weights': ...}.
 
     Returns:
-      ReferenceWeights(backbone, params, batch_stats, ss, head), None for what the file has not.
+      ReferenceWeights(backbone, params, batch_stats, ss, head), None for what the file does not have. A pre-training
+      file has Θ, sometimes with its classifier as θ; a meta-training file has Φ and θ as well.
 
     Raises:
-      CheckpointError: unreadable, or not one of these: every missing, surplus and wrongly shaped key is listed.
+      CheckpointError: unreadable, or no such network: lists every missing, surplus and wrongly shaped key.
     """
     if isinstance(path_or_mapping, Mapping):
         return _from_mapping(path_or_mapping, "the mapping")
@@ -38,46 +38,47 @@ def load_reference_weights(path_or_mapping: str | Path | Mapping[str, Any]) -> R
     paths = sorted(paths[0].glob("*.npy")) if len(paths) == 1 and paths[0].is_dir() else paths
     for path in paths:
         if not path.is_file() or not path.name.endswith(WEIGHT_SUFFIXES):
-            what = "no weight file" if path.exists() else "there is no such file"
-            raise CheckpointError(f"{path}: {what}; expected one of {', '.join(WEIGHT_SUFFIXES)}")
+            problem = "not a weight file" if path.exists() else "no such file"
+            raise CheckpointError(f"{path}: {problem}; expected one of {', '.join(WEIGHT_SUFFIXES)}")
     if not paths:
         raise CheckpointError(f"{text}: a folder without .npy files; give a weight file")
     if len(paths) == 1 and paths[0].suffix == ".safetensors":
         return _from_safetensors(paths[0])
     if len(paths) == 1 and paths[0].name.endswith(PYTORCH_SUFFIXES):
-        return _from_mapping(weight_files.read_pth(paths[0]), text)
-    return tensorflow.from_dicts(_by_kind(paths), text)
+        return _from_mapping(file_formats.read_pth(paths[0]), text)
+    return tensorflow.from_dicts(_read_npy_files(paths), text)
 
 
-def _by_kind(paths: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
+def _read_npy_files(paths: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
+    """The TensorFlow code's dicts by their kind."""
+    dicts: dict[str, Mapping[str, Any]] = {}
     for path in paths:
-        content = weight_files.read_npy(path)
+        content = file_formats.read_npy(path)
         kind = tensorflow.kind_of(content)
-        if kind is None or kind in found:
-            what = f"a second file of {kind}" if kind else "none of the TensorFlow code's dicts"
-            raise CheckpointError(f"{path}: {what}; give one file each of {', '.join(tensorflow.KINDS)}")
-        found[kind] = content
-    return found
+        if kind is None or kind in dicts:
+            problem = f"a second file of {kind}" if kind else "none of the TensorFlow code's dicts"
+            raise CheckpointError(f"{path}: {problem}; give one file each of {', '.join(tensorflow.KINDS)}")
+        dicts[kind] = content
+    return dicts
 
 
-def _from_mapping(mapping: Any, where: str) -> ReferenceWeights:
-    state = state_dicts.unwrapped(mapping) if isinstance(mapping, Mapping) else {}
+def _from_mapping(mapping: Any, source: str) -> ReferenceWeights:
+    state = pytorch.unwrapped(mapping) if isinstance(mapping, Mapping) else {}
     if pytorch.backbone_of(state):
-        return pytorch.from_state_dict(state, where)
+        return pytorch.from_state_dict(state, source)
     if isinstance(mapping, Mapping) and mapping.keys() & set(tensorflow.KINDS):
-        return tensorflow.from_dicts(mapping, where)
+        return tensorflow.from_dicts(mapping, source)
     if isinstance(mapping, Mapping) and tensorflow.kind_of(mapping):
-        return tensorflow.from_dicts({tensorflow.kind_of(mapping): mapping}, where)
+        return tensorflow.from_dicts({tensorflow.kind_of(mapping): mapping}, source)
     keys = ", ".join(sorted(state)[:5]) if isinstance(mapping, Mapping) else type(mapping).__name__
     raise CheckpointError(
-        f"{where}: not the weights of a known network: found {keys or 'nothing'}; expected conv1.weight (resnet25), "
+        f"{source}: not the weights of a known network: found {keys or 'nothing'}; expected conv1.weight (resnet25), "
         "layer1.0.conv3.weight (resnet12_640) or block1_conv1 (TensorFlow) among the keys, with or without a prefix"
     )
 
 
 def _from_safetensors(path: Path) -> ReferenceWeights:
-    arrays, metadata = weight_files.read_safetensors(path)
+    arrays, metadata = file_formats.read_safetensors(path)
     trees = named_arrays.nest(arrays)
     if "backbone" not in metadata or "params" not in trees or trees.keys() - set(GROUPS):
         return _from_mapping(arrays, str(path))
@@ -85,28 +86,29 @@ def _from_safetensors(path: Path) -> ReferenceWeights:
 
 
 def export_pth(weights: ReferenceWeights, path: str | Path) -> None:
-    """Writes a `.pth` that MTL's code loads (of resnet25) or RFS' (of resnet12_640); `to_state_dict` is its mapping.
+    """Writes a `.pth` that MTL's code (resnet25) or RFS' (resnet12_640) loads. `pytorch.to_state_dict` is its content.
 
     Raises:
-      MtlError: PyTorch is not installed. CheckpointError: the weights are another backbone's.
+      MtlError: PyTorch is not installed.
+      CheckpointError: the weights are of another backbone.
     """
-    weight_files.write_pth(Path(path), pytorch.to_state_dict(weights))
+    file_formats.write_pth(Path(path), pytorch.to_state_dict(weights))
 
 
 def export_npy(weights: ReferenceWeights, path: str | Path) -> list[Path]:
-    """Writes the TensorFlow code's files OUT-weights.npy, OUT-ss_weights.npy, OUT-fc_weights.npy, `path` being OUT.npy.
+    """Writes the TensorFlow code's files OUT-weights.npy, OUT-ss_weights.npy, OUT-fc_weights.npy for `path` OUT.npy.
 
     Raises:
-      CheckpointError: not a resnet12 or resnet18, or with what these files cannot hold.
+      CheckpointError: not a resnet12 or resnet18, or with something that these files cannot hold.
     """
     written, stem = [], Path(path).with_suffix("")
     for kind, arrays in tensorflow.to_dicts(weights).items():
         written.append(stem.with_name(f"{stem.name}-{kind}.npy"))
-        weight_files.write_npy(written[-1], arrays)
+        file_formats.write_npy(written[-1], arrays)
     return written
 
 
 def export_safetensors(weights: ReferenceWeights, path: str | Path) -> None:
-    """Writes all trees as named arrays 'params/stem/conv/kernel', with the backbone's name in the metadata."""
+    """Writes all trees as named arrays, such as 'params/stem/conv/kernel', with the backbone's name as metadata."""
     trees = {group: getattr(weights, group) for group in GROUPS if getattr(weights, group)}
-    weight_files.write_safetensors(Path(path), named_arrays.flatten(trees), {"backbone": weights.backbone})
+    file_formats.write_safetensors(Path(path), named_arrays.flatten(trees), {"backbone": weights.backbone})

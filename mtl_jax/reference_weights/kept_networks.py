@@ -1,7 +1,7 @@
-"""A trained network as one small file: safetensors with the run's config as its metadata; nothing in it is code.
+"""A trained network as one small file: safetensors with the run's config as metadata. Nothing in it can run code.
 
-What evaluation needs and no more: the backbone's parameters with SS and fine-tuned leaves put in, batch norm's
-averages, the head. Optimisers, counters and paths of the machine stay behind.
+It holds what evaluation needs: the backbone's parameters with SS and fine-tuned leaves applied, batch norm's averages
+and the head. Optimisers, counters and this machine's paths are left out.
 """
 
 import hashlib
@@ -19,14 +19,17 @@ from mtl_jax.config import build
 from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import Model
 from mtl_jax.meta import Frozen, backbone_params
-from mtl_jax.reference_weights import weight_files
+from mtl_jax.reference_weights import file_formats
 from mtl_jax.workdir import named_arrays
 
 FORMAT = 1
 
 
 class Kept(NamedTuple):
-    """What a file holds: the run's config as JSON has it, the checkpoint's step, [H, W, C] of stored images, model."""
+    """The content of a file.
+
+    settings: the run's config as plain JSON. step: of the checkpoint. image_shape: [H, W, C] of stored images.
+    """
 
     settings: Mapping[str, Any]
     step: int
@@ -40,8 +43,8 @@ def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.f
     Args:
       path: the file.
       kept: the network.
-      base: the file of the network that Φ was learned on, in the same folder: then only Φ and the head are written.
-      dtype: of the written arrays. Half precision rounds them; what is read back is float32 again.
+      base: the file, in the same folder, of the network that Φ was learned on: then only Φ and the head are written.
+      dtype: of the arrays in the file. Half precision rounds them; they are read back as float32.
 
     Raises:
       CheckpointError: `base` is given, but more than Φ and the head was learned.
@@ -52,7 +55,7 @@ def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.f
     elif learned.keys() <= {"ss", "head"}:
         tree = learned
     else:
-        raise CheckpointError(f"{path}: {', '.join(sorted(learned))} were learned; only Φ can stand on another file")
+        raise CheckpointError(f"{path}: {', '.join(sorted(learned))} were learned; only Φ can refer to another file")
     settings = json.loads(json.dumps(kept.settings))
     settings["data"].update({"path": "", "cache_dir": ""})
     settings["pretrain"].update({"init": "", "teacher": ""})
@@ -62,22 +65,22 @@ def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.f
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"mtl_jax": json.dumps(content, sort_keys=True)}
     arrays = named_arrays.flatten(jax.tree.map(lambda leaf: np.asarray(leaf, dtype), tree))
-    weight_files.write_safetensors(path, arrays, metadata)
+    file_formats.write_safetensors(path, arrays, metadata)
 
 
 def is_kept(path: str | Path) -> bool:
-    """Whether a file is one that `write` has written."""
+    """Whether `write` wrote this file."""
     path = Path(path)
-    return path.suffix == ".safetensors" and path.is_file() and "mtl_jax" in weight_files.read_safetensors(path)[1]
+    return path.suffix == ".safetensors" and path.is_file() and "mtl_jax" in file_formats.read_safetensors(path)[1]
 
 
 def read(path: Path) -> Kept:
-    """Reads a network that `write` has written.
+    """Reads a network that `write` wrote.
 
     Raises:
-      CheckpointError: no such file, damaged, or none of this format.
+      CheckpointError: the file is missing, damaged, or of another format.
     """
-    arrays, metadata = weight_files.read_safetensors(path)
+    arrays, metadata = file_formats.read_safetensors(path)
     try:
         content = json.loads(metadata["mtl_jax"])
         if content["format"] != FORMAT:
@@ -85,23 +88,24 @@ def read(path: Path) -> Kept:
         settings, shape = config.to_json(config.complete(content["settings"])), tuple(content["image_shape"])
         tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), named_arrays.nest(arrays))
         learned = {name: tree[name] for name in ("ss", "head") if name in tree}
-        frozen = (
-            _base(path, content["base"]) if "base" in content else Frozen(tree["params"], tree.get("batch_stats", {}))
-        )
+        if "base" in content:
+            frozen = _read_base(path, content["base"])
+        else:
+            frozen = Frozen(tree["params"], tree.get("batch_stats", {}))
         model = Model(build.embedding(settings), learned, frozen)
         return Kept(settings, int(content["step"]), shape, model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a kept network of mtl_jax ({error}); fetch it again") from error
 
 
-def _base(path: Path, base: Mapping[str, str]) -> Frozen:
-    """The network that a file of Φ stands on."""
+def _read_base(path: Path, base: Mapping[str, str]) -> Frozen:
+    """The frozen network that a file of Φ refers to."""
     file = path.parent / base["file"]
     if not file.exists() or digest(file) != base["sha256"]:
-        raise CheckpointError(f"{path}: stands on {file.name}, which is missing beside it or another file; fetch it")
+        raise CheckpointError(f"{path}: needs {file.name} beside it, which is missing or another file; fetch it")
     return read(file).model.frozen
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file: the fingerprint that stands beside a figure."""
+    """The SHA-256 of a file, in hexadecimal: the fingerprint given with measured results."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,6 +1,7 @@
-"""State dicts of PyTorch code, to and from this project's trees: MTL's resnet25, and RFS' and others' resnet12_640."""
+"""State dicts of PyTorch code, from and to this project's trees: MTL's resnet25, and resnet12_640 of RFS and others."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,15 +9,20 @@ import numpy as np
 
 from mtl_jax import scale_shift
 from mtl_jax.errors import CheckpointError
-from mtl_jax.reference_weights import state_dicts
-from mtl_jax.reference_weights.trees import Names, ReferenceWeights, Shape, assemble, disassemble, groups_of, width_of
+from mtl_jax.reference_weights.trees import Names, ReferenceWeights, Shape, assemble, disassemble, leaf_shapes, width_of
 
-_PREFIX = "encoder."  # of MTL's meta-training files
+# Under which keys programs keep a state dict. MTL, FEAT, DeepEMD: params; RFS: model; MetaOptNet: embedding;
+# Meta-Baseline: model_sd; trainers: the others.
+WRAPPERS = ("params", "state_dict", "model_state_dict", "model", "model_sd", "embedding")
+_MAX_DEPTH = 4  # of wrappers in wrappers; a pickle can contain itself
+_COUNTER = "num_batches_tracked"  # of batch norm; unused here, and missing in files of PyTorch 0.4.0
+_LAYER = re.compile(r"(.*?)layer\d+\.(\d+\.)?(conv|bn|downsample)")
+_META_PREFIX = "encoder."  # of MTL's meta-training files
 _WIDEST = {"resnet25": "layer3.3.conv2.weight", "resnet12_640": "layer4.0.conv3.weight"}
 _HEAD = {"fc1_w": "kernel", "fc1_b": "bias", "vars.0": "kernel", "vars.1": "bias"}
 _LINEAR = {"weight": "kernel", "bias": "bias"}
 _CLASSIFIER = re.compile(r"(.*\.)?(classifier|classifier\.linear|fc)\.weight")  # RFS', Meta-Baseline's, FEAT's
-_OTHERS = "slf_attn."  # FEAT's attention between classes, which MTL has no place for
+_ATTENTION = "slf_attn."  # FEAT's attention between classes, which MTL does not have
 _LAYERS = {"norm1": "bn1", "norm2": "bn2", "norm3": "bn3", "shortcut": "downsample.0", "shortcut_norm": "downsample.1"}
 _LEAVES = {
     ("params", "kernel"): "weight", ("params", "scale"): "weight", ("params", "bias"): "bias",
@@ -25,69 +31,85 @@ _LEAVES = {
 }  # fmt: skip
 
 
+def unwrapped(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a network by name, without wrappers around them, DataParallel's 'module.' and counters."""
+    for _ in range(_MAX_DEPTH):
+        held = [mapping[name] for name in WRAPPERS if isinstance(mapping.get(name), Mapping)]
+        mapping = held[0] if held else mapping
+    keys = {".".join(part for part in str(key).split(".") if part != "module"): key for key in mapping}
+    return {name: mapping[key] for name, key in keys.items() if not name.endswith(_COUNTER)}
+
+
+def prefix_of(state: Mapping[str, Any]) -> str:
+    """What stands before 'layer1.' in the names of a ResNet's arrays, such as 'encoder.'; '' if nothing does."""
+    prefixes = Counter(match[1] for match in map(_LAYER.match, state) if match)
+    return prefixes.most_common(1)[0][0] if prefixes else ""
+
+
 def backbone_of(state: Mapping[str, Any]) -> str | None:
-    """Whose weights `state_dicts.unwrapped` gave: 'resnet25', 'resnet12_640', or None for any other network's."""
-    prefix = state_dicts.prefix_of(state)
+    """The network of an unwrapped state dict: 'resnet25', 'resnet12_640', or None for any other."""
+    prefix = prefix_of(state)
     if f"{prefix}conv1.weight" in state:
         return "resnet25"
     has_third = any(re.match(r"layer\d\.(0\.)?conv3\.", key.removeprefix(prefix)) for key in state)
     return "resnet12_640" if has_third else None
 
 
-def from_state_dict(state: Mapping[str, Any], where: str) -> ReferenceWeights:
-    """The trees of a state dict: of resnet25 a pre-training or a whole meta-training file; of resnet12_640 in the key
-    names of RFS, FEAT, DeepEMD, MetaOptNet or Meta-Baseline, its classifier as the head.
+def from_state_dict(state: Mapping[str, Any], source: str) -> ReferenceWeights:
+    """The trees of a state dict that `backbone_of` knows.
+
+    Of resnet25, it is a pre-training file or a whole meta-training file. Of resnet12_640, it has the key names of RFS,
+    FEAT, DeepEMD, MetaOptNet or Meta-Baseline, and its classifier becomes the head.
 
     Args:
-      state: what `state_dicts.unwrapped` gives, of NumPy arrays or tensors; `backbone_of` knows it.
-      where: what an error message begins with.
+      state: of `unwrapped`; NumPy arrays or tensors.
+      source: how error messages begin.
 
     Raises:
       CheckpointError: lists every missing and surplus key, every wrong shape, and heads that contradict each other.
     """
-    backbone, prefix = backbone_of(state), state_dicts.prefix_of(state)
+    backbone, prefix = backbone_of(state), prefix_of(state)
     if backbone == "resnet25":
         is_meta = any(".mtl_" in key or key.startswith("base_learner.") for key in state)
-        width = width_of(state, prefix + _WIDEST[backbone], 0, 640, where)
-        return assemble(backbone, state, _names25(width, prefix, is_meta), where, to_ours)
-    state = {key: value for key, value in state.items() if not key.startswith(_OTHERS)}
+        width = width_of(state, prefix + _WIDEST[backbone], 0, 640, source)
+        return assemble(backbone, state, _names25(width, prefix, is_meta), source, to_ours)
+    state = {key: value for key, value in state.items() if not key.startswith(_ATTENTION)}
     numbered = any(re.match(r"layer\d\.0\.", key.removeprefix(prefix)) for key in state)
     widest = _WIDEST[backbone] if numbered else _unnumbered(_WIDEST[backbone])
-    width = width_of(state, prefix + widest, 0, 640, where)
+    width = width_of(state, prefix + widest, 0, 640, source)
     head = next((key.removesuffix("weight") for key in state if _CLASSIFIER.fullmatch(key)), None)
-    return assemble(backbone, state, _names12(width, prefix, head, numbered=numbered), where, to_ours)
+    return assemble(backbone, state, _names12(width, prefix, head, numbered=numbered), source, to_ours)
 
 
 def to_state_dict(weights: ReferenceWeights) -> dict[str, dict[str, np.ndarray]]:
-    """A state dict of NumPy arrays in the reference's wrapper and key names, as its strict loading wants it.
+    """A state dict of NumPy arrays in the reference's wrapper and key names, complete enough for its strict loading.
 
-    resnet25: {'params': ...}, with SS and head a meta-training file of 202 keys, without them a pre-training file.
-    Where this project has no SS (the 'main' scale, say), the file gets the one that changes nothing.
-    resnet12_640: {'model': ...} in RFS' names, SS applied to the weights, the head as the classifier.
+    resnet25: {'params': ...}. With SS and head it is a meta-training file of 202 keys, without them a pre-training
+    file. Convolutions without SS here (under the 'main' scale, say) get one that changes nothing.
+    resnet12_640: {'model': ...} in RFS' names, with SS applied to the weights and the head as the classifier.
 
     Raises:
-      CheckpointError: the weights are another backbone's, or a resnet25's that have SS without a head or a head
-        without SS.
+      CheckpointError: the weights are of another backbone, or of a resnet25 with only one of SS and head.
     """
     if weights.backbone not in _WIDEST:
-        raise CheckpointError(f"{', '.join(_WIDEST)} are what can be written as .pth, not {weights.backbone}")
+        raise CheckpointError(f"only {' and '.join(_WIDEST)} can be written as .pth, not {weights.backbone}")
     if weights.backbone == "resnet12_640":
         if weights.ss:
             weights = weights._replace(params=scale_shift.apply(weights.params, weights.ss), ss=None)
         names = _names12(weights.width, "", "classifier." if weights.head else None)
-        return {"model": _with_counters(disassemble(weights, weights.backbone, names, to_theirs))}
+        return {"model": _with_counters(disassemble(weights, names, to_theirs))}
     is_meta = weights.ss is not None
-    names = _names25(weights.width, _PREFIX if is_meta else "", is_meta)
-    return {"params": _with_counters(disassemble(weights, "resnet25", names, to_theirs))}
+    names = _names25(weights.width, _META_PREFIX if is_meta else "", is_meta)
+    return {"params": _with_counters(disassemble(weights, names, to_theirs))}
 
 
 def _with_counters(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     norms = [key.removesuffix("running_var") for key in state if key.endswith("running_var")]
-    return state | {f"{norm}{state_dicts.COUNTER}": np.zeros((), np.int64) for norm in norms}
+    return state | {f"{norm}{_COUNTER}": np.zeros((), np.int64) for norm in norms}
 
 
 def to_ours(array: np.ndarray) -> np.ndarray:
-    """Kernels [out, in, kh, kw] -> [kh, kw, in, out], linear weights [out, in] -> [in, out], others as they are."""
+    """Kernels [out, in, kh, kw] -> [kh, kw, in, out]; linear weights [out, in] -> [in, out]; vectors as they are."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
@@ -97,22 +119,22 @@ def to_theirs(array: np.ndarray) -> np.ndarray:
 
 
 def _names25(width: float, prefix: str, is_meta: bool) -> Names:
-    groups = groups_of("resnet25", width, {"scale": "all"}, with_ss=is_meta)
-    names = {f"{prefix}{_key(path, _module25)}": (path, shape) for path, shape in groups.items()}
+    shapes = leaf_shapes("resnet25", width, {"scale": "all"}, with_ss=is_meta)
+    names = {f"{prefix}{_key(path, _module25)}": (path, shape) for path, shape in shapes.items()}
     if is_meta:
-        shapes = _head_shapes(groups["params/stage3/block4/conv2/kernel"][-1])
-        names |= {f"base_learner.{key}": (f"head/{leaf}", shapes[leaf]) for key, leaf in _HEAD.items()}
+        head = _head_shapes(shapes["params/stage3/block4/conv2/kernel"][-1])
+        names |= {f"base_learner.{key}": (f"head/{leaf}", head[leaf]) for key, leaf in _HEAD.items()}
     return names
 
 
 def _names12(width: float, prefix: str, head: str | None, *, numbered: bool = True) -> Names:
-    """head: the classifier's prefix, None without one. numbered: 'layer1.0.conv1', not 'layer1.conv1'."""
-    groups = groups_of("resnet12_640", width, {}, with_ss=False)
-    keys = {path: _key(path, _module12) for path in groups}
-    names = {prefix + (keys[path] if numbered else _unnumbered(keys[path])): (path, groups[path]) for path in groups}
+    """head: the classifier's prefix; None: no classifier. numbered: 'layer1.0.conv1' instead of 'layer1.conv1'."""
+    shapes = leaf_shapes("resnet12_640", width, {}, with_ss=False)
+    keys = {path: _key(path, _module12) for path in shapes}
+    names = {prefix + (keys[path] if numbered else _unnumbered(keys[path])): (path, shapes[path]) for path in shapes}
     if head is not None:
-        shapes = _head_shapes(groups["params/block4/conv3/kernel"][-1])
-        names |= {f"{head}{key}": (f"head/{leaf}", shapes[leaf]) for key, leaf in _LINEAR.items()}
+        linear = _head_shapes(shapes["params/block4/conv3/kernel"][-1])
+        names |= {f"{head}{key}": (f"head/{leaf}", linear[leaf]) for key, leaf in _LINEAR.items()}
     return names
 
 

@@ -1,8 +1,7 @@
-"""The TensorFlow implementation's dicts of its resnet12 and resnet18, to and from this project's trees.
+"""The TensorFlow implementation's dicts of its resnet12 and resnet18, from and to this project's trees.
 
-There are three: `weights` (Θ, with w5 and b5 that nothing uses), `ss_weights` (Φ) and `fc_weights` (θ). In the meta
-phases the biases of `ss_weights` stand in the place of the pre-trained ones; here b + Φ2 is the bias, so Φ2 is their
-difference.
+There are three: `weights` (Θ, with w5 and b5 that nothing uses), `ss_weights` (Φ) and `fc_weights` (θ). In its meta
+phases, the biases in `ss_weights` replace the pre-trained ones. Here the bias is b + Φ2, so Φ2 is their difference.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from mtl_jax.reference_weights.trees import (
     ReferenceWeights,
     assemble,
     disassemble,
-    groups_of,
+    leaf_shapes,
     to_numpy,
     width_of,
 )
@@ -27,47 +26,47 @@ _WIDEST = {"resnet12": "block4_conv3", "resnet18": "block4_2_conv2"}
 
 
 def kind_of(mapping: Mapping[str, Any]) -> str | None:
-    """Which of `KINDS` a dict of arrays is, by its keys and shapes; None if none of them."""
+    """Which of `KINDS` a dict of arrays is, by its keys and shapes; None if it is none of them."""
     kernels = [np.shape(to_numpy(value)) for key, value in mapping.items() if "_conv" in str(key)]
     if not kernels:
         return "fc_weights" if set(mapping) == set(_UNUSED) else None
     return "ss_weights" if all(shape[:2] == (1, 1) for shape in kernels) else "weights"
 
 
-def from_dicts(dicts: Mapping[str, Mapping[str, Any]], where: str) -> ReferenceWeights:
-    """The trees of `weights` and, of a meta-trained model, of `ss_weights` and `fc_weights`.
+def from_dicts(dicts: Mapping[str, Mapping[str, Any]], source: str) -> ReferenceWeights:
+    """The trees of `weights` and, for a meta-trained model, of `ss_weights` and `fc_weights`.
 
     Args:
-      dicts: by their names in `KINDS`; 'weights' must be among them.
-      where: what an error message begins with.
+      dicts: by their names in `KINDS`; 'weights' is required.
+      source: how error messages begin.
 
     Raises:
-      CheckpointError: `weights` is not there; lists every missing and surplus key and every wrong shape.
+      CheckpointError: `weights` is missing; or lists every missing and surplus key and every wrong shape.
     """
     if "weights" not in dicts:
-        raise CheckpointError(f"{where}: {' and '.join(dicts)} without the pre-trained weights; give their file too")
-    given = {f"weights.{key}": value for key, value in dicts["weights"].items() if key not in _UNUSED}
-    backbone = "resnet18" if "weights.block0_1_conv1" in given else "resnet12"
-    width = width_of(given, f"weights.{_WIDEST[backbone]}", 3, 512, where)
+        raise CheckpointError(f"{source}: {' and '.join(dicts)} without the pre-trained weights; give their file too")
+    arrays = {f"weights.{key}": value for key, value in dicts["weights"].items() if key not in _UNUSED}
+    backbone = "resnet18" if "weights.block0_1_conv1" in arrays else "resnet12"
+    width = width_of(arrays, f"weights.{_WIDEST[backbone]}", 3, 512, source)
     for kind in KINDS[1:]:
-        given |= {f"{kind}.{key}": value for key, value in dicts.get(kind, {}).items()}
+        arrays |= {f"{kind}.{key}": value for key, value in dicts.get(kind, {}).items()}
     names = _names(backbone, width, with_ss="ss_weights" in dicts, with_head="fc_weights" in dicts)
-    found = assemble(backbone, given, names, where, lambda array: array)
-    return found._replace(ss=_map_shifts(found.params, found.ss, np.subtract)) if found.ss else found
+    weights = assemble(backbone, arrays, names, source, lambda array: array)
+    return weights._replace(ss=_map_shifts(weights.params, weights.ss, np.subtract)) if weights.ss else weights
 
 
 def to_dicts(weights: ReferenceWeights) -> dict[str, dict[str, np.ndarray]]:
-    """The dicts of `KINDS` in the reference's key names, those for which the weights have something.
+    """The dicts of `KINDS` in the reference's key names, without those for which the weights have nothing.
 
     Raises:
-      CheckpointError: the weights are not of one of the reference's networks, or have what its files cannot hold (batch
-        norm's running averages, scales and offsets).
+      CheckpointError: not a network of the reference, or with something that its files cannot hold (batch norm's
+        running averages, scales and offsets).
     """
     if weights.backbone not in _WIDEST:
         raise CheckpointError(f"the TensorFlow format holds resnet12 and resnet18, not {weights.backbone}")
     ss = weights.ss and _map_shifts(weights.params, weights.ss, np.add)
     names = _names(weights.backbone, weights.width, with_ss=ss is not None, with_head=weights.head is not None)
-    flat = disassemble(weights._replace(ss=ss), weights.backbone, names, lambda array: array)
+    flat = disassemble(weights._replace(ss=ss), names, lambda array: array)
     dicts: dict[str, dict[str, np.ndarray]] = {}
     for name, array in flat.items():
         kind, key = name.split(".")
@@ -76,7 +75,7 @@ def to_dicts(weights: ReferenceWeights) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _map_shifts(params: Any, ss: Any, combine: Any) -> Any:
-    """SS with every shift combined with the bias of its convolution."""
+    """SS with each shift replaced by combine(shift, bias of its convolution)."""
     if "scale" not in ss:
         return {name: _map_shifts(params[name], inner, combine) for name, inner in ss.items()}
     return {**ss, "shift": combine(ss["shift"], params["bias"])}
@@ -84,7 +83,7 @@ def _map_shifts(params: Any, ss: Any, combine: Any) -> Any:
 
 def _names(backbone: str, width: float, *, with_ss: bool, with_head: bool) -> Names:
     names: Names = {}
-    for path, shape in groups_of(backbone, width, {"scale": "main"}, with_ss=with_ss).items():
+    for path, shape in leaf_shapes(backbone, width, {"scale": "main"}, with_ss=with_ss).items():
         group, *module, leaf = path.split("/")
         if group == "params":
             names[f"weights.{_key(module, leaf == 'bias')}"] = path, shape
@@ -100,7 +99,7 @@ def _key(module: list[str], is_bias: bool) -> str:
     """block1/conv2 -> block1_conv2 or block1_bias2; stage1/block2/conv1 -> block1_2_conv1; stem -> block0_1_conv1."""
     if module == ["stem", "conv"]:
         module = ["stage0", "block1", "conv1"]
-    *place, layer = module
-    numbers = [part.removeprefix("stage").removeprefix("block") for part in place]
+    *blocks, layer = module
+    numbers = [part.removeprefix("stage").removeprefix("block") for part in blocks]
     layer = "conv_res" if layer == "shortcut" else layer
     return f"block{'_'.join(numbers)}_{layer.replace('conv', 'bias') if is_bias else layer}"

@@ -109,7 +109,7 @@ def test_links_and_what_is_there_already(tiny_run, folders, capsys):  # noqa: F8
     links = [path for path in (folders / "sorted").rglob("*") if path.is_symlink()]
     assert len(links) == 30 and all(path.resolve().is_file() for path in links)
     assert _run(tiny_run, folders, f"--link={folders / 'sorted'}") == 2
-    assert "there already; give another folder, nothing is overwritten" in capsys.readouterr().err
+    assert "exists already; give another folder, nothing is overwritten" in capsys.readouterr().err
 
 
 def test_a_saved_classifier_says_the_same_and_unknown_where_asked(tiny_run, folders):  # noqa: F811
@@ -178,7 +178,10 @@ def test_a_photograph_in_two_class_folders_is_refused(tiny_run, folders, capsys)
     shutil.copy(folders / "support/vertical/vertical-0.png", folders / "support/diagonal/again.png")
     assert _run(tiny_run, folders) == 2
     err = capsys.readouterr().err
-    assert "vertical-0.png: the same image as" in err and "of class 'vertical' where that is of 'diagonal'" in err
+    assert (
+        "vertical-0.png: the same image as" in err
+        and "labelled 'vertical' instead of 'diagonal'; keep it under one label" in err
+    )
     assert err.count("\n") == 1
 
 
@@ -188,4 +191,4 @@ def test_other_copies_of_photographs_are_said(tiny_run, folders, capsys):  # noq
     assert _run(tiny_run, folders) == 0
     err = capsys.readouterr().err
     assert "warning: " in err and "is the same image as" in err and "a copy counts twice" in err
-    assert "warning: known.png is in --support too: its answer is no prediction" in err
+    assert "warning: known.png is in --support too: its answer is not a prediction" in err

@@ -13,10 +13,9 @@ from PIL import Image
 from tiny_runs import tiny_run  # noqa: F401, a fixture
 
 import mtl_jax
-from mtl_jax import export
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export import __main__ as export_main
-from mtl_jax.export import embedding, fold
+from mtl_jax.export import embedding, stablehlo
 
 SIZES = {"conv4": 32, "resnet12": 32, "resnet12_640": 32, "resnet18": 32, "resnet25": 28}
 
@@ -42,7 +41,7 @@ def test_folded_backbones_give_the_same_features(name, affine):
     params, stats = variables["params"], variables["batch_stats"]
     ss = jax.eval_shape(mtl_jax.init_scale_shift, params)
     params = mtl_jax.apply_scale_shift(params, random_tree(ss, rng))
-    plain, folded = fold.fold_batch_norm(module, params, stats)
+    plain, folded = stablehlo.fold_batch_norm(module, params, stats)
     expected = jax.jit(module.apply)({"params": params, "batch_stats": stats}, images)
     found = jax.jit(plain.apply)({"params": folded}, images)
     scale = np.abs(expected).max()
@@ -57,7 +56,7 @@ def test_folded_backbones_give_the_same_features(name, affine):
 def test_without_batch_norm_there_is_nothing_to_fold():
     module = mtl_jax.create_backbone("conv4", width=0.1, norm="layer")
     params = {"block1": {"conv": {"kernel": jnp.ones((3, 3, 1, 6)), "bias": jnp.ones(6)}}}
-    found, same = fold.fold_batch_norm(module, params, {})
+    found, same = stablehlo.fold_batch_norm(module, params, {})
     assert found is module and same is params
 
 
@@ -73,7 +72,7 @@ def test_a_file_gives_the_runs_features_at_any_batch_size(exported, tiny_run, ba
     embed = embedding.load(tiny_run)
     images = np.random.default_rng(batch).integers(0, 256, (batch, *embed.image_shape), np.uint8)
     expected = embed(images)
-    found = export.stablehlo.load(exported)(images)
+    found = stablehlo.load(exported)(images)
     assert found.shape == expected.shape and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
@@ -96,7 +95,7 @@ assert not [name for name in sys.modules if name.startswith(('mtl_jax', 'flax'))
 def test_a_classifier_takes_it_for_a_backbone(exported, tiny_run, tmp_path):  # noqa: F811
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (50 + i, 40, 3), np.uint8)) for i in range(4)]
-    one = mtl_jax.FewShotClassifier(export.stablehlo.load(exported), steps=20, lr=0.1).fit(images, list("aabb"))
+    one = mtl_jax.FewShotClassifier(stablehlo.load(exported), steps=20, lr=0.1).fit(images, list("aabb"))
     other = mtl_jax.FewShotClassifier.from_workdir(tiny_run, steps=20, lr=0.1).fit(images, list("aabb"))
     np.testing.assert_allclose(one.predict_proba(images), other.predict_proba(images), atol=1e-4)
     one.save(tmp_path / "one")
@@ -107,38 +106,38 @@ def test_a_classifier_takes_it_for_a_backbone(exported, tiny_run, tmp_path):  # 
 
 
 def test_an_export_that_would_differ_is_not_written(tiny_run, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(fold, "norm_of", lambda conv: "no_such_norm")
+    monkeypatch.setattr(stablehlo, "norm_of", lambda conv: "no_such_norm")
     with pytest.raises(MtlError, match="not written: its features differ by"):
-        export.stablehlo.write(embedding.load(tiny_run), tmp_path / "e.stablehlo")
+        stablehlo.write(embedding.load(tiny_run), tmp_path / "e.stablehlo")
     assert not list(tmp_path.iterdir())
 
 
 def test_damaged_files_are_errors_of_one_line(exported, tmp_path):
-    data, facts = exported.read_bytes(), export.stablehlo.facts_path(exported).read_text()
+    data, facts = exported.read_bytes(), stablehlo.facts_path(exported).read_text()
     path = tmp_path / "e.stablehlo"
     with pytest.raises(CheckpointError, match=r"e\.stablehlo: cannot be read"):
-        export.stablehlo.load(path)
+        stablehlo.load(path)
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"e\.json: cannot be read"):
-        export.stablehlo.load(path)
+        stablehlo.load(path)
     for text, message in (("{", "damaged"), ("[]", "has no sha256"), ("3", "damaged")):
-        export.stablehlo.facts_path(path).write_text(text)
+        stablehlo.facts_path(path).write_text(text)
         with pytest.raises(CheckpointError, match=rf"e\.json: {message}"):
-            export.stablehlo.load(path)
-    export.stablehlo.facts_path(path).write_text(facts)
-    assert export.stablehlo.load(path).fingerprint == json.loads(facts)["fingerprint"]
+            stablehlo.load(path)
+    stablehlo.facts_path(path).write_text(facts)
+    assert stablehlo.load(path).fingerprint == json.loads(facts)["fingerprint"]
     for damaged in (data[:-1], data[:1000] + bytes([data[1000] ^ 1]) + data[1001:], b""):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"e\.stablehlo: is not the file that e\.json was written for"):
-            export.stablehlo.load(path)
+            stablehlo.load(path)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--platforms=cpu,abacus"], "'abacus' is unknown"),
-        (["--platforms=tpu"], "tried out here, on cpu: add cpu"),
-        (["--output=e.json"], "give another ending"),
+        (["--platforms=tpu"], "tested here, on cpu: add cpu"),
+        (["--output=e.json"], "give another suffix"),
         (["--workdir=nowhere"], "nowhere"),
     ],
 )
@@ -153,7 +152,7 @@ def test_mistakes_are_one_line(tiny_run, capsys, words, message):  # noqa: F811
     ("key", "value", "message"),
     [
         ("meta.batch_norm", "batch", "features depend on the images beside it"),
-        ("inner.adapt", "all", "so its features are no one function"),
+        ("inner.adapt", "all", "so no single function gives its features"),
     ],
 )
 def test_what_is_no_function_of_one_image_is_not_exported(tiny_run, tmp_path, capsys, key, value, message):  # noqa: F811

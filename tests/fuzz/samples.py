@@ -24,7 +24,7 @@ from mtl_jax.data.cache import reader
 from mtl_jax.data.sources import find, splitting
 from mtl_jax.data.transforms import Transform
 from mtl_jax.evaluation import Tasks
-from mtl_jax.reference_weights import load_reference_weights, weight_files
+from mtl_jax.reference_weights import file_formats, load_reference_weights
 from mtl_jax.workdir import writers
 from mtl_jax.workdir.checkpoint import Checkpoints
 from tests import reference_formats
@@ -172,12 +172,12 @@ def _metrics(folder: Path) -> None:
 
 def _pth(folder: Path) -> None:
     state = {"encoder.conv1.weight": np.ascontiguousarray(ARRAYS["conv"].transpose(3, 2, 0, 1))}
-    weight_files.write_pth(folder / "w.pth", {"params": state})
+    file_formats.write_pth(folder / "w.pth", {"params": state})
 
 
 def _reference(folder: Path) -> None:
     state = reference_formats.state_dict(RNG)
-    weight_files.write_pth(folder / "max_acc.pth", {"params": {name: np.float32(a) for name, a in state.items()}})
+    file_formats.write_pth(folder / "max_acc.pth", {"params": {name: np.float32(a) for name, a in state.items()}})
 
 
 def _config(folder: Path) -> None:
@@ -272,14 +272,14 @@ SAMPLES = {
     "frozen episodes, gzip": Sample(
         _episodes("e.json.gz"), lambda folder: frozen_episodes.read(folder / "e.json.gz").tasks, "*", True
     ),
-    "pth": Sample(_pth, lambda folder: weight_files.read_pth(folder / "w.pth"), "*"),
+    "pth": Sample(_pth, lambda folder: file_formats.read_pth(folder / "w.pth"), "*"),
     "npy weights": Sample(
-        lambda folder: weight_files.write_npy(folder / "w.npy", ARRAYS),
-        lambda folder: weight_files.read_npy(folder / "w.npy"), "*",
+        lambda folder: file_formats.write_npy(folder / "w.npy", ARRAYS),
+        lambda folder: file_formats.read_npy(folder / "w.npy"), "*",
     ),
     "safetensors": Sample(
-        lambda folder: weight_files.write_safetensors(folder / "w.safetensors", ARRAYS, {"a": "b"}),
-        lambda folder: weight_files.read_safetensors(folder / "w.safetensors"), "*",
+        lambda folder: file_formats.write_safetensors(folder / "w.safetensors", ARRAYS, {"a": "b"}),
+        lambda folder: file_formats.read_safetensors(folder / "w.safetensors"), "*",
     ),
     "reference weights": Sample(
         _reference, lambda folder: load_reference_weights(folder / "max_acc.pth"), "*",

@@ -18,7 +18,7 @@ from mtl_jax.errors import CheckpointError, ConfigError, DataError, MtlError
 from mtl_jax.evaluate import network
 from mtl_jax.launch import program
 from mtl_jax.reference_weights import __main__ as reference_weights_main
-from mtl_jax.reference_weights import weight_files
+from mtl_jax.reference_weights import file_formats
 from mtl_jax.reference_weights.pytorch import to_state_dict
 from mtl_jax.reference_weights.tensorflow import to_dicts
 from mtl_jax.workdir.named_arrays import flatten
@@ -136,7 +136,7 @@ def test_a_web_page_and_a_whole_network_are_named(tmp_path):
 
 def test_another_networks_weights_cannot_be_written_as_pth():
     weights = reference_weights.ReferenceWeights("conv4", {}, None, None, None)
-    with pytest.raises(CheckpointError, match=r"resnet25, resnet12_640 are what can be written as \.pth, not conv4"):
+    with pytest.raises(CheckpointError, match=r"only resnet25 and resnet12_640 can be written as \.pth, not conv4"):
         to_state_dict(weights)
 
 
@@ -178,7 +178,7 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}"])
 @pytest.mark.parametrize("suffix", rules.WEIGHT_SUFFIXES)
 def test_damaged_files_are_named(tmp_path, suffix, content):
-    if suffix in weight_files.PYTORCH:
+    if suffix in rules.PYTORCH_SUFFIXES:
         pytest.importorskip("torch")
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(content)
@@ -210,7 +210,7 @@ def test_the_bias_of_the_meta_phases_is_the_one_in_ss_weights(dicts):
 
 def test_npy_files_one_several_and_a_folder(tmp_path, dicts):
     for kind, arrays in dicts.items():
-        weight_files.write_npy(tmp_path / f"{kind}_10000.npy", arrays)
+        file_formats.write_npy(tmp_path / f"{kind}_10000.npy", arrays)
     several = ",".join(str(tmp_path / f"{kind}_10000.npy") for kind in dicts)
     for source in (several, tmp_path):
         found = mtl_jax.load_reference_weights(source)
@@ -219,7 +219,7 @@ def test_npy_files_one_several_and_a_folder(tmp_path, dicts):
     assert alone.ss is None
     with pytest.raises(CheckpointError, match="ss_weights without the pre-trained weights"):
         mtl_jax.load_reference_weights(tmp_path / "ss_weights_10000.npy")
-    weight_files.write_npy(tmp_path / "weights_20000.npy", dicts["weights"])
+    file_formats.write_npy(tmp_path / "weights_20000.npy", dicts["weights"])
     with pytest.raises(CheckpointError, match=r"weights_20000\.npy: a second file of weights"):
         mtl_jax.load_reference_weights(tmp_path)
 
@@ -267,7 +267,7 @@ def test_what_a_format_cannot_hold_is_refused(state, dicts):
 
 def test_the_program_tells_and_converts(tmp_path, dicts, capsys):
     for kind, arrays in dicts.items():
-        weight_files.write_npy(tmp_path / f"{kind}.npy", arrays)
+        file_formats.write_npy(tmp_path / f"{kind}.npy", arrays)
     out = tmp_path / "all.safetensors"
     assert program.run(reference_weights_main.main, ["", "convert", str(tmp_path), str(out)]) == 0
     text = capsys.readouterr().out
@@ -324,7 +324,7 @@ def test_a_file_that_does_not_fit_the_config_is_refused(weight_file, dicts, tmp_
     config.meta.way = 3
     with pytest.raises(CheckpointError, match=r"its head is for 5 classes; give --config\.meta\.way=5"):
         network.model(config, weight_file)
-    weight_files.write_npy(tmp_path / "weights.npy", dicts["weights"])
+    file_formats.write_npy(tmp_path / "weights.npy", dicts["weights"])
     config.backbone.update({"name": "resnet12", "width": 26 / 512, "norm_scale": False, "norm_bias": False})
     with pytest.raises(ConfigError, match="has no running averages of batch norm"):
         network.backbone(config, str(tmp_path / "weights.npy"))

@@ -126,7 +126,7 @@ def test_phi_alone_stands_on_the_file_of_its_network(tmp_path):
     np.testing.assert_allclose(features[0], features[1], rtol=1e-6)  # 1.25 and 0.25 are exact in half precision
     np.testing.assert_allclose(features[0], features[2], rtol=1e-5)
     base.write_bytes(other.read_bytes())
-    with pytest.raises(CheckpointError, match=r"phi\.safetensors: stands on base\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"phi\.safetensors: needs base\.safetensors beside it"):
         kept_networks.read(phi)
     with pytest.raises(CheckpointError, match="params were learned"):
         kept_networks.write(phi, tiny_kept(params=frozen.params), base=other)

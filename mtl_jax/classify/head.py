@@ -1,7 +1,7 @@
-"""The head of a classifier for use: any classes, any and unequal shots, from zero; its probabilities calibrated.
+"""The linear head of FewShotClassifier: fitted from zero on any number of classes and images, then calibrated.
 
-The loss is balanced: sum over rows of cross-entropy / (classes * rows of the class), which for equal shots is the mean.
-Its minimiser does not depend on the order of the classes, since all columns start alike.
+The loss is balanced: the sum over rows of cross-entropy / (number of classes * rows of that class). With equally many
+rows per class it is the mean. The columns all start at zero, so the order of the classes does not matter.
 """
 
 import functools
@@ -14,23 +14,23 @@ from mtl_jax import base_learner
 from mtl_jax.types import Array, Params
 
 TEMPERATURES = np.geomspace(0.05, 20, 241)
-LEAVE_ONE_OUT_ROWS = 100  # above it, as many folds as `FOLDS`: leaving one out costs rows**3
+LEAVE_ONE_OUT_ROWS = 100  # with more rows, `FOLDS` folds: leave-one-out costs rows**3
 FOLDS = 10
-DOUBT = 0.5
+SMOOTHING_ROWS = 0.5
 AUTO_LR = "auto"
 
 
 def balanced_weights(labels: np.ndarray, way: int) -> np.ndarray:
-    """The weight of each row, float32 [S], each class having 1 / (classes with rows) in all; int labels [S]."""
+    """Weights of rows with labels int [S], float32 [S]: those of one class sum to 1 / (number of classes with rows)."""
     counts = np.bincount(labels, minlength=way)
     return (1 / (np.count_nonzero(counts) * counts[labels])).astype(np.float32)
 
 
 def step_size(features: np.ndarray, weights: np.ndarray) -> float:
-    """The largest step with which gradient descent on the balanced loss never goes up: 1 / L.
+    """The largest step for which gradient descent on the balanced loss never increases it: 1 / L.
 
-    The Hessian of softmax regression is at most half of the weighted second moment of [z, 1], in the order of
-    symmetric matrices (Böhning, 1992), so L = λmax(Σ w [z, 1][z, 1]ᵀ) / 2.
+    The Hessian of softmax regression is at most half the weighted second moment of [z, 1], in the order of symmetric
+    matrices (Böhning, 1992), so L = λmax(Σ w [z, 1][z, 1]ᵀ) / 2.
 
     Args:
       features: [S, F].
@@ -40,12 +40,11 @@ def step_size(features: np.ndarray, weights: np.ndarray) -> float:
     return float(2 / max(np.linalg.norm(rows.astype(np.float64), 2) ** 2, 1e-12))
 
 
-def centre_and_rate(
-    features: np.ndarray, labels: np.ndarray, way: int, lr: float | str
-) -> tuple[np.ndarray, float]:  # fmt: skip
-    """What is taken off the features, [F], and the step size: for a number, nothing and itself.
+def centre_and_rate(features: np.ndarray, labels: np.ndarray, way: int, lr: float | str) -> tuple[np.ndarray, float]:
+    """The vector to subtract from the features, [F], and the step size.
 
-    For 'auto' the balanced mean, without which the steps would have to be small for its sake, and `step_size`.
+    If `lr` is a number: zeros and that number. If it is 'auto': the class-balanced mean (a large mean would force small
+    steps) and `step_size`.
     """
     if lr != AUTO_LR:
         return np.zeros(features.shape[1]), float(lr)
@@ -55,14 +54,14 @@ def centre_and_rate(
 
 
 def fit_head(features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, lr: float) -> Params:
-    """The head after `steps` updates from zero on the balanced loss: {'kernel': [F, N], 'bias': [N]} as NumPy arrays.
+    """The head after `steps` updates from zero on the balanced loss: NumPy arrays {'kernel': [F, N], 'bias': [N]}.
 
     Args:
       features: float32 [S, F].
       labels: int [S], 0..N-1.
       way: N.
       steps: number of updates.
-      lr: their size.
+      lr: step size.
     """
     padded = _pad(features, labels, balanced_weights(labels, way)[None])
     head = _adapt(_zero_head(features.shape[1], way), *padded, lr, steps=steps)
@@ -70,34 +69,31 @@ def fit_head(features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, 
 
 
 def held_out_logits(features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, lr: float) -> np.ndarray:
-    """The logits of each row by a head that was fitted without it: [S, N].
+    """The logits of each row from a head that was fitted without it: [S, N].
 
-    Up to `LEAVE_ONE_OUT_ROWS` rows each is left out alone, above that every tenth of them together.
-    Arguments as `fit_head`.
+    Up to `LEAVE_ONE_OUT_ROWS` rows are left out one at a time; of more, a tenth at a time. Arguments as in `fit_head`.
     """
     rows = len(labels)
     folds = rows if rows <= LEAVE_ONE_OUT_ROWS else FOLDS
-    # Rows of a class are dealt out over the folds, so that none loses a class.
-    fold = np.empty(rows, np.int64)
-    fold[np.argsort(labels, kind="stable")] = np.arange(rows) % folds
+    # The rows of each class are spread over the folds, so that no fold takes all of a class away.
+    fold_of_row = np.empty(rows, np.int64)
+    fold_of_row[np.argsort(labels, kind="stable")] = np.arange(rows) % folds
     weights = np.zeros((folds, rows), np.float32)
-    for number in range(folds):
-        kept = np.flatnonzero(fold != number)
-        weights[number, kept] = balanced_weights(labels[kept], way)
-    padded_features, padded_labels, padded_weights = _pad(features, labels, weights)
-    logits = _held_out(
-        _zero_head(features.shape[1], way), padded_features, padded_labels, padded_weights, lr, steps=steps
-    )
-    return np.asarray(logits, np.float64)[fold, np.arange(rows)]
+    for fold in range(folds):
+        kept = np.flatnonzero(fold_of_row != fold)
+        weights[fold, kept] = balanced_weights(labels[kept], way)
+    padded = _pad(features, labels, weights)
+    logits = _held_out(_zero_head(features.shape[1], way), *padded, lr, steps=steps)
+    return np.asarray(logits, np.float64)[fold_of_row, np.arange(rows)]
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature T of `TEMPERATURES` with which softmax(logits / T) is most likely; 1 where nothing can be said.
+    """The temperature T in `TEMPERATURES` that makes the labels most likely under softmax(logits / T).
 
-    Rows of classes with a single row say nothing, since without it their class has none. The rows' targets are not 1
-    and 0 but smoothed as if `DOUBT` more rows had been seen, spread over the classes: a few rows that were all right do
-    not make certainty. (Half a row: with 3 to 10 shots on Omniglot and glyphs the confidence is then within 2 to 10
-    points of the accuracy; with Platt's rule, which adds a row a class, it is 13 to 26 points too low.)
+    It is 1 if the rows cannot tell: a class's only row says nothing, since the head that left it out did not know the
+    class. Targets are smoothed as if `SMOOTHING_ROWS` more rows had been seen, spread evenly over the classes, because
+    a few correct rows are no reason to be certain. (With half a row and 3 to 10 shots of Omniglot or glyphs, the
+    confidence is within 2 to 10 points of the accuracy. Platt's rule adds a row per class and is 13 to 26 points low.)
 
     Args:
       logits: [S, N], of rows that the head has not seen.
@@ -109,15 +105,15 @@ def calibrate(logits: np.ndarray, labels: np.ndarray) -> float:
     if way < 2 or not usable.any():
         return 1.0
     logits, labels = logits[usable], labels[usable]
-    targets = np.full(logits.shape, DOUBT / way / (len(labels) + DOUBT))
-    targets[np.arange(len(labels)), labels] += len(labels) / (len(labels) + DOUBT)
+    targets = np.full(logits.shape, SMOOTHING_ROWS / way / (len(labels) + SMOOTHING_ROWS))
+    targets[np.arange(len(labels)), labels] += len(labels) / (len(labels) + SMOOTHING_ROWS)
     weights = balanced_weights(labels, way)
     losses = [-(weights @ (targets * log_softmax(logits / t)).sum(1)) for t in TEMPERATURES]
     return float(TEMPERATURES[int(np.argmin(losses))])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits [S, N] -> their logarithms of probabilities, without overflow."""
+    """Log-probabilities of logits [S, N], without overflow."""
     shifted = logits - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
@@ -127,7 +123,7 @@ def _zero_head(features: int, way: int) -> Params:
 
 
 def _pad(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rows of weight 0 up to the next power of two: they change nothing, and few shapes are compiled."""
+    """Adds rows of weight 0 up to the next power of two: they change nothing, and few shapes are compiled."""
     missing = (1 << (len(labels) - 1).bit_length()) - len(labels)
     features = np.pad(np.asarray(features, np.float32), ((0, missing), (0, 0)))
     return features, np.pad(np.asarray(labels, np.int32), (0, missing)), np.pad(weights, ((0, 0), (0, missing)))
@@ -143,5 +139,5 @@ def _held_out(head: Params, features: Array, labels: Array, weights: Array, lr: 
     def one_fold(weights):
         return base_learner.adapted_logits(head, features, labels, features, steps=steps, lr=lr, weights=weights)
 
-    # A map, not a vmap: folds share nothing but the Gram matrix, and rows**2 numbers a fold are enough at a time.
+    # A map, not a vmap: folds share only the Gram matrix, and each needs rows**2 numbers of memory.
     return jax.lax.map(one_fold, jnp.asarray(weights), batch_size=16)
