@@ -19,14 +19,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from mtl_jax import metrics, workdir
+from mtl_jax import evaluate, metrics, workdir
 from mtl_jax.config import build, command_line
 from mtl_jax.data import Dataset
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.choose import choose_inner
-from mtl_jax.evaluation import Model, Protocol, evaluate_tasks, sample_all
+from mtl_jax.evaluation import sample_all
 from mtl_jax.launch import program
 from mtl_jax.train import train
 
@@ -135,17 +135,12 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     _, model = network.trained(settings, place, val.images.shape[1:])
     protocol = build.protocol(settings)._replace(num_tasks=count)
-    by_step = functools.partial(_accuracies, settings, model, val, every_step=True)
+    by_step = functools.partial(evaluate.accuracies, settings, model, val, every_step=True)
     rates = [factor * protocol.inner.lr for factor in FACTORS]
     protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step, rates)
     tasks = sample_all(held_out.table(), protocol)
-    accuracies = _accuracies(settings, model, held_out, protocol, tasks=tasks)
+    accuracies = evaluate.accuracies(settings, model, held_out, protocol, tasks=tasks)
     return Scores(accuracies, protocol.inner.lr, protocol.inner.steps, count_distinct(*tasks))
-
-
-def _accuracies(settings: ConfigDict, model: Model, split: Any, protocol: Protocol, **options: Any) -> np.ndarray:
-    sizes = {"embed_batch": settings.runtime.embed_batch, "chunk": settings.runtime.task_chunk}
-    return evaluate_tasks(model, split.images, split.table(), protocol, **sizes, **options)
 
 
 def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:

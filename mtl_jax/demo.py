@@ -17,11 +17,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from mtl_jax import evaluation, metrics, pretrain, workdir
 from mtl_jax.config import build
 from mtl_jax.configs import glyphs
-from mtl_jax.data import Dataset, Split
+from mtl_jax.data import Dataset, Split, pictures
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.choose import choose_inner
 from mtl_jax.evaluation import Model, Protocol
@@ -119,7 +120,7 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
     return "\n".join(lines), records
 
 
-def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Any:
+def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Image.Image:
     """A picture of the first test task with MTL's predictions."""
     split = dataset.splits["test"]
     _, model = network.trained(settings, workdir.Workdir(path), split.images.shape[1:])
@@ -128,7 +129,7 @@ def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: P
     names = [split.class_names[split.labels[row[0]]] for row in support]
     labels = np.repeat(np.arange(protocol.way), protocol.query)
     images = split.images[support.ravel()], split.images[query.ravel()]
-    return plots.episode(*images, labels, predictions, names)
+    return pictures.episode(*images, labels, predictions, names)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -150,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
     })  # fmt: skip
     plots.save(plots.learning_curves(workdir.Workdir(path / "1shot").metrics), path / "learning_curves.png")
     episode = draw_episode(settings[1], path / "1shot", dataset, results[1][ROWS[2]][0])
-    plots.save(episode, path / "episode.png")
+    pictures.save(episode, path / "episode.png")
     print(f"\n{text}\n\n{minutes:.1f} minutes; pictures: {path / 'learning_curves.png'}, {path / 'episode.png'}")
     return 0
 

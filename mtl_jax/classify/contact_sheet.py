@@ -1,6 +1,5 @@
-"""A picture of sorted photographs: a block a class, the most certain first, each with its file and probability."""
+"""A picture of sorted photographs: a block for each class, the most certain first, with file name and probability."""
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mtl_jax.data.pictures import label_font
-from mtl_jax.errors import DataError
-from mtl_jax.report.plots import shorten
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.data import pictures
+from mtl_jax.data.pictures import fitting, label_font, shorten
 
 COLUMNS = 10
 MAX_IMAGES = 500
@@ -21,26 +18,17 @@ PAPER, INK, PALE = "white", "black", "#666666"
 
 
 def save(path: Path, predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> None:
-    """Writes the sheet as PNG.
-
-    Args:
-      path: the file.
-      predictions: with `file`, `answer`, `probability`, `runner_up` of each image.
-      thumbnails: uint8 [h, w, C] of each.
-
-    Raises:
-      DataError: it cannot be written.
-    """
-    buffer = io.BytesIO()
-    draw(predictions, thumbnails).save(buffer, "PNG")
-    try:
-        write_bytes_atomic(path, buffer.getvalue())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    """Writes the sheet of `draw` as a PNG file. Raises DataError where it cannot be written."""
+    pictures.save(draw(predictions, thumbnails), path)
 
 
 def draw(predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> Image.Image:
-    """The sheet; of more than `MAX_IMAGES` images the first of each class, and how many are left out is said."""
+    """The sheet; of more than `MAX_IMAGES` images the first of each class, with a note that says how many.
+
+    Args:
+      predictions: with `file`, `answer`, `probability`, `runner_up`, `runner_up_probability` of each image.
+      thumbnails: uint8 [h, w, C] of each.
+    """
     groups = defaultdict(list)
     for i, prediction in enumerate(predictions):
         groups[prediction.answer].append(i)
@@ -56,8 +44,8 @@ def draw(predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> Image.
     for (name, count, rows), height in zip(blocks, heights, strict=True):
         shown = "" if len(rows) == count else f" (the {len(rows)} most certain)"
         pen.text((MARGIN, top), f"{shorten(name, 60)}: {count}{shown}", fill=INK, font=font)
-        for place, i in enumerate(rows):
-            corner = (MARGIN + place % COLUMNS * CELL, top + LINE + 6 + place // COLUMNS * (CELL + 2 * LINE))
+        for number, i in enumerate(rows):
+            corner = (MARGIN + number % COLUMNS * CELL, top + LINE + 6 + number // COLUMNS * (CELL + 2 * LINE))
             _draw_cell(sheet, pen, font, corner, thumbnails[i], predictions[i])
         top += height
     return sheet
@@ -67,16 +55,10 @@ def _draw_cell(sheet: Image.Image, pen: Any, font: Any, corner: Any, thumbnail: 
     x, y = corner
     pixels = thumbnail[:, :, 0] if thumbnail.shape[2] == 1 else thumbnail
     sheet.paste(Image.fromarray(pixels), (x, y))
-    pen.text((x, y + CELL - 6), _fitting("", Path(prediction.file).name, font), fill=INK, font=font)
+    pen.text((x, y + CELL - 6), fitting(Path(prediction.file).name, CELL - 6, font), fill=INK, font=font)
     text, other = f"{100 * prediction.probability:.0f} %", prediction.runner_up
     if other and prediction.runner_up_probability == prediction.probability:  # unknown: what it might have been
-        text = _fitting(f"{text}? ", other, font)
+        text = fitting(other, CELL - 6, font, f"{text}? ")
     elif other:
-        text = _fitting(f"{text}, or ", other, font)
+        text = fitting(other, CELL - 6, font, f"{text}, or ")
     pen.text((x, y + CELL - 6 + LINE), text, fill=PALE, font=font)
-
-
-def _fitting(before: str, name: str, font: Any) -> str:
-    """A line with as much of the end of `name` as a cell is wide."""
-    lengths = (n for n in range(len(name), 1, -1) if font.getlength(before + shorten(name, n)) <= CELL - 6)
-    return before + shorten(name, next(lengths, 1))

@@ -1,5 +1,5 @@
 """A run's network and how good it is on test tasks. Start with run.py; to load a network, network.py."""
 
-from mtl_jax.evaluate.run import describe, evaluate
+from mtl_jax.evaluate.run import accuracies, describe, evaluate, shared_protocol_line
 
-__all__ = ["describe", "evaluate"]
+__all__ = ["accuracies", "describe", "evaluate", "shared_protocol_line"]

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config, frozen_episodes, metrics, workdir
 from mtl_jax.config import build, run_data
-from mtl_jax.data import Dataset
+from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
-from mtl_jax.evaluation import evaluate_tasks
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
 from mtl_jax.launch import hosts
 
@@ -60,13 +60,10 @@ def evaluate(
     content = frozen_episodes.content_hash(split, tasks)
     hosts.check_same("checkpoint or set of tasks", [step, content])
     started, every = time.monotonic(), settings.evaluate.every_step
-    accuracies = evaluate_tasks(
-        model, split.images, split.table(), protocol,
-        tasks=tasks, every_step=every, embed_batch=settings.runtime.embed_batch, chunk=settings.runtime.task_chunk,
-        devices=hosts.devices(settings.runtime.devices),
-    )  # fmt: skip
+    devices = hosts.devices(settings.runtime.devices)
+    found = accuracies(settings, model, split, protocol, tasks=tasks, every_step=every, devices=devices)
     seconds = time.monotonic() - started
-    trajectory = accuracies if every else accuracies[:, None]
+    trajectory = found if every else found[:, None]
     distinct = count_distinct(*tasks)
     result = {
         **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
@@ -92,8 +89,29 @@ def evaluate(
     return result
 
 
-def _interval(accuracies: np.ndarray, distinct: int) -> dict[str, float | None]:
-    mean, ci95 = metrics.mean_interval(accuracies, distinct)
+def accuracies(
+    settings: Mapping[str, Any], model: Model, split: Split, protocol: Protocol, **options: Any
+) -> np.ndarray:
+    """`evaluation.evaluate_tasks` on a split, with the batch sizes of the config's `runtime` group.
+
+    Args:
+      settings: the run's config.
+      model: the network.
+      split: where the tasks come from.
+      protocol: tasks and inner loop.
+      **options: further arguments of `evaluate_tasks`: `tasks`, `every_step`, `outcome`, `devices`; a `chunk` replaces
+        the config's.
+
+    Returns:
+      float32 [num_tasks], or as `options` have it.
+    """
+    runtime = settings["runtime"]
+    sizes = {"embed_batch": runtime["embed_batch"], "chunk": runtime["task_chunk"]}
+    return evaluate_tasks(model, split.images, split.table(), protocol, **{**sizes, **options})
+
+
+def _interval(values: np.ndarray, distinct: int) -> dict[str, float | None]:
+    mean, ci95 = metrics.mean_interval(values, distinct)
     return {"accuracy": mean, "ci95": ci95}
 
 
@@ -138,17 +156,48 @@ def _write(place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarr
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """The line that is printed: no figure without its protocol."""
-    given = "" if result["inner_by"] == "config" else f" by {result['inner_by']}"
+    """The line that is printed: a figure with its protocol."""
+    return protocol_line(result, f"{metrics.in_percent(result['accuracy'], result['ci95'])} %")
+
+
+def protocol_line(facts: Mapping[str, Any], figure: str = "") -> str:
+    """What a figure must not be printed without, as one line.
+
+    Args:
+      facts: `protocol_facts`, the facts of the data, `episodes` and `distinct_tasks`, as an evaluation's JSON has them.
+      figure: where it is given, it stands within the line.
+    """
     return (
-        f"{result['split']} {result['way']}-way {result['shot']}-shot: "
-        f"{metrics.in_percent(result['accuracy'], result['ci95'])} % "
-        f"over {metrics.describe_tasks(result['num_tasks'], result['distinct_tasks'])} of {run_data.describe(result)} "
-        f"({result['query']} queries a class, {result['inner_steps']} inner steps at {result['inner_lr']}{given}, "
-        f"batch norm: {result['batch_norm']}, {result['head']} head, checkpoint {result['checkpoint_step']} "
-        f"by {result['checkpoint_by']}, seed {result['seed']}, episodes {result['episodes'][:12]})"
-        + "".join(f"; caveat: {caveat}" for caveat in result["caveats"])
+        f"{_tasks(facts, run_data.describe(facts), figure)} ({facts['query']} queries a class, {inner_loop(facts)}, "
+        f"batch norm: {facts['batch_norm']}, {facts['head']} head, checkpoint {facts['checkpoint_step']} "
+        f"by {facts['checkpoint_by']}, seed {facts['seed']}, episodes {facts['episodes'][:12]}){caveats(facts)}"
     )
+
+
+def shared_protocol_line(facts: Mapping[str, Any], digits: int | None = 12) -> str:
+    """The part of a protocol that compared runs have in common; `digits` of each hash, None for all."""
+    data = f"{facts['dataset']} {facts['fingerprint'][:digits]}"
+    return (
+        f"{_tasks(facts, data)} ({facts['query']} queries a class, batch norm: {facts['batch_norm']}, "
+        f"episodes {facts['episodes'][:digits]})"
+    )
+
+
+def inner_loop(facts: Mapping[str, Any]) -> str:
+    """The inner loop of a figure as text, and who chose it where that is not the config."""
+    by = "" if facts["inner_by"] == "config" else f" by {facts['inner_by']}"
+    return f"{facts['inner_steps']} inner steps at {facts['inner_lr']}{by}"
+
+
+def caveats(facts: Mapping[str, Any]) -> str:
+    """The end of a line about a figure: what must be known of its data."""
+    return "".join(f"; caveat: {caveat}" for caveat in facts["caveats"])
+
+
+def _tasks(facts: Mapping[str, Any], data: str, figure: str = "") -> str:
+    over = f": {figure} over " if figure else ", "
+    tasks = metrics.describe_tasks(facts["num_tasks"], facts["distinct_tasks"])
+    return f"{facts['split']} {facts['way']}-way {facts['shot']}-shot{over}{tasks} of {data}"
 
 
 def with_episodes(settings: ConfigDict, episodes: Frozen, given: Mapping[str, Any] | None = None) -> ConfigDict:

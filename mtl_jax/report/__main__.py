@@ -15,7 +15,7 @@ from pathlib import Path
 from mtl_jax import workdir
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import program
-from mtl_jax.report.report import compare, report
+from mtl_jax.report import compare, report
 
 CHANGES = ("split", "num_tasks", "way", "shot", "query", "seed")
 

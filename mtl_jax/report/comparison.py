@@ -1,15 +1,23 @@
-"""Comparing runs on the same tasks: what they must have in common, and the paired differences."""
+"""Several runs on the same tasks: what they must have in common, their paired differences, and the page of both."""
 
+import functools
 import itertools
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtl_jax import config, frozen_episodes
 from mtl_jax.errors import ConfigError
-from mtl_jax.metrics import Interval, describe_tasks, in_percent, mean_interval, paired_difference
+from mtl_jax.evaluate.run import caveats, inner_loop, shared_protocol_line
+from mtl_jax.metrics import Interval, in_percent, mean_interval, paired_difference
+from mtl_jax.report import html, measure, plots
+from mtl_jax.report.html import Album, Page, Section
+from mtl_jax.report.measure import Tested
 
-# What a figure is not comparable without. The inner loop, the head and the checkpoint belong to the method.
+# What must agree before two figures can be compared. The inner loop, the head and the checkpoint belong to the method.
 SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "crops", "crop_area", "batch_norm", "episodes")
 ADVICE = {
     "split": "give --split", "way": "give --way", "shot": "give --shot", "num_tasks": "give --num_tasks",
@@ -31,6 +39,36 @@ class Difference(NamedTuple):
     ties: int
 
 
+def compare(
+    paths: Sequence[str], output: Path, changes: dict[str, Any], episodes: Path | None = None, data: str = ""
+) -> str:
+    """Writes the comparison of several runs on the same tasks; returns it as lines of text.
+
+    Without a file of episodes the tasks are those of the first run's protocol, looked up in the others' data.
+
+    Args:
+      paths: the workdirs.
+      output, changes, episodes, data: as `page.report` takes them.
+
+    Raises:
+      ConfigError: their protocols differ. MtlError: what else the user can mend.
+    """
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"{' '.join(paths)}: the same run twice; give different ones")
+    frozen = frozen_episodes.read(episodes) if episodes else None
+    settings = {path: measure.settings_of(path, changes, frozen, data) for path in paths}
+    check_same({path: measure.planned_facts(settings[path]) for path in paths})
+    html.make_folder(output)
+    runs: dict[str, Tested] = {}
+    for path in paths:
+        runs[path] = measure.measure(settings[path], path, frozen, other_data=bool(data))
+        frozen = frozen or measure.freeze(runs[path])
+    facts = {path: tested.facts for path, tested in runs.items()}
+    check_same(facts)
+    html.write(comparison_page(runs), output)
+    return describe({path: tested.accuracies for path, tested in runs.items()}, facts)
+
+
 def check_same(facts: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks that runs were tested by one protocol on one list of tasks.
 
@@ -42,8 +80,8 @@ def check_same(facts: Mapping[str, Mapping[str, Any]]) -> None:
     """
     (first, its), *others = facts.items()
     for key in SAME:
-        for name, found in others:
-            one, other = its.get(key), found.get(key)
+        for name, theirs in others:
+            one, other = its.get(key), theirs.get(key)
             if one != other:
                 raise ConfigError(
                     f"{first} and {name} cannot be compared: {key} is {one!r} and {other!r}; {ADVICE[key]}"
@@ -55,35 +93,86 @@ def differences(accuracies: Mapping[str, np.ndarray], distinct: int | None = Non
 
     `distinct` of the tasks are distinct, where it is known.
     """
-    found = []
+    pairs = []
     for (first, a), (second, b) in itertools.combinations(accuracies.items(), 2):
         # Accuracies are counts of right answers by the same number of queries: closer than that is equal.
         ahead, behind = b > a + 1e-9, b < a - 1e-9
         counts = int(ahead.sum()), int(behind.sum()), int((~ahead & ~behind).sum())
-        found.append(Difference(first, second, paired_difference(b, a, distinct), *counts))
-    return found
+        pairs.append(Difference(first, second, paired_difference(b, a, distinct), *counts))
+    return pairs
 
 
 def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The comparison as lines of text, a figure never without its protocol."""
     common = next(iter(facts.values()))
-    distinct = common["distinct_tasks"]
-    lines = [
-        f"{describe_tasks(common['num_tasks'], distinct)}, {common['way']}-way {common['shot']}-shot, "
-        f"{common['query']} queries a class, {common['split']} split of {common['dataset']} "
-        f"{common['fingerprint'][:12]}, batch norm: {common['batch_norm']}, episodes {common['episodes'][:12]}"
-    ]
+    lines = [shared_protocol_line(common)]
     for name, values in accuracies.items():
         own = facts[name]
-        figure = in_percent(*mean_interval(values, distinct))
+        figure = in_percent(*mean_interval(values, common["distinct_tasks"]))
         lines.append(
-            f"  {name}: {figure} % ({own['inner_steps']} inner steps at {own['inner_lr']}, "
-            f"{own['head']} head, checkpoint {own['checkpoint_step']})"
-            + "".join(f"; caveat: {caveat}" for caveat in own.get("caveats", ()))
+            f"  {name}: {figure} % ({inner_loop(own)}, {own['head']} head, checkpoint {own['checkpoint_step']})"
+            f"{caveats(own)}"
         )
-    for d in differences(accuracies, distinct):
+    for d in differences(accuracies, common["distinct_tasks"]):
         lines.append(
             f"  {d.second} - {d.first}: {in_percent(*d.difference, '+')} points; "
             f"ahead in {d.wins} tasks, behind in {d.losses}, equal in {d.ties}"
         )
     return "\n".join(lines)
+
+
+def comparison_page(runs: Mapping[str, Tested]) -> Page:
+    """The comparison of runs that were tested on the same tasks."""
+    album = Album()
+    accuracies = {name: tested.accuracies for name, tested in runs.items()}
+    first = next(iter(runs.values()))
+    step = 1 / (first.protocol.way * first.protocol.query)
+    scatters = []
+    for number, (a, b) in enumerate(itertools.combinations(accuracies, 2), 1):
+        draw = functools.partial(plots.scatter, accuracies[a], accuracies[b], (a, b), step)
+        alt = f"accuracy of each task: {a} against {b}"
+        scatters.append(album.add(f"scatter_{number}", alt, plots.both_themes(draw)))
+    sections = [
+        Section("Runs", _runs_table(runs)),
+        Section("Paired differences", _differences_table(accuracies, first.facts["distinct_tasks"])),
+        Section("Task by task", "".join(scatters)),
+        Section("Config keys that differ", _config_differences(runs)),
+    ]
+    headline = " · ".join(f"{name}: {100 * values.mean():.2f} %" for name, values in accuracies.items())
+    facts = shared_protocol_line(first.facts, digits=None)
+    whole = html.page("Comparison of runs", headline, facts, sections)
+    return Page(whole, album.pictures, headline, facts)
+
+
+def _runs_table(runs: Mapping[str, Tested]) -> str:
+    rows = []
+    for name, tested in runs.items():
+        f = tested.facts
+        figure = in_percent(*mean_interval(tested.accuracies, f["distinct_tasks"]))
+        loop = f"{inner_loop(f)}, {f['head']} head"
+        trained = ", ".join(one["fingerprint"][:12] for one in f["trained_on"] or ())
+        rows.append((name, figure, loop, f["checkpoint_step"], trained))
+    table = html.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
+    notes = [f"{name}: caveat: {caveat}" for name, tested in runs.items() for caveat in tested.facts["caveats"]]
+    return table + "".join(map(html.paragraph, notes))
+
+
+def _differences_table(accuracies: Mapping[str, np.ndarray], distinct: int) -> str:
+    rows = []
+    for d in differences(accuracies, distinct):
+        points = in_percent(*d.difference, "+")
+        rows.append((f"{d.second} - {d.first}", points, d.wins, d.losses, d.ties))
+    note = "Both runs of a difference answered the same tasks, so the effect of a task's classes and images cancels."
+    header = ("difference", "points", "tasks ahead", "behind", "equal")
+    return html.paragraph(note) + html.table(header, rows)
+
+
+def _config_differences(runs: Mapping[str, Tested]) -> str:
+    configs = {name: dict(html.dotted(config.to_json(tested.settings))) for name, tested in runs.items()}
+    keys = sorted(set().union(*configs.values()))
+    rows = []
+    for key in keys:
+        values = [json.dumps(settings.get(key)) for settings in configs.values()]
+        if len(set(values)) > 1:
+            rows.append((key, *values))
+    return html.table(("key", *runs), rows) if rows else html.paragraph("none")

@@ -3,7 +3,11 @@
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from mtl_jax.errors import MtlError
+from mtl_jax.workdir import write_bytes_atomic
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d232a; --pale: #59636e; --paper: #fff; --line: #d5dae0; --card: #f5f7f9; --mark: #1f6fb2 }
@@ -45,8 +49,8 @@ def page(title: str, headline: str, facts: str, sections: Sequence[Section]) -> 
     """The whole page.
 
     Args:
-      title, headline, facts: plain text; the headline is the figure, `facts` the protocol that it was found by.
-      sections: in their order; empty bodies are left out.
+      title, headline, facts: plain text; the headline is the figure, `facts` its protocol.
+      sections: in their order; those without a body are left out.
     """
     shown = [section for section in sections if section.body]
     links = "".join(f'<a href="#s{i}">{text(section.title)}</a>' for i, section in enumerate(shown))
@@ -70,13 +74,52 @@ def paragraph(value: str) -> str:
     return f"<p>{text(value)}</p>"
 
 
-def picture(found: Picture) -> str:
+def picture(drawn: Picture) -> str:
     """A picture with its dark form, inside the page."""
-    light, dark = (f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in (found.light, found.dark))
+    light, dark = (f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in (drawn.light, drawn.dark))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{text(found.alt)}"></picture>'
+        f'<img src="{light}" alt="{text(drawn.alt)}"></picture>'
     )
+
+
+class Album:
+    """Collects the pictures of a page, which are also written as files beside it."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+
+    def add(self, name: str, alt: str, themes: tuple[bytes, bytes]) -> str:
+        """Keeps a picture, given as PNG for light and for dark pages, and returns it as HTML."""
+        self.pictures.append(Picture(name, *themes, alt))
+        return picture(self.pictures[-1])
+
+
+class Page(NamedTuple):
+    """A page, its pictures, its figure and the protocol of that as plain text."""
+
+    html: str
+    pictures: list[Picture]
+    headline: str
+    facts: str
+
+
+def write(built: Page, folder: Path) -> None:
+    """Writes index.html and the light pictures into a folder. Raises MtlError."""
+    try:
+        for drawn in built.pictures:
+            write_bytes_atomic(folder / f"{drawn.name}.png", drawn.light)
+        write_bytes_atomic(folder / "index.html", built.html.encode())
+    except OSError as error:
+        raise MtlError(f"{folder}: cannot be written: {error.strerror}; give another --output") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a page, before anything is computed. Raises MtlError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MtlError(f"{folder}: cannot be made: {error.strerror}; give another --output") from error
 
 
 def wide(content: str) -> str:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import config, frozen_episodes
+from mtl_jax import config, evaluate, frozen_episodes
 from mtl_jax.config import build, run_data
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.run import protocol_facts, with_episodes
-from mtl_jax.evaluation import Model, Protocol, Tasks, evaluate_tasks
+from mtl_jax.evaluation import Model, Protocol, Tasks
 from mtl_jax.frozen_episodes import Frozen
 from mtl_jax.meta import backbone_params
 from mtl_jax.types import Array
@@ -101,9 +101,9 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
     split = dataset.split(settings.evaluate.split)
     step, model = network.trained(settings, place, split.images.shape[1:])
     tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
-    answers = evaluate_tasks(
-        model, split.images, split.table(), protocol, tasks=tasks, every_step=True, outcome=_short_answers,
-        embed_batch=settings.runtime.embed_batch, chunk=min(200, settings.runtime.task_chunk),
+    answers = evaluate.accuracies(
+        settings, model, split, protocol, tasks=tasks, every_step=True, outcome=_short_answers,
+        chunk=min(200, settings.runtime.task_chunk),
     )  # fmt: skip
     facts = {
         **protocol_facts(settings, protocol, step),

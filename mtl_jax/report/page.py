@@ -5,29 +5,52 @@ import importlib.metadata
 import json
 import platform
 import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 
-from mtl_jax import config
-from mtl_jax.config import run_data
+from mtl_jax import config, frozen_episodes
+from mtl_jax.data import pictures
 from mtl_jax.errors import MtlError
-from mtl_jax.metrics import describe_tasks, in_percent, mean_interval
-from mtl_jax.report import html as page
-from mtl_jax.report import measure, plots, run_plots
-from mtl_jax.report.album import Album, Page
-from mtl_jax.report.html import Section
+from mtl_jax.evaluate.run import protocol_line
+from mtl_jax.metrics import in_percent, mean_interval
+from mtl_jax.report import html, measure, plots
+from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
 
 PACKAGES = ("mtl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib", "pillow")
 PAIR_IMAGES = 4
 
 
+def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | None = None, data: str = "") -> str:
+    """Writes the report of one run and returns the line that sums it up.
+
+    Args:
+      path: the workdir.
+      output: the folder of the page and its pictures.
+      changes: of the run's `evaluate` group.
+      episodes: a file of frozen episodes to test on.
+      data: NAME:PATH of other data than the run's.
+
+    Raises:
+      MtlError: what the user can mend.
+    """
+    frozen = frozen_episodes.read(episodes) if episodes else None
+    settings = measure.settings_of(path, changes, frozen, data)
+    html.make_folder(output)
+    page = run_page(measure.measure(settings, path, frozen, other_data=bool(data)))
+    html.write(page, output)
+    return f"{page.headline}, {page.facts}"
+
+
 def run_page(tested: Tested) -> Page:
     """The report of one run."""
     album = Album()
     headline = f"{in_percent(*mean_interval(tested.accuracies, tested.facts['distinct_tasks']))} %"
-    facts = _protocol_line(tested)
+    facts = protocol_line(tested.facts)
     sections = [
         Section("Learning curves", _learning_curves(tested, album)),
         Section("Inner loop", _inner_loop(tested, album)),
@@ -40,19 +63,8 @@ def run_page(tested: Tested) -> Page:
         Section("Time and memory", _costs(tested)),
         Section("How to get this again", _origin(tested)),
     ]
-    html = page.page(f"Report of {tested.place.path.name}", headline, facts, sections)
-    return Page(html, album.pictures, headline, facts)
-
-
-def _protocol_line(tested: Tested) -> str:
-    f = tested.facts
-    return (
-        f"{f['split']} split of {run_data.describe(f)}; {f['way']}-way {f['shot']}-shot, "
-        f"{describe_tasks(f['num_tasks'], f['distinct_tasks'])}, "
-        f"{f['query']} queries a class, {f['inner_steps']} inner steps at {f['inner_lr']}, batch norm: "
-        f"{f['batch_norm']}, {f['head']} head, checkpoint {f['checkpoint_step']}, seed {f['seed']}, "
-        f"episodes {f['episodes'][:12]}" + "".join(f"; caveat: {caveat}" for caveat in f["caveats"])
-    )
+    whole = html.page(f"Report of {tested.place.path.name}", headline, facts, sections)
+    return Page(whole, album.pictures, headline, facts)
 
 
 def _learning_curves(tested: Tested, album: Album) -> str:
@@ -60,26 +72,26 @@ def _learning_curves(tested: Tested, album: Album) -> str:
     try:
         found = plots.curves(path)
     except MtlError as error:
-        return page.paragraph(str(error))
+        return html.paragraph(str(error))
     parts = []
     for phase, title in plots.PHASES.items():
         if any(name.startswith(f"{phase}/") for name in found):
-            draw = functools.partial(plots.learning_curves, path, [phase])
-            parts.append(album.add(f"{phase}_curves", f"accuracy and loss of {title} over its steps", draw))
-    return page.side_by_side(parts) if parts else ""
+            drawn = plots.both_themes(functools.partial(plots.learning_curves, path, [phase]))
+            parts.append(album.add(f"{phase}_curves", f"accuracy and loss of {title} over its steps", drawn))
+    return html.side_by_side(parts) if parts else ""
 
 
 def _inner_loop(tested: Tested, album: Album) -> str:
     by_step = [mean_interval(column, tested.facts["distinct_tasks"]) for column in tested.correct.mean(-1).T]
     mean, ci95 = np.array(by_step, float).T
     best = int(mean.argmax())
-    drawn = album.add("accuracy_by_step", f"accuracy from {100 * mean[0]:.1f} % to {100 * mean[-1]:.1f} %",
-                      lambda: run_plots.accuracy_by_step(mean, ci95))  # fmt: skip
+    drawn = plots.both_themes(lambda: plots.accuracy_by_step(mean, ci95))
     said = (
-        f"{100 * mean[0]:.2f} % before the first step, {100 * mean[-1]:.2f} % after the last; the most, "
+        f"{100 * mean[0]:.2f} % before the first step, {100 * mean[-1]:.2f} % after the last; the highest, "
         f"{100 * mean[best]:.2f} %, after {best} (of these test tasks: choose the number of steps on validation tasks)."
     )
-    return page.paragraph(said) + drawn
+    alt = f"accuracy from {100 * mean[0]:.1f} % to {100 * mean[-1]:.1f} %"
+    return html.paragraph(said) + album.add("accuracy_by_step", alt, drawn)
 
 
 def _tasks(tested: Tested, album: Album) -> str:
@@ -90,89 +102,104 @@ def _tasks(tested: Tested, album: Album) -> str:
         f"{100 * accuracies.std():.1f} points."
     )
     step = 1 / (tested.protocol.way * tested.protocol.query)
-    drawn = album.add("tasks", "histogram of accuracy over tasks", lambda: run_plots.histogram(accuracies, step))
-    return page.paragraph(said) + drawn
+    drawn = plots.both_themes(lambda: plots.histogram(accuracies, step))
+    return html.paragraph(said) + album.add("tasks", "histogram of accuracy over tasks", drawn)
 
 
 def _classes(tested: Tested, album: Album) -> str:
     ranked = measure.ranked_classes(tested)
     names = measure.class_names(tested, [c for c, _, _ in ranked])
     values = [accuracy for _, accuracy, _ in ranked]
-    bars = album.add("classes", "accuracy of each class", lambda: run_plots.class_bars(names, values))
+    bars = plots.both_themes(lambda: plots.class_bars(names, values))
     rows = [(name, f"{100 * a:.1f}", n) for name, (_, a, n) in zip(names, ranked, strict=True)]
     seen = np.sort([c for c, _, _ in ranked])
     matrix = measure.confusion(tested)[np.ix_(seen, seen)]
     labels = measure.class_names(tested, seen)
-    drawn = album.add("confusion", "confusion matrix over classes", lambda: run_plots.confusion(matrix, labels))
-    every = page.folded(f"All {len(rows)} classes", page.table(("class", "accuracy, %", "queries"), rows))
-    said = "A row a true class, a column an answer; blank where the two never met in a task. The diagonal is left out."
-    return bars + every + page.paragraph(said) + drawn
+    heat = plots.both_themes(lambda: plots.confusion(matrix, labels))
+    said = (
+        "Rows are true classes, columns are answers; blank where the two never met in a task. The diagonal is left out."
+    )
+    return (
+        album.add("classes", "accuracy of each class", bars)
+        + html.folded(f"All {len(rows)} classes", html.table(("class", "accuracy, %", "queries"), rows))
+        + html.paragraph(said)
+        + album.add("confusion", "confusion matrix over classes", heat)
+    )
 
 
 def _pairs(tested: Tested, album: Album) -> str:
     pairs = measure.hardest_pairs(tested)
     if not pairs:
         return ""
-    table, images = tested.split.table(), tested.split.images
-
-    def some(c: int) -> np.ndarray:
-        return images[table.indices[c, : min(PAIR_IMAGES, table.counts[c])]]
-
-    drawn = [(tested.split.class_names[p.first], some(p.first), tested.split.class_names[p.second], some(p.second))
-             for p in pairs]  # fmt: skip
-    rows = [(*measure.class_names(tested, (p.first, p.second)), f"{100 * p.rate:.1f}", p.queries) for p in pairs]
+    names = [measure.class_names(tested, (pair.first, pair.second)) for pair in pairs]
+    rows = [(*both, f"{100 * p.rate:.1f}", p.queries) for both, p in zip(names, pairs, strict=True)]
+    firsts = [_some_images(tested, pair.first) for pair in pairs]
+    seconds = [_some_images(tested, pair.second) for pair in pairs]
+    drawn = _both_themes(
+        lambda theme: pictures.beside(
+            *(pictures.grid(side, theme=theme, largest=pictures.LARGEST) for side in (firsts, seconds))
+        )
+    )
     header = ("class", "taken for (either way)", "% of queries", "queries of tasks with both")
-    return page.table(header, rows) + album.add(
-        "hardest_pairs", "images of the classes that are most often taken for each other",
-        lambda: run_plots.hardest_pairs(drawn),
-    )  # fmt: skip
+    alt = "images of the classes that are most often taken for each other"
+    return html.table(header, rows) + album.add("hardest_pairs", alt, drawn)
+
+
+def _some_images(tested: Tested, c: int) -> pictures.Row:
+    table = tested.split.table()
+    positions = table.indices[c, : min(PAIR_IMAGES, table.counts[c])]
+    return tested.split.class_names[c], [*map(pictures.Tile, tested.split.images[positions])]
+
+
+def _both_themes(draw: Callable[[pictures.Theme], Image.Image]) -> tuple[bytes, bytes]:
+    return pictures.png(draw(pictures.LIGHT)), pictures.png(draw(pictures.DARK))
 
 
 def _episodes(tested: Tested, album: Album) -> str:
     best, worst = measure.extreme_tasks(tested)
     parts = []
     for kind, numbers in (("best", best), ("worst", worst)):
-        for place, number in enumerate(numbers, 1):
+        for rank, number in enumerate(numbers, 1):
             said = f"Task {number}, one of the {kind}: {100 * tested.accuracies[number]:.1f} %"
-            draw = functools.partial(_draw_episode, tested, number)
-            parts.append(page.paragraph(said) + page.wide(album.add(f"{kind}_{place}", said, draw)))
+            drawn = _both_themes(functools.partial(_draw_episode, tested, number))
+            parts.append(html.paragraph(said) + html.wide(album.add(f"{kind}_{rank}", said, drawn)))
     return "".join(parts)
 
 
-def _draw_episode(tested: Tested, number: int) -> Figure:
+def _draw_episode(tested: Tested, number: int, theme: pictures.Theme) -> Image.Image:
     support, query = (part[number] for part in tested.tasks)
     labels = np.repeat(np.arange(tested.protocol.way), tested.protocol.query)
     names = measure.class_names(tested, tested.split.labels[support[:, 0]])
-    images = tested.split.images
-    return plots.episode(images[support.ravel()], images[query.ravel()], labels, tested.answers[number, -1], names)
+    images = tested.split.images[support.ravel()], tested.split.images[query.ravel()]
+    return pictures.episode(*images, labels, tested.answers[number, -1], names, theme=theme)
 
 
 def _features(tested: Tested, album: Album) -> str:
     points, classes, share = measure.feature_map(tested)
     names = {int(c): tested.split.class_names[c] for c in np.unique(classes)}
     said = f"Up to {measure.MAP_IMAGES} images of {len(names)} classes, from the hardest to the easiest."
-    return page.paragraph(said) + album.add(
-        "features", "images by the first two principal components of their features",
-        lambda: run_plots.feature_map(points, classes, names, share),
-    )  # fmt: skip
+    drawn = plots.both_themes(lambda: plots.feature_map(points, classes, names, share))
+    alt = "images by the first two principal components of their features"
+    return html.paragraph(said) + album.add("features", alt, drawn)
 
 
 def _mined(tested: Tested, album: Album) -> str:
-    found = measure.mined_classes(tested.place.log)
-    if not any(found.values()):
+    by_step = measure.mined_classes(tested.place.log)
+    if not any(by_step.values()):
         return ""
-    return album.add("mined", "failure classes that were mined, by step", lambda: run_plots.mined(found))
+    drawn = plots.both_themes(lambda: plots.mined(by_step))
+    return album.add("mined", "failure classes that were mined, by step", drawn)
 
 
 def _costs(tested: Tested) -> str:
     rows = []
-    for phase, found in measure.costs(tested.place.timing).items():
+    for phase, costs in measure.costs(tested.place.timing).items():
         memory = "; ".join(f"{value:,.0f} MB ({name.removesuffix('_memory_mb').replace('_', ' ')})"
-                           for name, value in found.items() if name != "seconds")  # fmt: skip
-        seconds = found.get("seconds", 0)
+                           for name, value in costs.items() if name != "seconds")  # fmt: skip
+        seconds = costs.get("seconds", 0)
         duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
         rows.append((plots.PHASES.get(phase, phase), duration, memory or "not recorded"))
-    return page.table(("phase", "time", "peak memory"), rows) if rows else ""
+    return html.table(("phase", "time", "peak memory"), rows) if rows else ""
 
 
 def _origin(tested: Tested) -> str:
@@ -193,9 +220,9 @@ def _origin(tested: Tested) -> str:
     ]  # fmt: skip
     settings = config.to_json(tested.settings)
     parts = [
-        page.table(("what", "value"), rows),
-        page.code("\n".join([*ran, again])),
-        page.folded("Versions at each start", page.code("\n".join(map(json.dumps, started)))) if started else "",
-        page.folded("Config", page.table(("key", "value"), [(k, json.dumps(v)) for k, v in page.dotted(settings)])),
+        html.table(("what", "value"), rows),
+        html.code("\n".join([*ran, again])),
+        html.folded("Versions at each start", html.code("\n".join(map(json.dumps, started)))) if started else "",
+        html.folded("Config", html.table(("key", "value"), [(k, json.dumps(v)) for k, v in html.dotted(settings)])),
     ]
     return "".join(parts)

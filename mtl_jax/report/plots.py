@@ -1,27 +1,36 @@
-"""Pictures of runs and of episodes as matplotlib figures; nothing here needs a display or pyplot's global state."""
+"""The figures of a report, each a function from numbers to a matplotlib figure, in light and dark colours.
+
+Nothing here needs a display or pyplot's global state.
+"""
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
+from mtl_jax.data.pictures import DARK, RIGHT, WRONG, shorten
 from mtl_jax.errors import MtlError
 from mtl_jax.workdir.writers import read_jsonl
 
 PHASES = {"pretrain": "pre-training", "meta": "meta-training"}
-# Blue and vermilion, as in Okabe and Ito's palette: people with any common colour blindness tell them apart. Both are
-# readable on white and on black.
-RIGHT, WRONG, NEUTRAL = "#2b83c4", "#D55E00", "#8a8a8a"
-ROW = 1.22  # height of a row of small pictures, in pictures: a line of text is between two
-_GAP = 0.03  # around each of them
-_LABEL = 14  # characters of a class name beside a small picture
+MAX_LABELS = 40
+NEUTRAL = "#8a8a8a"
+MARKERS = "osD^v*Xp<>"
+# Okabe and Ito's palette without black, which a dark page swallows.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#B8A800", "#8a8a8a")
+_DARK = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), DARK.paper),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), DARK.ink),
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), "#7b848f"),
+}
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -79,88 +88,131 @@ def _draw_phase(axes: Sequence[Axes], found: Mapping[str, Curve]) -> None:
             axis.legend(frameon=False)
 
 
-def episode(
-    support: np.ndarray,
-    query: np.ndarray,
-    query_labels: Sequence[int],
-    predictions: Sequence[int],
-    class_names: Sequence[str],
-    *,
-    caption: str = "support images | query images",
-) -> Figure:
-    """One task: a row a class, its support images, then its query images, with what was predicted for each.
+def accuracy_by_step(mean: np.ndarray, ci95: np.ndarray) -> Figure:
+    """Mean query accuracy after 0, 1, ... inner steps, [steps + 1], with its CI95 as a band, where it is not NaN."""
+    figure = new_figure(5.2, 3.2)
+    axis = figure.subplots()
+    steps = np.arange(len(mean))
+    axis.plot(steps, 100 * mean, color=RIGHT)
+    axis.fill_between(steps, 100 * (mean - ci95), 100 * (mean + ci95), color=RIGHT, alpha=0.25, linewidth=0)
+    axis.set(xlabel="inner step", ylabel="query accuracy, %")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.25)
+    return figure
 
-    A right answer has a thin blue frame; a wrong one a thick dashed vermilion frame, a cross, and the name of the class
-    that was answered, so the two differ without colour as well.
 
-    Args:
-      support: uint8 [N K, H, W, C], class-major.
-      query: uint8 [B, H, W, C].
-      query_labels: the true classes of `query`, 0..N-1.
-      predictions: the predicted ones.
-      class_names: N names.
-      caption: what the rows are, above them; how many answers are right is added.
+def histogram(accuracies: np.ndarray, step: float) -> Figure:
+    """How many tasks have which accuracy: [T]; `step` is the smallest difference that two tasks can have."""
+    figure = new_figure(5.2, 3.2)
+    axis = figure.subplots()
+    width = step * max(1, round(0.025 / step))
+    edges = np.arange(accuracies.min() - width / 2, accuracies.max() + width, width)
+    axis.hist(100 * accuracies, bins=100 * edges, color=RIGHT)
+    axis.axvline(100 * accuracies.mean(), color=WRONG, linestyle="--", label=f"mean {100 * accuracies.mean():.2f} %")
+    axis.set(xlabel="query accuracy of a task, %", ylabel="tasks")
+    axis.legend(frameon=False)
+    return figure
 
-    Raises:
-      ValueError: sizes that do not belong together.
+
+def class_bars(names: Sequence[str], accuracies: Sequence[float]) -> Figure:
+    """The accuracy of each class, the hardest on top; of many classes the first and the last of them."""
+    names, values = [shorten(name, 24) for name in names], list(accuracies)
+    if len(names) > MAX_LABELS:
+        half = MAX_LABELS // 2
+        names = [*names[:half], "…", *names[-half:]]
+        values = [*values[:half], 0.0, *values[-half:]]
+    figure = new_figure(5.2, 0.8 + 0.19 * len(names))
+    axis = figure.subplots()
+    places = np.arange(len(names))
+    axis.barh(places, 100 * np.array(values), color=RIGHT, height=0.7)
+    axis.set_yticks(places, names, fontsize=7, parse_math=False)
+    axis.set(xlabel="accuracy, %", xlim=(0, 100), ylim=(len(names) - 0.3, -0.7))
+    axis.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Rates [C, C] at which a query of the row's class is answered by the column's; classes that never met are blank.
+
+    The diagonal, which would drown the rest, is left out.
     """
-    labels, predictions = np.asarray(query_labels), np.asarray(predictions)
-    way = len(class_names)
-    if len(support) % way or not len(query) == len(labels) == len(predictions):
-        raise ValueError(f"{way} classes, {len(support)} support images, {len(query)} queries, {len(labels)} labels, "
-                         f"{len(predictions)} predictions do not make an episode")  # fmt: skip
-    shot = len(support) // way
-    columns = shot + 1 + int(np.bincount(labels, minlength=way).max())
-    axis = tile_axis(columns, way, left=1.7)
-    for c, name in enumerate(class_names):
-        axis.text(-0.1, c * ROW + 0.5, shorten(name), ha="right", va="center", fontsize=8, parse_math=False)
-        for column, image in enumerate(support[c * shot : (c + 1) * shot]):
-            show(axis, image, column, c)
-        for column, i in enumerate(np.flatnonzero(labels == c), shot + 1):
-            show(axis, query[i], column, c)
-            mark(axis, column, c, bool(predictions[i] == c), class_names[predictions[i]])
-    right = int((labels == predictions).sum())
-    axis.text(0, -0.12, f"{caption}: {right} of {len(labels)} right", fontsize=9, va="bottom")
-    return axis.figure
+    off = np.where(np.eye(len(matrix), dtype=bool), np.nan, 100 * matrix)
+    figure = new_figure(6.2, 5.4)
+    axis = figure.subplots()
+    image = axis.imshow(np.ma.masked_invalid(off), cmap="viridis", interpolation="nearest", vmin=0)
+    axis.set(xlabel="answered", ylabel="true class")
+    if len(names) <= MAX_LABELS:
+        short, places = [shorten(name) for name in names], np.arange(len(names))
+        axis.set_xticks(places, short, fontsize=6, rotation=90, parse_math=False)
+        axis.set_yticks(places, short, fontsize=6, parse_math=False)
+    figure.colorbar(image, ax=axis, label="% of queries, where both classes were in the task")
+    return figure
 
 
-def shorten(name: str, length: int = _LABEL) -> str:
-    """A name's end, where all of it does not fit: class names with folders in them differ at their ends."""
-    return name if len(name) <= length else "…" + name[1 - length :]
+def feature_map(points: np.ndarray, classes: np.ndarray, names: Mapping[int, str], share: np.ndarray) -> Figure:
+    """Points [M, 2] of classes [M], each class with a colour and a marker of its own; `share` labels the axes."""
+    figure = new_figure(6.2, 4.4)
+    axis = figure.subplots()
+    for number, (c, name) in enumerate(names.items()):
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+        axis.scatter(*points[classes == c].T, s=16, alpha=0.8, linewidths=0, label=shorten(name, 24), **style)
+    axis.set(
+        xlabel=f"first principal component, {100 * share[0]:.0f} % of the variance",
+        ylabel=f"second, {100 * share[1]:.0f} %",
+    )
+    legend = axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
 
 
-def tile_axis(columns: int, rows: int, *, left: float = 0.1) -> Axes:
-    """The one axis of a new figure for small pictures in columns and rows, with room for texts on the left.
+def mined(found: Mapping[int, Mapping[str, int]], most: int = 20) -> Figure:
+    """How often each class was the failure class of a task, by the step after which it was mined."""
+    steps = sorted(found)
+    totals: dict[str, int] = {}
+    for counts in found.values():
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0) + count
+    names = sorted(totals, key=lambda name: (-totals[name], name))[:most]
+    columns = np.array_split(np.array(steps), min(len(steps), 40))
+    grid = [[sum(found[step].get(name, 0) for step in column.tolist()) for column in columns] for name in names]
+    figure = new_figure(6.2, 0.9 + 0.2 * len(names))
+    axis = figure.subplots()
+    image = axis.imshow(np.array(grid), cmap="viridis", aspect="auto", interpolation="nearest", vmin=0)
+    axis.set_yticks(np.arange(len(names)), [shorten(name, 24) for name in names], fontsize=7, parse_math=False)
+    shown = np.unique(np.linspace(0, len(columns) - 1, 8).astype(int))
+    axis.set_xticks(shown, [str(columns[i][-1]) for i in shown])
+    axis.set_xlabel("step")
+    figure.colorbar(image, ax=axis, label="times the failure class")
+    return figure
 
-    One axis for all of them: laying out an axis for each takes seconds.
-    """
-    width, height = left + columns + 0.1, rows * ROW + 0.3
-    figure = Figure(figsize=(0.78 * width, 0.78 * height))
-    FigureCanvasAgg(figure)
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_axis_off()
-    axis.set(xlim=(-left, columns + 0.1), ylim=(rows * ROW, -0.3), aspect="equal", autoscale_on=False)
-    return axis
+
+def scatter(a: np.ndarray, b: np.ndarray, names: tuple[str, str], step: float) -> Figure:
+    """The accuracies of two runs on the same tasks, [T] each; points are moved a little so that equal ones are seen."""
+    figure = new_figure(4.6, 4.4)
+    axis = figure.subplots()
+    rng = np.random.default_rng(0)
+    moved = [100 * (values + rng.uniform(-0.3, 0.3, len(values)) * step) for values in (a, b)]
+    ahead = b > a
+    common: dict[str, Any] = {"s": 12, "alpha": 0.5, "linewidths": 0}
+    axis.scatter(
+        moved[0][ahead], moved[1][ahead], color=RIGHT, marker="o", label="above: the second is better", **common
+    )
+    axis.scatter(moved[0][~ahead], moved[1][~ahead], color=NEUTRAL, marker="s", label="others", **common)
+    ends = [min(part.min() for part in moved) - 2, max(part.max() for part in moved) + 2]
+    axis.plot(ends, ends, color=WRONG, linewidth=1, linestyle="--")
+    axis.set_xlabel(f"{shorten(names[0], 30)}: accuracy of a task, %", parse_math=False)
+    axis.set_ylabel(f"{shorten(names[1], 30)}: accuracy of a task, %", parse_math=False)
+    axis.set(xlim=ends, ylim=ends, aspect="equal")
+    axis.legend(frameon=False, fontsize=7)
+    return figure
 
 
-def show(axis: Axes, image: np.ndarray, column: int, row: int) -> None:
-    """Draws an image, uint8 [H, W, C] with C 1 or 3, at its place in a `tile_axis`."""
-    pixels = image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
-    extent = (column + _GAP, column + 1 - _GAP, row * ROW + 1 - _GAP, row * ROW + _GAP)
-    axis.imshow(pixels, interpolation="nearest" if image.shape[0] < 64 else "antialiased", extent=extent)
-    axis.set(xlim=axis.get_xlim(), ylim=axis.get_ylim())
-
-
-def mark(axis: Axes, column: int, row: int, is_right: bool, answer: str) -> None:
-    """Frames a shown image as a right or a wrong answer."""
-    style: dict[str, Any] = {"edgecolor": RIGHT, "linewidth": 1.0}
-    if not is_right:
-        style = {"edgecolor": WRONG, "linewidth": 2.5, "linestyle": (0, (3, 1))}
-        place = (column + 0.5, row * ROW + 1)
-        said = f"✗ {shorten(answer, 11)}"
-        axis.text(*place, said, ha="center", va="top", fontsize=6, color=WRONG, parse_math=False)
-    side = 1 - 2 * _GAP
-    axis.add_patch(Rectangle((column + _GAP, row * ROW + _GAP), side, side, fill=False, **style))
+def both_themes(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
+    """A figure as PNG for light pages and for dark ones; `draw` is called for each."""
+    light = png(draw())
+    with matplotlib.rc_context(_DARK):
+        return light, png(draw())
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from mtl_jax import config, evaluate, workdir
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import hosts
-from mtl_jax.metrics import describe_tasks, in_percent
+from mtl_jax.metrics import in_percent
 from mtl_jax.train.run import train
 from mtl_jax.workdir.writers import Writer
 
@@ -86,9 +86,7 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]
     """
     whole = spread([result["accuracy"] for result in results.values()])
     first = next(iter(results.values()))
-    tasks = describe_tasks(first["num_tasks"], first["distinct_tasks"])
-    lines = [f"| seed | {first['dataset']} {first['fingerprint'][:12]}, {first['split']}, "
-             f"{first['way']}-way {first['shot']}-shot, {tasks} |", "| --- | --- |"]  # fmt: skip
+    lines = [f"| seed | {evaluate.shared_protocol_line(first)} |", "| --- | --- |"]
     lines += [f"| {seed} | {in_percent(r['accuracy'], r['ci95'])} % |" for seed, r in results.items()]
     if whole.std is not None:
         lines.append(

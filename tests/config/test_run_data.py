@@ -222,5 +222,5 @@ def test_a_report_on_other_data_names_it(run, tmp_path, capsys):
     assert report_main.main([*words, f"--output={output}"]) == 0
     text, glyphs = (output / "index.html").read_text(), data.load("glyphs").fingerprint
     fingerprint = data.load("folder", str(root), channels=1).fingerprint  # of the images as the run sees them
-    assert f"test split of folder {fingerprint[:12]}, trained on glyphs {glyphs[:12]}" in text
+    assert f"test 5-way 1-shot, 2 tasks of folder {fingerprint[:12]}, trained on glyphs {glyphs[:12]} (" in text
     assert fingerprint in text and glyphs in text and f"--data=folder:{root}" in text

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was given, and right and wrong answers differ without colour."""
+"""Figures: what is drawn is what was measured."""
 
 import json
 
@@ -39,33 +39,12 @@ def test_a_run_without_metrics_is_an_error_of_one_line(metrics):
         plots.learning_curves(metrics)
 
 
-def _episode(predictions):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (10, 8, 8, 1), np.uint8)
-    return plots.episode(images[:4], images[4:], [0, 0, 0, 1, 1, 1], predictions, ["cat", "dog"])
-
-
-def test_wrong_answers_are_named_and_framed_in_another_style():
-    figure = _episode([0, 0, 1, 1, 1, 1])
-    frames = [patch for axis in figure.axes for patch in axis.patches]
-    styles = [(patch.get_linewidth(), patch.get_linestyle()) for patch in frames]
-    assert len(styles) == 6 and len(set(styles)) == 2 and styles.count(styles[2]) == 1
-    answers = [text.get_text() for axis in figure.axes for text in axis.texts if "✗" in text.get_text()]
-    assert answers == ["✗ dog"]
-    assert any("5 of 6 right" in text.get_text() for text in figure.axes[0].texts)
-
-
-def test_sizes_that_do_not_belong_together_are_refused():
-    with pytest.raises(ValueError, match="do not make an episode"):
-        _episode([0, 0, 1])
-
-
 def test_saved_pictures_are_png_and_the_same_bytes_twice(metrics, tmp_path):
     for name in ("a.png", "b.png"):
         plots.save(plots.learning_curves(metrics), tmp_path / "new" / name)
     first, second = ((tmp_path / "new" / name).read_bytes() for name in ("a.png", "b.png"))
     assert first.startswith(b"\x89PNG") and first == second
-    assert plots.png(_episode([0] * 6)).startswith(b"\x89PNG")
+    assert plots.png(plots.learning_curves(metrics)).startswith(b"\x89PNG")
 
 
 def test_a_path_that_cannot_be_written_is_an_error_of_one_line(metrics, tmp_path):

@@ -150,7 +150,7 @@ def test_every_picture_has_words_for_those_who_do_not_see_it():
 def test_a_run_without_metrics_and_timing_still_has_a_report(tiny_run, tmp_path):  # noqa: F811
     run = tmp_path / "bare"
     shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("*.jsonl", "log.txt", "report", "evaluation"))
-    report.report.report(str(run), tmp_path / "page", {"num_tasks": 4, "way": 3, "query": 2})
+    report.report(str(run), tmp_path / "page", {"num_tasks": 4, "way": 3, "query": 2})
     words = " ".join(Page((tmp_path / "page" / "index.html").read_text()).words)
     assert "metrics.jsonl: cannot be read" in words and "zero head" in words and "Mined classes" not in words
 
@@ -182,7 +182,7 @@ def test_other_protocols_are_refused(tiny_run, tmp_path):  # noqa: F811
 
     def refused(path, message):
         with pytest.raises(ConfigError, match=message):
-            report.report.compare([str(tiny_run), path], tmp_path / "page", {})
+            report.compare([str(tiny_run), path], tmp_path / "page", {})
         assert not (tmp_path / "page").exists()
 
     refused(variant("shot", "evaluate", "shot", 3), "cannot be compared: shot is 1 and 3; give --shot")
@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):  # noqa: F811
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
     (tmp_path / "file").write_text("")
     with pytest.raises(MtlError, match="cannot be made"):
-        report.report.report(str(tiny_run), tmp_path / "file" / "page", {"num_tasks": 2})
+        report.report(str(tiny_run), tmp_path / "file" / "page", {"num_tasks": 2})
 
 
 def test_the_config_stands_there_by_dotted_names(tiny_run):  # noqa: F811

@@ -31,7 +31,8 @@ def test_each_seed_is_a_run_of_its_own_tested_on_the_same_tasks(monkeypatch, tmp
 
 
 def test_the_table_has_the_sample_deviation():
-    shared = dict.fromkeys(seeds.SHARED, 1) | {"dataset": "glyphs", "fingerprint": "0123456789abcdef"}
+    names = {"dataset": "glyphs", "fingerprint": "0123456789abcdef", "episodes": "fedcba9876543210"}
+    shared = dict.fromkeys(seeds.SHARED, 1) | names
     results = {
         s: {**shared, "accuracy": a, "ci95": 0.01, "checkpoint_step": s} for s, a in ((3, 0.5), (4, 0.6), (5, 0.61))
     }
@@ -44,12 +45,13 @@ def test_the_table_has_the_sample_deviation():
     assert (
         "| 4 | 60.00 ± 1.00 % |" in text and "| mean of 3 | 57.00 %, standard deviation 6.08, 50.00 to 61.00 |" in text
     )
-    assert "glyphs 0123456789ab, 1, 1-way 1-shot, 1 task |" in text
+    protocol = "1 1-way 1-shot, 1 task of glyphs 0123456789ab (1 queries a class, batch norm: 1, episodes fedcba987654)"
+    assert f"| seed | {protocol} |" in text
     assert (record["dataset"], record["fingerprint"]) == ("glyphs", "0123456789abcdef")
 
 
 def test_one_seed_has_no_deviation_and_one_task_no_interval():
-    shared = dict.fromkeys(seeds.SHARED, 1) | {"fingerprint": "0123456789abcdef"}
+    shared = dict.fromkeys(seeds.SHARED, 1) | {"fingerprint": "0123456789abcdef", "episodes": "fedcba9876543210"}
     text, record = seeds.table({3: {**shared, "accuracy": 0.5, "ci95": None, "checkpoint_step": 2}})
     assert "| 3 | 50.00 % |" in text
     assert "±" not in text and "deviation" not in text
@@ -78,6 +80,7 @@ def test_what_cannot_be_is_refused(tiny_run, tmp_path):  # noqa: F811
 def test_of_several_processes_the_first_writes_and_prints(monkeypatch, tmp_path, capsys, is_first):
     shared = dict.fromkeys(seeds.SHARED, 1) | {
         "fingerprint": "0123456789abcdef",
+        "episodes": "fedcba9876543210",
         "accuracy": 0.5,
         "ci95": 0.01,
         "checkpoint_step": 2,
