@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax.backend import on_cpu
 from mtl_jax.errors import ConfigError
+from mtl_jax.parallel import on_cpu
 from mtl_jax.types import Array
 
 LEAK = 0.1
