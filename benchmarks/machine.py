@@ -68,7 +68,7 @@ def jax_matmul(row: str, folder: Path, quick: bool) -> Work:
     """A square product of matrices, by JAX."""
     import jax
 
-    from mtl_jax.backend import on_cpu
+    from mtl_jax.parallel import on_cpu
 
     n = _side(quick, on_cpu())
     a = jax.random.normal(jax.random.key(0), (n, n), accelerator.dtype())

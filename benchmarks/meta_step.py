@@ -11,7 +11,7 @@ from mtl_jax.configs import miniimagenet
 
 from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, queued
-from mtl_jax import backend, meta, pretrain
+from mtl_jax import meta, parallel, pretrain
 from mtl_jax.config import build
 from mtl_jax.train import cost
 from mtl_jax.types import Episode
@@ -68,7 +68,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     episodes = jax.device_put(episodes)
     first = meta.init_state(learned, stats, optimizer)
     state = [jax.tree.map(lambda a: jnp.array(a, copy=True), first)]  # a step consumes its state
-    on_cpu = backend.on_cpu()
+    on_cpu = parallel.on_cpu()
 
     def run() -> Measured:
         return queued(

@@ -10,7 +10,7 @@ from mtl_jax.configs import miniimagenet
 
 from benchmarks import accelerator
 from benchmarks.worker import Measured, Work, queued
-from mtl_jax import backend, pretrain
+from mtl_jax import parallel, pretrain
 from mtl_jax.config import build
 from mtl_jax.episodes import numbered_keys
 from mtl_jax.train import cost
@@ -64,7 +64,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         return queued(
             lambda: state.append(compiled(state.pop(), *placed)[0]),
             lambda: jax.block_until_ready(state),
-            on_cpu=backend.on_cpu(),
+            on_cpu=parallel.on_cpu(),
         )
 
     flops = cost.estimate(step, first, *placed).flops

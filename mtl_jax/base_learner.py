@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.backend import on_cpu, vary_like
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import check_labels, cross_entropy
+from mtl_jax.parallel import on_cpu, vary_like
 from mtl_jax.types import Array, Params
 
 HEAD_INITS = ("he", "xavier", "zero")

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import base_learner, episodes, feature_transform, shares, support_views
+from mtl_jax import base_learner, episodes, feature_transform, parallel, support_views
 from mtl_jax.backbone_adaptation import adapted_outcome
 from mtl_jax.errors import ConfigError
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, check_inner, loss_weights
 from mtl_jax.metrics import accuracy
-from mtl_jax.shares import Devices
+from mtl_jax.parallel import Devices
 from mtl_jax.support_views import PLAIN, View
 from mtl_jax.types import Array, ClassTable, Episode, Params
 
@@ -69,14 +69,14 @@ def embed_all(
     `evaluate_tasks`.
     """
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats
-    weights = shares.replicate(weights, devices)
+    weights = parallel.replicate(weights, devices)
 
     def run(start, count):
         part = np.asarray(images[start : start + count])
         part = np.concatenate([part, np.zeros((count - len(part), *part.shape[1:]), part.dtype)])
-        return _embed(model.embed, *weights, shares.spread(support_views.see(view, part, start), devices))
+        return _embed(model.embed, *weights, parallel.spread(support_views.see(view, part, start), devices))
 
-    return jnp.asarray(shares.in_chunks(run, len(images), batch, devices))
+    return jnp.asarray(parallel.in_chunks(run, len(images), batch, devices))
 
 
 def banks(model: Model, images: np.ndarray, protocol: Protocol, **options: Any) -> tuple[Array, Array | None]:
@@ -233,13 +233,13 @@ def adapt_on_bank(
       As `evaluate_tasks`.
     """
     draw, static, lr = _drawer(table, protocol, tasks, len(bank)), _without_numbers(protocol), _rates(protocol)
-    shared = shares.replicate((head, bank, further), devices)
+    shared = parallel.replicate((head, bank, further), devices)
 
     def run(start, count):
-        drawn = shares.spread(draw(start, count), devices)
+        drawn = parallel.spread(draw(start, count), devices)
         return _adapt_chunk(*shared, *drawn, lr, static, every_step, outcome)
 
-    return shares.in_chunks(run, protocol.num_tasks, chunk, devices)
+    return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
 def _without_numbers(protocol: Protocol) -> Protocol:
@@ -291,15 +291,15 @@ def adapt_per_task(
     """
     static, lr, draw = _without_numbers(protocol), _rates(protocol), _drawer(table, protocol, tasks, len(images))
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
-    weights = shares.replicate(weights, devices)
+    weights = parallel.replicate(weights, devices)
 
     def run(start, count):
         support, query = draw(start, count)
         task = episodes.gather(np.asarray(images), np.asarray(support), np.asarray(query))
-        task = shares.spread(task, devices)
+        task = parallel.spread(task, devices)
         return _embed_and_adapt(model.embed, *weights, task, lr, static, every_step, outcome)
 
-    return shares.in_chunks(run, protocol.num_tasks, chunk, devices)
+    return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
 @functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step", "outcome"))
@@ -333,7 +333,7 @@ def adapt_backbone(
             embed=model.embed, inner=inner, weights=weights, outcome=outcome, every_step=every_step,
         )[None]  # fmt: skip
 
-    return shares.in_chunks(run, protocol.num_tasks, 1, shares.one_of_each(devices))
+    return parallel.in_chunks(run, protocol.num_tasks, 1, parallel.one_of_each(devices))
 
 
 def _with_flips(task: Episode, flips: bool) -> Episode:

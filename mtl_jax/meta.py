@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import base_learner, feature_transform, scale_shift
-from mtl_jax.backend import vary_like
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import class_accuracy, cross_entropy
+from mtl_jax.parallel import vary_like
 from mtl_jax.types import Array, Episode, Params
 
 ADAPT = ("head", "last_block", "all")

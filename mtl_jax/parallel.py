@@ -1,7 +1,7 @@
-"""The same step function on one device (`jit`) or on many (`pmap`), which may belong to several processes.
+"""Devices: what kind they are, one step on one or many of them, and independent work shared out among them.
 
-In a run of several processes (`hosts`) each of them calls the same functions in the same order, with the devices of all
-processes; what it passes in and gets back lies on its own devices.
+Devices may belong to several processes. Each process then calls the same functions in the same order, with the devices
+of all processes; what it passes in and gets back lies on its own devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,18 +14,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
 
+Devices = Sequence[jax.Device] | None  # None: JAX's default device, in this process alone
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
+def on_cpu() -> bool:
+    """Whether JAX's default devices are CPUs."""
+    return jax.default_backend() == "cpu"
+
+
 def own(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of the devices that belong to this process."""
+    """The devices that belong to this process."""
     return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def own_numbers(devices: Sequence[jax.Device]) -> list[int]:
-    """The positions, among the devices, of those that belong to this process."""
-    here = own(devices)
-    return [number for number, device in enumerate(devices) if device in here]
+    """The positions in `devices` of those that belong to this process."""
+    mine = own(devices)
+    return [number for number, device in enumerate(devices) if device in mine]
 
 
 def processes(devices: Sequence[jax.Device]) -> list[int]:
@@ -33,32 +39,28 @@ def processes(devices: Sequence[jax.Device]) -> list[int]:
     return sorted({device.process_index for device in devices})
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Places every array of a tree on all devices, once: `pmap` with `in_axes=None` would copy it at each call.
+def one_of_each(devices: Devices) -> Devices:
+    """The first device of every process, for work that cannot be spread over several."""
+    if devices is None:
+        return None
+    return [next(d for d in devices if d.process_index == process) for process in processes(devices)]
 
-    Of several processes each places its own tree on its own devices, so the trees must be equal.
+
+def replicate(tree: Any, devices: Devices) -> Any:
+    """Copies every array of a tree to all of this process's devices; None: leaves it where it is.
+
+    `pmap` with `in_axes=None` would copy it at each call. With several processes their trees must be equal.
     """
-    return jax.device_put(tree, _on_own(devices, PartitionSpec()))
+    return tree if devices is None else jax.device_put(tree, _on_own(devices, PartitionSpec()))
 
 
-def spread(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Places every array of a tree in equal parts, by its leading axis, on those of the devices that are own."""
-    return jax.device_put(tree, _on_own(devices, PartitionSpec(AXIS)))
+def spread(tree: Any, devices: Devices) -> Any:
+    """Splits every array of a tree by its leading axis over this process's devices; None: leaves it where it is."""
+    return tree if devices is None else jax.device_put(tree, _on_own(devices, PartitionSpec(AXIS)))
 
 
 def _on_own(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
     return NamedSharding(Mesh(np.array(own(devices)), (AXIS,)), spec)
-
-
-def from_all_processes(array: Any, devices: Sequence[jax.Device]) -> np.ndarray:
-    """The equally shaped arrays [...] of the processes that the devices belong to, as [processes, ...] in each."""
-    array = np.asarray(array)
-    if len(processes(devices)) == 1:
-        return array[None]
-    # As bytes, since what JAX moves it would first make 32 bits wide.
-    raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-    found = multihost_utils.process_allgather(raw)
-    return found.view(array.dtype).reshape(len(found), *array.shape)
 
 
 def local(tree: Any) -> Any:
@@ -66,28 +68,87 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree)
 
 
+def from_all_processes(array: Any, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Gathers one array [...] from each process, all of one shape; every process gets [processes, ...]."""
+    array = np.asarray(array)
+    if len(processes(devices)) == 1:
+        return array[None]
+    # As bytes, because JAX would make wider numbers 32 bits wide.
+    raw = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+    gathered = multihost_utils.process_allgather(raw)
+    return gathered.view(array.dtype).reshape(len(gathered), *array.shape)
+
+
+def in_chunks(run: Callable[[int, int], Any], total: int, chunk: int, devices: Devices = None) -> np.ndarray:
+    """The results of items 0 .. total - 1, computed chunk by chunk; all chunks have one size, so one shape is compiled.
+
+    Args:
+      run: (start, count) -> the results of `count` items, [count, ...]; those beyond the last item are thrown away.
+      total: how many items there are.
+      chunk: how many items to run at once, at most (rounded up to a multiple of this process's devices).
+      devices: where `run` spreads a chunk. With several processes each runs its share of the chunks and all of them get
+        all results, so all must call this.
+
+    Returns:
+      [total, ...].
+    """
+    rank, count, parts = 0, 1, 1
+    if devices is not None:
+        members, parts = processes(devices), len(own(devices))
+        rank, count = members.index(jax.process_index()), len(members)
+    chunk = parts * -(-min(chunk, -(-total // count)) // parts)
+    rounds = -(-total // (chunk * count))
+    results = np.stack([np.asarray(run((turn * count + rank) * chunk, chunk)) for turn in range(rounds)])
+    if count > 1:  # [processes, rounds, chunk, ...] -> [rounds * processes, chunk, ...]
+        results = from_all_processes(results, devices).swapaxes(0, 1)
+        results = results.reshape(-1, *results.shape[2:])
+    return results.reshape(-1, *results.shape[2:])[:total]
+
+
+def vary_like(tree: Any, reference: Any) -> Any:
+    """Marks a tree as differing between the devices of a `shard_map` if `reference` does; otherwise returns the tree.
+
+    Do this to parameters before you differentiate a device's own loss: by parameters that are the same on all devices
+    JAX gives the sum of the devices' gradients. `jit`, `vmap`, `pmap` and an unchecked `shard_map` have no such marks.
+    """
+    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(reference)))
+    return jax.tree.map(lambda leaf: _mark(leaf, axes - _varying_axes(leaf)), tree) if axes else tree
+
+
+def _varying_axes(x: Any) -> frozenset:
+    kind = jax.typeof(x)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying  # in older JAX, in newer
+
+
+def _mark(x: Any, axes: frozenset) -> Any:
+    if not axes:
+        return x
+    names = tuple(sorted(axes))
+    return jax.lax.pcast(x, names, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, names)
+
+
 def compile_step(
     step: Callable[..., Any], devices: Sequence[jax.Device], *,
     arguments: int, apart: int = 0, repeat: int = 1, spread: Any = None,
 ) -> Step:  # fmt: skip
-    """Compiles `step(number, axis_name, state, *arguments)`, whose state is donated.
+    """Compiles `step(number, axis_name, state, *arguments)`: `jit` on one device, `pmap` on many. The state is donated.
 
-    `number` is the device's position among `devices` and `axis_name` the mapped axis; on one device they are 0 and None
-    and the step is jitted alone. State and arguments are the same on all devices, but for the last `apart` arguments,
-    and so must be what is returned.
+    `number` is the device's position in `devices`, `axis_name` the mapped axis; on one device they are 0 and None.
+    The state, the results, and all arguments but the last `apart` are the same on all devices.
 
     Args:
-      step: a pure function.
-      devices: those of this process, or of all processes, which must then call alike.
+      step: a pure function, to (new state, metrics).
+      devices: those of this process, or of all processes.
       arguments: how many arguments follow the state.
-      apart: how many of them, the last ones, lie device by device along a leading axis that the step does not see.
-      repeat: steps in one call, by `scan` (on CPUs 1: gradients of convolutions are slow inside it); metrics then have
-        a leading axis of that length.
-      spread: what of the result differs between devices: None, or (None, {metric: axis along which the devices' parts
-        are joined, or None where they are equal}), with all metrics. Of several processes each gets its own devices'.
+      apart: how many of them, the last ones, differ between devices. They have a leading axis of devices, which the
+        step does not see.
+      repeat: steps in one call, by `scan` (1 on CPUs, where gradients of convolutions are slow inside it); metrics then
+        have a leading axis of that length.
+      spread: per metric, the axis along which devices' values are concatenated, or None where they are equal:
+        (None, {metric: axis}), naming all metrics. None: all are equal. A process gets its own devices' values.
 
     Returns:
-      `call(state, *arguments)`.
+      `call(state, *arguments)`, to (new state, metrics).
     """
     axes = {name: along for name, along in (spread[1] if spread else {}).items() if along is not None}
 
@@ -100,8 +161,8 @@ def compile_step(
     if len(devices) == 1:
 
         def alone(state, *args):
-            mine = jax.tree.map(lambda a: a[0], args[same:])
-            return run(0, None, state, *args[:same], *mine)
+            own_parts = jax.tree.map(lambda a: a[0], args[same:])
+            return run(0, None, state, *args[:same], *own_parts)
 
         return jax.jit(alone, donate_argnums=0)
 

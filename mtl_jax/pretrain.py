@@ -9,9 +9,9 @@ import optax
 from flax import linen as nn
 
 from mtl_jax.augment import all_rotations, turned
-from mtl_jax.backend import vary_like
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
+from mtl_jax.parallel import vary_like
 from mtl_jax.types import Array, Params
 
 

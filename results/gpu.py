@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import fc100, miniimagenet
 
-from mtl_jax import ablation, backend, config, workdir
+from mtl_jax import ablation, config, parallel, workdir
 from mtl_jax.config import build, presets
 from mtl_jax.config.presets import Facts
 from mtl_jax.data import Dataset
@@ -139,7 +139,7 @@ class Session:
         settings.seed = self.flags.seed
         settings = measure.changed(settings, self.plan.options)
         scale = self.flags.scale
-        if backend.on_cpu():  # which computes convolutions in a loop many times more slowly than outside
+        if parallel.on_cpu():  # which computes convolutions in a loop many times more slowly than outside
             settings.runtime.steps_per_dispatch = 1
         if scale < 1:
             settings.backbone.width = scale

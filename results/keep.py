@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mtl_jax import ablation, backend, config, metrics, workdir
+from mtl_jax import ablation, config, metrics, parallel, workdir
 from mtl_jax.config import build, run_data
 from mtl_jax.errors import ConfigError
 from results import measure
@@ -119,6 +119,6 @@ def minutes(path: Path, phase: str) -> float:
 
 def device() -> str:
     """What a figure's times were taken on."""
-    if not backend.on_cpu():
+    if not parallel.on_cpu():
         return jax.devices()[0].device_kind
     return f"CPU, {os.cpu_count()} cores ({platform.machine()}), shared with other work"

@@ -1,7 +1,7 @@
 """Audit of derivatives in float64: `python -m tests.audit` prints the largest relative error of each.
 
-Every rule that is written by hand is compared with plain operations, and every meta-gradient in the form for CPUs with
-the one for accelerators. A rule of the package that RULES has not is an error of its own.
+Every rule that is written by hand is compared with plain operations, and every meta-gradient in the forms for CPUs and
+for accelerators with the one by `layers.PLAIN`. A rule of the package that RULES lacks is an error as well.
 """
 
 import ast
@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 import mtl_jax
-from mtl_jax import backbones, create_backbone, init_scale_shift, layers, meta
+from mtl_jax import backbones, create_backbone, init_scale_shift, layers, layers_fast, meta
 from mtl_jax.types import Array, Episode
 
 LIMIT = 1e-9
@@ -35,6 +35,13 @@ def device_form(on_cpu: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in filter(lambda module: hasattr(module, "on_cpu"), modules):
             stack.enter_context(mock.patch.object(module, "on_cpu", lambda: on_cpu))
+        yield
+
+
+@contextlib.contextmanager
+def plain_form() -> Iterator[None]:
+    """Layers take their plain form, on any device."""
+    with mock.patch.object(layers, "operations", lambda: layers.PLAIN):
         yield
 
 
@@ -65,39 +72,27 @@ class Case(NamedTuple):
 
 
 MAPS, CHANNELS = (2, 4, 6, 3), (3,)
-PLAIN_ACTIVATIONS = {
-    "relu": lambda x: jnp.where(x > 0, x, 0),
-    "leaky_relu": lambda x: jnp.where(x > 0, x, 0.1 * x),
-    "none": lambda x: x,
-}
+ODD_MAPS = (2, 5, 7, 3)
 
 
 def _plain_affine(activation: str, x: Array, mean: Array, factor: Array, offset: Array) -> Array:
-    return PLAIN_ACTIVATIONS[activation]((x - jax.lax.stop_gradient(mean)) * factor + offset)
+    return layers.ACTIVATIONS[activation]((x - jax.lax.stop_gradient(mean)) * factor + offset)
 
 
-def _plain_moments(x: Array) -> tuple[Array, Array]:
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, ((x - mean) ** 2).mean(axes)
+def _by_part(moments: Callable[..., Any], x: Array) -> Any:
+    """Moments of each image, as if each were on a device of its own."""
+    return jax.vmap(lambda x: moments(x[None], "devices"), axis_name="devices")(x)
 
 
-def _moments_of_parts(x: Array) -> Any:
-    """By images apart, as if each were on a device of its own."""
-    return jax.vmap(lambda x: layers._moments(x[None], "devices"), axis_name="devices")(x)
+def _plain_by_part(x: Array) -> Any:
+    return jax.tree.map(lambda v: jnp.broadcast_to(v, (len(x), *v.shape)), layers.plain_moments(x, None))
 
 
-def _plain_moments_of_parts(x: Array) -> Any:
-    return jax.tree.map(lambda value: jnp.broadcast_to(value, (len(x), *value.shape)), _plain_moments(x))
-
-
-def _plain_max_pool(x: Array, same: bool = False) -> Array:
-    _, h, w, _ = x.shape
-    if same:
-        x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), constant_values=-1e3)
-    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+def _moments_cases(moments: Callable[..., Any]) -> list[Case]:
+    return [
+        Case(lambda x: moments(x, None), lambda x: layers.plain_moments(x, None), (MAPS,)),
+        Case(functools.partial(_by_part, moments), _plain_by_part, (MAPS,), "over an axis"),
+    ]
 
 
 def _batch_norm(activation: str, pool: bool, x: Array, scale: Array, bias: Array) -> Array:
@@ -107,42 +102,51 @@ def _batch_norm(activation: str, pool: bool, x: Array, scale: Array, bias: Array
 
 
 def _plain_batch_norm(activation: str, pool: bool, x: Array, scale: Array, bias: Array) -> Array:
-    mean, var = _plain_moments(x)
-    y = PLAIN_ACTIVATIONS[activation]((x - mean) / jnp.sqrt(var + 1e-5) * scale + bias)
-    return _plain_max_pool(y) if pool else y
+    mean, var = layers.plain_moments(x, None)
+    y = layers.ACTIVATIONS[activation]((x - mean) / jnp.sqrt(var + 1e-5) * scale + bias)
+    return layers.plain_max_pool(y, False) if pool else y
+
+
+def _operation(name: str, options: tuple[Any, ...], *arrays: Array) -> Array:
+    return getattr(layers.operations(), name)(*arrays, *options)
+
+
+def _operation_case(name: str, shapes: tuple[tuple[int, ...], ...], *options: Any, said: str) -> Case:
+    ours, plain = functools.partial(_operation, name, options), getattr(layers.PLAIN, name)
+    return Case(ours, lambda *arrays: plain(*arrays, *options), shapes, said)
 
 
 def _affine_cases() -> Iterator[Case]:
-    for name in layers.ACTIVATIONS:
-        ours = functools.partial(layers._activated_affine_twice, activation=name, dtype=jnp.float64)
-        yield Case(ours, functools.partial(_plain_affine, name), (MAPS, CHANNELS, CHANNELS, CHANNELS), name)
+    shapes = MAPS, CHANNELS, CHANNELS, CHANNELS
+    for name, activation in layers.ACTIVATIONS.items():
+        ours = functools.partial(layers_fast.affine_twice, activation=activation, dtype=jnp.float64)
+        yield Case(ours, functools.partial(_plain_affine, name), shapes, name)
     for name, pool in (("relu", True), ("leaky_relu", False)):
         ours, plain = (functools.partial(form, name, pool) for form in (_batch_norm, _plain_batch_norm))
         yield Case(ours, plain, (MAPS, CHANNELS, CHANNELS), f"in batch norm, {name}{', pooled' if pool else ''}")
+    for name, pool, constant in itertools.product(layers.ACTIVATIONS, (False, True), (False, True)):
+        said = f"normalize, {name}{', pooled' if pool else ''}{', constant statistics' if constant else ''}"
+        yield _operation_case("normalize", shapes, layers.ACTIVATIONS[name], pool, constant, said=said)
 
 
 RULES: dict[str, list[Case]] = {
-    "layers._activated_affine_twice": list(_affine_cases()),
-    "layers.as_map": [
-        Case(lambda values: layers.as_map(values, MAPS), lambda values: jnp.broadcast_to(values, MAPS), (CHANNELS,))
+    "layers_fast.affine_twice": list(_affine_cases()),
+    "layers_fast.as_map": [
+        Case(lambda v: layers_fast.as_map(v, MAPS), lambda v: jnp.broadcast_to(v, MAPS), (CHANNELS,)),
+        _operation_case("add_bias", (MAPS, CHANNELS), False, said="add_bias"),
     ],
-    "layers._moments": [
-        Case(lambda x: layers._moments(x, None), _plain_moments, (MAPS,)),
-        Case(_moments_of_parts, _plain_moments_of_parts, (MAPS,), "over an axis"),
+    "layers_fast.moments_in_two_passes": _moments_cases(layers_fast.moments_in_two_passes),
+    "layers_fast.moments_in_one_pass": _moments_cases(layers_fast.moments_in_one_pass),
+    "layers_fast.activate_once": [
+        _operation_case("activate", (MAPS,), activation, said=name) for name, activation in layers.ACTIVATIONS.items()
     ],
-    "layers._activate_once": [
-        Case(functools.partial(layers._activate_once, activation=name), PLAIN_ACTIVATIONS[name], (MAPS,), name)
-        for name in layers.ACTIVATIONS
-    ],
-    "layers._largest": [
-        Case(layers.max_pool, _plain_max_pool, (MAPS,)),
-        Case(
-            functools.partial(layers.max_pool, same=True),
-            functools.partial(_plain_max_pool, same=True),
-            ((2, 5, 7, 3),),
-            "of odd sizes",
-        ),
-    ],
+    **{
+        f"layers_fast.{rule}": [
+            _operation_case("max_pool", (MAPS,), False, said=""),
+            _operation_case("max_pool", (ODD_MAPS,), True, said="of odd sizes"),
+        ]
+        for rule in ("largest", "largest_compared")
+    },
 }
 
 
@@ -228,18 +232,24 @@ def _task(network: str) -> tuple[nn.Module, meta.Params, meta.Frozen, Episode]:
 
 
 def meta_errors(network: str) -> Iterator[tuple[str, float]]:
-    """(network, what adapts, batch norm's mode, order; error of loss, averages and meta-gradient between the forms)."""
+    """(network, what adapts, batch norm's mode, order, form; error of loss, averages and meta-gradient)."""
     module, learned, frozen, episode = _task(network)
     for adapt, mode, first_order in itertools.product(meta.ADAPT, backbones.BATCH_STATISTICS, (True, False)):
         inner = meta.Inner(2, 0.1, first_order, adapt=adapt)
-        results = []
-        for on_cpu in FORMS.values():
+        order = "first" if first_order else "second"
+
+        def outcome(inner=inner, mode=mode):
+            loss = functools.partial(meta.episode_loss, embed=meta.Embed(module, mode), inner=inner)
+            (value, result), gradient = jax.value_and_grad(loss, has_aux=True)(learned, frozen, episode)
+            return value, result.batch_stats, gradient
+
+        with plain_form():
+            wanted = outcome()
+        for form, on_cpu in FORMS.items():
             with device_form(on_cpu):
-                loss = functools.partial(meta.episode_loss, embed=meta.Embed(module, mode), inner=inner)
-                (value, result), gradient = jax.value_and_grad(loss, has_aux=True)(learned, frozen, episode)
-            results.append((value, result.batch_stats, gradient))
-        error = np.max([relative_error(f, w) for f, w in zip(*results, strict=True)])
-        yield f"meta-gradient of {network}, adapt {adapt}, {mode}, {'first' if first_order else 'second'} order", error
+                found = outcome()
+            error = np.max([relative_error(f, w) for f, w in zip(found, wanted, strict=True)])
+            yield f"meta-gradient of {network}, adapt {adapt}, {mode}, {order} order ({form})", error
     jax.clear_caches()  # thousands of small programs, since nothing is under `jit`
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mtl_jax import layers
+from mtl_jax import layers, layers_fast
 
 SHAPES = [(1, 5, 6, 3), (37, 3, 2, 4), (64, 4, 4, 2)]  # one image, a prime number of them, two blocks
 
@@ -33,7 +33,7 @@ def test_moments_and_their_gradients_of_first_and_second_order(float64, on_cpu, 
     def twice(moments, x):  # the gradient's own dependence on the maps
         return (jax.grad(functools.partial(score, moments))(x) ** 2 * maps(shape, 2)).sum()
 
-    ours = functools.partial(layers._moments, axis_name=None)
+    ours = functools.partial(layers.operations().moments, axis_name=None)
     for found, wanted in zip(ours(x), plain_moments(x), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
     for order in (score, twice):
@@ -45,28 +45,28 @@ def test_moments_and_their_gradients_of_first_and_second_order(float64, on_cpu, 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_as_maps_have_the_gradient_of_a_broadcast(float64, on_cpu, shape):
+def test_values_as_maps_have_the_gradient_of_a_broadcast(float64, shape):
     values, x = maps(shape[-1:]), maps((2, *shape), 1)
 
     def score(spread, values):
         return jax.vmap(lambda x: (jnp.sin(spread(values, x.shape)) * x).sum())(x).sum()
 
     for orders in (jax.grad, lambda f: jax.grad(lambda v: (jax.grad(f)(v) ** 2).sum())):
-        found, wanted = (orders(functools.partial(score, s))(values) for s in (layers.as_map, jnp.broadcast_to))
+        found, wanted = (orders(functools.partial(score, s))(values) for s in (layers_fast.as_map, jnp.broadcast_to))
         np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
 def test_moments_far_from_0_are_exact_to_2e_6(on_cpu):
     """In float32, a mean of 1,000 deviations: squares of the distance from 0 would leave no digit of the variance."""
     x = np.random.default_rng(0).normal(1000, 1, size=(64, 8, 8, 3)).astype(np.float32)
-    mean, var = jax.jit(functools.partial(layers._moments, axis_name=None))(x)
+    mean, var = jax.jit(functools.partial(layers.operations().moments, axis_name=None))(x)
     np.testing.assert_allclose(mean, x.mean((0, 1, 2), dtype=float), rtol=2e-6)
     np.testing.assert_allclose(var, x.var((0, 1, 2), dtype=float), rtol=2e-6)
 
 
 def test_moments_over_a_mapped_axis_are_those_of_the_whole(on_cpu, float64):
     x = maps((6, 5, 4, 3))
-    mapped = jax.vmap(functools.partial(layers._moments, axis_name="devices"), axis_name="devices")
+    mapped = jax.vmap(functools.partial(layers.operations().moments, axis_name="devices"), axis_name="devices")
     for found, wanted in zip(mapped(x.reshape(3, 2, 5, 4, 3)), plain_moments(x), strict=True):
         np.testing.assert_allclose(found, jnp.broadcast_to(wanted, found.shape), rtol=1e-12)
 
@@ -74,20 +74,21 @@ def test_moments_over_a_mapped_axis_are_those_of_the_whole(on_cpu, float64):
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
 def test_slopes_are_the_activations_derivatives(name):
     x, tangent = jnp.array([-2, -1e-6, -0.0, 0, 1e-6, 3]), jnp.array([1, 2, 3, 4, 5, 6.0])
-    y, wanted = jax.jvp(layers.ACTIVATIONS[name], (x,), (tangent,))
-    for found in (layers.SLOPES[name](x, tangent), layers.SLOPES[name](y, tangent)):
-        np.testing.assert_array_equal(found, wanted)
+    activation = layers.ACTIVATIONS[name]
+    y, wanted = jax.jvp(activation, (x,), (tangent,))
+    for of in (x, y, y.astype(jnp.bfloat16)):
+        np.testing.assert_array_equal(layers_fast.slope(activation, of, tangent), wanted)
 
 
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
 def test_batch_norms_form_for_accelerators_is_the_plain_one(name, dtype, float64):
     """Values, and gradients of first and second order, of several tasks with values by channel of their own."""
-    x, weights = maps((2, 3, 4, 5, 6)) - 3, maps((2, 3, 4, 5, 6), 1)
+    x, weights, activation = maps((2, 3, 4, 5, 6)) - 3, maps((2, 3, 4, 5, 6), 1), layers.ACTIVATIONS[name]
     mean, factor, offset = maps((3, 2, 6), 2) - 3
 
     def score(form, x, factor, offset):
-        y = jax.vmap(lambda *each: form(*each, name, dtype))(x, mean, factor, offset)
+        y = jax.vmap(lambda *each: form(*each, activation, dtype))(x, mean, factor, offset)
         return (y.astype(float) ** 2 * weights).sum()
 
     def twice(form, *given):
@@ -99,7 +100,7 @@ def test_batch_norms_form_for_accelerators_is_the_plain_one(name, dtype, float64
     for order in orders:
         found, wanted = (
             jax.value_and_grad(functools.partial(order, form), (0, 1, 2))(x, factor, offset)
-            for form in (layers._activated_affine_twice, layers._activated_affine)
+            for form in (layers_fast.affine_twice, layers_fast._affine)
         )
         for f, w in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(f, w, rtol=limit, atol=limit * float(jnp.abs(w).max()))
@@ -113,7 +114,7 @@ def test_activation_by_its_result_is_the_plain_one(name, float64):
         return (function(x) ** 3).sum()
 
     for orders in (jax.grad, lambda f: jax.grad(lambda x: (jax.grad(f)(x) ** 2).sum())):
-        forms = (lambda x: layers._activate_once(x, name)), plain
+        forms = (lambda x: layers_fast.activate_once(x, plain)), plain
         found, wanted = (orders(functools.partial(score, form))(x) for form in forms)
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
@@ -148,9 +149,9 @@ def test_long_sums_in_float32_are_exact_to_2e_6(of):
     """451,584 pixels a channel, far from 0: as many as a batch of 64 images of 84 pixels has."""
     x = np.random.default_rng(0).normal(10, 1, size=(64, 84, 84, 3)).astype(np.float32)
     if of == "sum":
-        found = jax.jit(layers.channel_sum)(x)
+        found = jax.jit(layers_fast.channel_sum)(x)
     else:
-        found = jax.jit(jax.grad(lambda v: (layers.as_map(v, x.shape) * x).sum()))(jnp.zeros(3))
+        found = jax.jit(jax.grad(lambda v: (layers_fast.as_map(v, x.shape) * x).sum()))(jnp.zeros(3))
     np.testing.assert_allclose(found, x.sum((0, 1, 2), dtype=np.float64), rtol=2e-6)
 
 

@@ -9,10 +9,10 @@ from flax import linen as nn
 
 from mtl_jax import augment, data, optimizers, scale_shift
 from mtl_jax.backbones import create_backbone
-from mtl_jax.backend import on_cpu
 from mtl_jax.base_learner import init_head
 from mtl_jax.evaluation import Protocol
 from mtl_jax.meta import Embed, Inner
+from mtl_jax.parallel import on_cpu
 from mtl_jax.types import Array, Params
 
 Config = Mapping[str, Any]  # a ConfigDict or one of its groups

@@ -86,8 +86,8 @@ def _flops(jaxpr: core.Jaxpr) -> float:
 def _product_flops(equation: Any) -> float:
     """Two operations for each multiplication.
 
-    A product of a matrix and a vector counts nothing: `layers.channel_sum` adds up maps by one, and it takes as long as
-    its matrix takes to be read.
+    A product of a matrix and a vector counts nothing: `layers_fast.channel_sum` adds up maps by one, in the time that
+    reading the matrix takes.
     """
     (contracted, _), (batch, _) = equation.params["dimension_numbers"]
     left, right = (operand.aval for operand in equation.invars)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import backend, config, workdir
+from mtl_jax import config, parallel, workdir
 from mtl_jax.config import build, rules, run_data
 from mtl_jax.data import Dataset, pictures
 from mtl_jax.errors import ConfigError
@@ -39,7 +39,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
         settings, dataset = prepare(settings, len(devices), place)
         _check_processes(settings, dataset)
-        if backend.on_cpu() and (warning := xla_flags.cpu_warning()):
+        if parallel.on_cpu() and (warning := xla_flags.cpu_warning()):
             _logger.warning("%s", warning)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         run_data.record(own, dataset, settings.pretrain.init)

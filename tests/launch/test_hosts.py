@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 from mtl_jax.configs import default
 
-from mtl_jax import launch, shares
+from mtl_jax import launch, parallel
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import hosts
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER, StopRequest
@@ -135,7 +135,7 @@ def test_chunks_have_one_shape_and_give_every_item_once(total, chunk):
         counts.append(count)
         return np.arange(start, start + count)[:, None] * [1, 10]
 
-    found = shares.in_chunks(run, total, chunk)
+    found = parallel.in_chunks(run, total, chunk)
     assert found.tolist() == [[i, 10 * i] for i in range(total)]
     assert len(set(counts)) == 1
 
