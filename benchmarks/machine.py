@@ -18,10 +18,10 @@ SIDE, ACCELERATORS_SIDE = 3072, 8192
 
 def facts() -> dict[str, Any]:
     """What a reader needs to know of the machine and of the versions."""
-    from mtl_jax.launch import xla_flags
+    from mtl_jax.launch.environment import configure_xla
 
     environment = dict(os.environ)
-    xla_flags.configure(environment)
+    configure_xla(environment)
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import layers_fast
-from mtl_jax.launch import host_memory, xla_flags
+from mtl_jax.launch import environment
 from mtl_jax.types import Array
 
 MAPS = ((64, 32, 64), (64, 42, 128), (80, 20, 320))  # images, pixels of a side, channels
@@ -90,6 +90,6 @@ def main(maps: tuple[tuple[int, int, int], ...] = MAPS) -> int:
 
 
 if __name__ == "__main__":
-    xla_flags.configure()
-    host_memory.keep()
+    environment.configure_xla()
+    environment.keep_freed_memory()
     sys.exit(main())

@@ -165,10 +165,10 @@ def main(argv: list[str]) -> None:
     side, row, folder, quick = argv
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints go to the log
-    from mtl_jax.launch import host_memory, xla_flags
+    from mtl_jax.launch import environment
 
-    xla_flags.configure()
-    host_memory.keep()  # the rival's memory, too
+    environment.configure_xla()
+    environment.keep_freed_memory()  # the rival's memory, too
     work = prepare(side, row, Path(folder), quick == "1")
 
     def answer(value: Any) -> None:

@@ -16,7 +16,7 @@ from ml_collections.config_flags import tuple_parser
 from mtl_jax import configs
 from mtl_jax.config.schema import check, check_value, kinds, unknown_key
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch import xla_flags
+from mtl_jax.launch import environment
 from mtl_jax.launch.program import nearest
 
 _EXPECTED = "expected a ConfigDict: see configs/default.py"
@@ -70,7 +70,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
     if file:
         _check_config(file, values.config)
         if values.config.runtime.deterministic:
-            xla_flags.make_deterministic()
+            environment.make_deterministic()
 
 
 def _config_file(argv: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from mtl_jax import config, frozen_episodes, workdir
 from mtl_jax.config import command_line, run_data
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate.run import describe, evaluate, with_episodes
-from mtl_jax.launch import hosts, program, xla_flags
+from mtl_jax.launch import environment, hosts, program
 
 SHORT_FLAGS = ("split", "num_tasks", "way", "shot")
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int | None:
         settings = with_episodes(settings, episodes, given)
     config.validate(settings)
     if settings.runtime.deterministic:
-        xla_flags.make_deterministic()
+        environment.make_deterministic()
     given = {"episodes": episodes, "weights": values.weights or "", "other_data": values.data is not None}
     result = evaluate(settings, values.workdir, **given)
     if hosts.is_first():

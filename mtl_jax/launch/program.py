@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from mtl_jax.errors import ConfigError, MtlError, NotFiniteError
-from mtl_jax.launch import compilation_cache, host_memory, hosts, xla_flags
+from mtl_jax.launch import environment, hosts
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER, Stopped
 
 EXIT_USER_ERROR = 2
@@ -57,9 +57,9 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     One of several processes does not come back from an error: see `hosts.abandon`.
     """
     argv = sys.argv if argv is None else argv
-    xla_flags.configure()
-    host_memory.keep()
-    compilation_cache.configure()
+    environment.configure_xla()
+    environment.keep_freed_memory()
+    environment.configure_compilation_cache()
     try:
         status = _status(main, argv)
     except Exception:

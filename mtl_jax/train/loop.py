@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mtl_jax.errors import CheckpointError, NotFiniteError
-from mtl_jax.launch import hosts, memory
+from mtl_jax.launch import environment, hosts
 from mtl_jax.launch.signals import Stopped, StopRequest
 from mtl_jax.metrics import in_percent
 from mtl_jax.workdir import Workdir
@@ -174,7 +174,7 @@ def _record(log: Log, skipped: Skipped, step: int, metrics: Mapping[str, jax.Arr
 
 
 def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) -> None:
-    facts = {"seconds": round(time.monotonic() - started, 3), **memory.peaks()}
+    facts = {"seconds": round(time.monotonic() - started, 3), **environment.memory_peaks()}
     named = {f"{phase.name}/{name}": value for name, value in facts.items()}
     timing.write(step, {**named, "time": round(time.time(), 3)})
 

@@ -15,7 +15,7 @@ from mtl_jax.config import build, rules, run_data
 from mtl_jax.data import Dataset, pictures
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
-from mtl_jax.launch import hosts, signals, xla_flags
+from mtl_jax.launch import environment, hosts, signals
 from mtl_jax.train import loop, phases, plan, training_data
 from mtl_jax.workdir import checkpoint, console, writers
 
@@ -39,7 +39,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
         own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
         settings, dataset = prepare(settings, len(devices), place)
         _check_processes(settings, dataset)
-        if parallel.on_cpu() and (warning := xla_flags.cpu_warning()):
+        if parallel.on_cpu() and (warning := environment.cpu_warning()):
             _logger.warning("%s", warning)
         workdir.write_json_atomic(own.config, config.to_json(settings))
         run_data.record(own, dataset, settings.pretrain.init)

@@ -11,7 +11,7 @@ from mtl_jax.launch.signals import EXIT_GO_ON_LATER, stop_on_signal
 
 RUN = """
     import sys, time
-    from mtl_jax.signals import EXIT_GO_ON_LATER, stop_on_signal
+    from mtl_jax.launch.signals import EXIT_GO_ON_LATER, stop_on_signal
     with stop_on_signal() as stop:
         print("started", flush=True)
         while not stop or "deaf" in sys.argv:

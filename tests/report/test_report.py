@@ -19,7 +19,7 @@ from mtl_jax.data import Split
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.evaluate import evaluate
 from mtl_jax.evaluation import Protocol, Tasks
-from mtl_jax.launch import memory
+from mtl_jax.launch import environment
 from mtl_jax.meta import Inner
 from mtl_jax.report import __main__ as report_main
 from mtl_jax.report import comparison, html, measure
@@ -229,4 +229,4 @@ def test_the_config_stands_there_by_dotted_names(tiny_run):  # noqa: F811
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says it twice")
 def test_memory_is_what_the_kernel_says():
     kib = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
-    assert memory.peaks()["host_memory_mb"] == pytest.approx(int(kib) * 1024 / 1e6, rel=0.05)
+    assert environment.memory_peaks()["host_memory_mb"] == pytest.approx(int(kib) * 1024 / 1e6, rel=0.05)

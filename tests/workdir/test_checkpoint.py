@@ -313,7 +313,7 @@ def test_what_a_killed_save_leaves_is_removed_and_what_it_replaced_comes_back(tm
 SAVE_FOR_EVER = """
     import sys
     import numpy as np
-    from mtl_jax.checkpoint import Checkpoints
+    from mtl_jax.workdir.checkpoint import Checkpoints
     checkpoints = Checkpoints(sys.argv[1])
     checkpoints.remove_unfinished()
     first = (checkpoints.steps() or [0])[-1]
@@ -343,7 +343,7 @@ def test_a_kill_while_saving_loses_nothing_that_was_saved(tmp_path):
 FILL_THE_DISK = """
     import subprocess, sys
     import numpy as np
-    from mtl_jax.checkpoint import Checkpoints, CheckpointError
+    from mtl_jax.workdir.checkpoint import Checkpoints, CheckpointError
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", sys.argv[1]]).returncode:
         sys.exit(77)
     checkpoints = Checkpoints(sys.argv[1] + "/meta")

@@ -93,7 +93,7 @@ def test_a_file_that_was_changed_since_is_cut_at_a_line_with_a_warning(tmp_path,
 def test_every_line_is_in_the_file_before_a_kill(tmp_path):
     code = """
         import os, signal, sys
-        from mtl_jax.writers import JsonlWriter
+        from mtl_jax.workdir.writers import JsonlWriter
         writer = JsonlWriter(sys.argv[1])
         for step in range(5):
             writer.write(step, {})
