@@ -2,21 +2,23 @@
 
 python -m benchmarks.communication [--tflops=371] [--nvlink=200] [--network=12.5] ...
 
-Bytes and operations are those of the traced step (`mtl_jax.cost`). Nothing is sent or computed; the rates are flags.
+Bytes and operations are those of the traced step (`mtl_jax.train.cost`). Nothing is sent or computed; rates are flags.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import glyphs, miniimagenet
 
+from benchmarks.exchange import Exchange, exchange
 from mtl_jax import parallel
+from mtl_jax.config import build
 from mtl_jax.train import cost, plan
 
 DEVICES = (8, 64, 512)
@@ -47,10 +49,10 @@ class Phase(NamedTuple):
     what: str
     flops: float
     parts: dict[str, int]
-    sent: cost.Exchange
+    sent: Exchange
 
 
-def all_reduce_seconds(sent: cost.Exchange, devices: int, rates: Rates) -> float:
+def all_reduce_seconds(sent: Exchange, devices: int, rates: Rates) -> float:
     """The time of a step's sums over `devices`: within each host, among the hosts (by one network card each), back.
 
     A sum of B bytes over n partners moves 2 (n - 1) / n B of them past the slowest link, in 2 log2(n) messages.
@@ -82,28 +84,30 @@ def settings() -> dict[str, tuple[ConfigDict, tuple[int, int, int]]]:
 
 def meta_phase(name: str, config: ConfigDict, shape: Sequence[int], tasks: int) -> Phase:
     """Meta-training, so many tasks a device."""
-    step, arguments = plan.meta_step(config, _split(shape), tasks)
+    recipe = build.meta_training(config)
+    step, arguments = plan.meta_step(recipe, _split(shape), tasks)
     state = arguments[0]
     phi = {name: tree for name, tree in state.learned.items() if name != "head"}
     moves = config.meta.batch_norm == "train"  # frozen averages stay where they are
     parts = {"Φ": _bytes(phi), "BN": _bytes(state.batch_stats) if moves else 0, "head": _bytes(state.learned["head"])}
     flops = cost.estimate(step, *arguments).flops
-    return Phase(name, f"meta, tasks: {tasks}", flops, parts, _exchange(plan.meta_step, config, shape, tasks))
+    return Phase(name, f"meta, tasks: {tasks}", flops, parts, _exchange(plan.meta_step, recipe, shape, tasks))
 
 
 def pretrain_phase(name: str, config: ConfigDict, shape: Sequence[int], images: int) -> Phase:
     """Pre-training; batch norm's statistics are those of all devices' images."""
-    step, arguments = plan.pretrain_step(config, _split(shape), images)
+    recipe = build.pretraining(config)
+    step, arguments = plan.pretrain_step(recipe, _split(shape), images)
     params = arguments[0].params
     parts = {"Θ": _bytes(params["backbone"]), "classifier": _bytes(params["classifier"])}
-    flops, sent = cost.estimate(step, *arguments).flops, _exchange(plan.pretrain_step, config, shape, images)
+    flops, sent = cost.estimate(step, *arguments).flops, _exchange(plan.pretrain_step, recipe, shape, images)
     parts["BN"] = sent.bytes - sum(parts.values())
     return Phase(name, f"pre-training, images: {images}", flops, parts, sent)
 
 
-def _exchange(make, config: ConfigDict, shape: Sequence[int], amount: int) -> cost.Exchange:
-    step, arguments = make(config, _split(shape), amount, parallel.AXIS)
-    return cost.exchange(step, *arguments, axis=parallel.AXIS, devices=8)
+def _exchange(make: Callable[..., Any], recipe: Any, shape: Sequence[int], amount: int) -> Exchange:
+    step, arguments = make(recipe, _split(shape), amount, parallel.AXIS)
+    return exchange(step, *arguments, axis=parallel.AXIS, devices=8)
 
 
 def _split(shape: Sequence[int]) -> SimpleNamespace:

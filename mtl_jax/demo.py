@@ -57,7 +57,7 @@ def models(settings: ConfigDict, path: Path, train_split: Split) -> dict[str, Mo
     place, embed = workdir.Workdir(path), build.embedding(settings)
     _, trained = network.trained(settings, place, train_split.images.shape[1:])
     zero = {name: jnp.zeros_like(value) for name, value in trained.learned["head"].items()}
-    key = build.stream(settings, build.BACKBONE)
+    key = build.keys(settings).backbone
     random = random_backbone(key, embed, build.image_shape(settings.data, train_split.images), train_split)
     pretrained = Frozen(*network.pretrained(settings, place))
     rows = (

@@ -18,7 +18,7 @@ def accuracies(model: Model, split: Split, tasks: Tasks, head: str) -> np.ndarra
     """The accuracy of one of `HEADS` on every task.
 
     Args:
-      model: a network whose batch norm has running averages, such as a `Kept`'s or that of `phases.trained`.
+      model: a network whose batch norm has running averages, such as a `Kept`'s or that of `network.trained`.
       split: the images.
       tasks: frozen ones, or `evaluation.sample_all(split.table(), protocol)`; way and shot are theirs.
       head: 'logistic', RFS' (arXiv 2003.11539): scikit-learn's logistic regression with C = 1; 'centroid': the class

@@ -13,8 +13,8 @@ from devices_run import small_backbone
 from mtl_jax.configs import default
 
 from mtl_jax import ClassTable, hard_tasks, init_head, init_scale_shift, meta, parallel, pretrain
-from mtl_jax.config.build import meta_optimizer
-from mtl_jax.train.meta_dispatch import dispatcher
+from mtl_jax.config import build
+from mtl_jax.train.meta_training import dispatcher
 
 CLASSES = 8
 IMAGES = np.random.default_rng(0).normal(size=(5 * CLASSES, 28, 28, 1))
@@ -42,15 +42,16 @@ def run(devices, repeat=1, host=False, chunk=0):
     module = small_backbone()
     variables = floats(pretrain.init_backbone(jax.random.key(0), module, IMAGES.shape[1:]))
     learned = {"head": floats(init_head(jax.random.key(1), 4, 2)), "ss": init_scale_shift(variables["params"])}
-    options = {"embed": meta.Embed(module), "inner": meta.Inner(2, 0.1), "optimizer": meta_optimizer(config.meta)}
-    state = meta.init_state(learned, variables["batch_stats"], options["optimizer"])
+    recipe = build.meta_training(config)._replace(embed=meta.Embed(module), inner=meta.Inner(2, 0.1))
+    recipe = recipe._replace(keys=recipe.keys._replace(tasks=jax.random.key(2), hard_tasks=jax.random.key(3)))
+    state = meta.init_state(learned, variables["batch_stats"], recipe.optimizer)
     state = state._replace(pool=hard_tasks.empty_pool(CLASSES))
     state, theta = parallel.replicate((state, variables["params"]), devices)
-    dispatch = dispatcher(config, SPLIT, devices, theta, keys=(jax.random.key(2), jax.random.key(3)), **options)
+    dispatch = dispatcher(recipe, SPLIT, devices, theta)
     lines, losses, pools = [], [], []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("mtl_jax.train.meta_dispatch")
+    logger = logging.getLogger("mtl_jax.train.meta_training")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     for step in range(0, 4, repeat):

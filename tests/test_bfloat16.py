@@ -6,9 +6,10 @@ import pytest
 from mtl_jax.configs import default
 from test_plan import dataset
 
+from mtl_jax.config import build
 from mtl_jax.train import cost, plan
 
-STEPS = {"meta": (plan.meta_step, 2), "pretrain": (plan.pretrain_step, 8)}
+STEPS = {"meta": (build.meta_training, plan.meta_step, 2), "pretrain": (build.pretraining, plan.pretrain_step, 8)}
 
 
 def equations(jaxpr):
@@ -31,8 +32,8 @@ def traced(request):
     config.backbone.width = 0.1
     config.meta.batch_norm, config.meta.way, config.meta.query, config.inner.steps = mode, 2, 2, 3
     config.runtime.dtype = "bfloat16"
-    make, amount = STEPS[phase]
-    step, arguments = make(config, dataset().splits["train"], amount)
+    recipe, make, amount = STEPS[phase]
+    step, arguments = make(recipe(config), dataset().splits["train"], amount)
     jaxpr, out = jax.make_jaxpr(step, return_shape=True)(*arguments)
     return jaxpr.jaxpr, arguments, out
 

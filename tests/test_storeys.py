@@ -13,6 +13,7 @@ STOREYS = {
     "core": 1, "launch": 2, "workdir": 2, "data": 3, "config": 4, "reference_weights": 5, "frozen_episodes": 5,
     "evaluate": 6, "train": 7, "report": 7, "export": 7, "classify": 8, "ablation": 8, "demo": 8,
 }  # fmt: skip
+CONFIG_READERS = ("__init__", "__main__", "run", "plan", "replay", "seeds")  # of train/
 EXPERIMENTS = ("ablation", "demo")
 FACE_LINES = 15
 FILES = {"": 24, "data/sources": 14}  # at most, besides __init__ and __main__; 11 in any other folder
@@ -92,3 +93,15 @@ def test_a_library_has_one_door(library):
         if any(full.split(".")[0] == library for full in imported(path)):
             inside = name(path)
             assert path.name == "__main__.py" or inside.startswith(DOORS[library]), inside
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(PACKAGE.glob("train/*.py")) if path.stem not in CONFIG_READERS], ids=name
+)
+def test_a_config_ends_at_its_door(path):
+    """Training takes a `Recipe`: only the files named above hold a config, so no other can read its keys."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        kinds = {ast.Name: "id", ast.Attribute: "attr", ast.arg: "arg"}
+        held = getattr(node, kinds.get(type(node), ""), None)
+        assert held not in ("config", "settings"), ast.unparse(node)
+    assert not any("ConfigDict" in full for full in imported(path))

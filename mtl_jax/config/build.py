@@ -1,15 +1,15 @@
-"""From a config's groups to the core's objects: data set, backbone, embedding, inner loop, optimisers, protocol."""
+"""The door of a config: from its keys to a `Recipe`, and to the core's objects one by one for other programs."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax import augment, data, optimizers, scale_shift
+from mtl_jax import data, optimizers
 from mtl_jax.backbones import create_backbone
-from mtl_jax.base_learner import init_head
+from mtl_jax.config import recipe as recipes
+from mtl_jax.config.recipe import Recipe
 from mtl_jax.evaluation import Protocol
 from mtl_jax.meta import Embed, Inner
 from mtl_jax.parallel import on_cpu
@@ -17,13 +17,86 @@ from mtl_jax.types import Array, Params
 
 Config = Mapping[str, Any]  # a ConfigDict or one of its groups
 
-# Streams of random numbers that grow from a config's seed.
-BACKBONE, HEAD, ORDER, AUGMENT, TASKS, HARD_TASKS = range(6)
+
+def recipe(config: Config) -> Recipe:
+    """All that a checked, whole config asks of training: no key is read after this."""
+    return Recipe(
+        tasks(config),
+        None if config["pretrain"]["init"] else pretraining(config),
+        None if config["meta"]["learn"] == "none" else meta_training(config),
+    )
 
 
-def stream(config: Config, number: int) -> Array:
-    """The key of one of the random streams of a run."""
-    return jax.random.fold_in(jax.random.key(config["seed"]), number)
+def pretraining(config: Config, dtype: str = "") -> recipes.PretrainRecipe:
+    """The first phase of a whole config, computed in `dtype`, by default `runtime.dtype`."""
+    group, dtype = config["pretrain"], dtype or config["runtime"]["dtype"]
+    statistics = "batch" if group["batch_norm"] == "batch" else "running"
+    options = {name: group[name] for name in recipes.PretrainOptions._fields if name != "batch_statistics"}
+    return recipes.PretrainRecipe(
+        embed=Embed(backbone(config["backbone"], dtype), statistics, prepare(config["data"])),
+        optimizer=optimizer(group, group["lr"]),
+        keys=keys(config),
+        intervals=intervals(config, group),
+        head=head(config),
+        batches=recipes.Batches(group["batch_size"], group["drop_last"], group["shuffle"]),
+        augment=augmentation(config["data"], group["augment"]),
+        mixup=group["mixup"],
+        hidden=group["hidden"],
+        classifier_init=group["classifier_init"],
+        options=recipes.PretrainOptions(group["batch_norm"], **options),
+        teacher=teacher(group, dtype) if group["teacher"] else None,
+        validation=validation(config, group) if group["val_tasks"] else None,
+        limits=limits(config),
+    )
+
+
+def meta_training(config: Config) -> recipes.MetaRecipe:
+    """The second phase of a whole config."""
+    group, hard = config["meta"], config["hard_tasks"]
+    return recipes.MetaRecipe(
+        embed=embedding(config),
+        inner=inner(config["inner"]),
+        optimizer=meta_optimizer(group),
+        keys=keys(config),
+        intervals=intervals(config, group),
+        learned=groups(config),
+        tasks=tasks(config),
+        tasks_per_step=group["tasks_per_step"],
+        chunk=config["runtime"]["chunk"],
+        hard_tasks=recipes.HardTasks(hard["round"], hard["extra"]) if hard["enabled"] else None,
+        validation=validation(config, group) if group["val_tasks"] else None,
+        limits=limits(config),
+    )
+
+
+def keys(config: Config) -> recipes.Keys:
+    """The random streams of a run."""
+    return recipes.Keys.from_seed(config["seed"])
+
+
+def intervals(config: Config, group: Config) -> recipes.Intervals:
+    """How long a phase's `group` trains, and what happens how often."""
+    runtime = config["runtime"]
+    return recipes.Intervals(
+        group["steps"], runtime["steps_per_dispatch"], runtime["log_every"], runtime["checkpoint_every"],
+        group["val_every"], runtime["skip_nonfinite"],
+    )  # fmt: skip
+
+
+def limits(config: Config) -> recipes.Limits:
+    """What memory holds at once."""
+    runtime = config["runtime"]
+    return recipes.Limits(1e9 * config["data"]["device_budget_gb"], runtime["embed_batch"], runtime["task_chunk"])
+
+
+def tasks(config: Config) -> recipes.TaskSizes:
+    """The sizes of training's tasks."""
+    return recipes.TaskSizes(*(config["meta"][name] for name in recipes.TaskSizes._fields))
+
+
+def teacher(group: Config, dtype: str) -> recipes.Teacher:
+    """The teacher that the `pretrain` group names."""
+    return recipes.Teacher(group["teacher"], group["select"], group["distill_weight"], group["temperature"], dtype)
 
 
 def dataset(config: Config, progress: Callable[[int, int], None] | None = None, inspect: Any = None) -> data.Dataset:
@@ -33,15 +106,9 @@ def dataset(config: Config, progress: Callable[[int, int], None] | None = None, 
     return data.load(**{key: config[key] for key in keys}, progress=progress, inspect=inspect)
 
 
-def is_on_device(config: Config, split: data.Split) -> bool:
-    """Whether a split lives on the device whole: where it fits `data.device_budget_gb`."""
-    return split.images.nbytes <= 1e9 * config["data"]["device_budget_gb"]
-
-
 def image_shape(config: Config, images: Any) -> tuple[int, ...]:
-    """The shape [H, W, C] that the backbone sees of stored images [M, H, W, C]."""
-    side = config["crop"]
-    return (side, side, images.shape[-1]) if side else tuple(images.shape[1:])
+    """The shape [H, W, C] that the backbone of a config's `data` group sees of stored images [M, H, W, C]."""
+    return recipes.image_shape(prepare(config), images.shape[1:])
 
 
 def backbone(config: Config, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
@@ -63,46 +130,16 @@ def resolve_dtype(dtype: str) -> str:
     return "float32" if on_cpu() else "bfloat16"
 
 
-class Prepare(NamedTuple):
-    """What is done to uint8 images before the backbone, without augmentation: centre crop, normalisation.
-
-    A value, not a function made anew: what is compiled for one is compiled for all that are equal.
-    """
-
-    crop: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Array) -> Array:
-        """uint8 [..., H, W, C] -> float32 [..., crop, crop, C]."""
-        return augment.normalize(augment.center_crop(images, self.crop), mean=self.mean, std=self.std)
-
-
-def prepare(config: Config) -> Prepare:
+def prepare(config: Config) -> recipes.Prepare:
     """How images of a config's `data` group are prepared."""
-    return Prepare(config["crop"], tuple(config["mean"]), tuple(config["std"]))
+    return recipes.Prepare(config["crop"], tuple(config["mean"]), tuple(config["std"]))
 
 
-def augmentation(config: Config, group: Config) -> Callable[[Array, Array], Array]:
-    """Pre-training's view of uint8 images: (keys [B], images) -> normalised floats.
-
-    In the PyTorch reference's order: random resized crop, (shift, jitter,) centre crop, flip.
-    """
-
-    def view(keys: Array, images: Array) -> Array:
-        crop_key, shift_key, flip_key = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-        if group["resized_crop"]:
-            scale = tuple(group["resized_crop_scale"])
-            images = augment.random_resized_crop(crop_key, images, group["resized_crop"], scale=scale)
-        images = augment.random_shift(shift_key, images, group["shift"], group["pad"])
-        # The keys 0 to 2 are split off above; 3 is that of mixup.
-        images = augment.color_jitter(jax.vmap(jax.random.fold_in, (0, None))(keys, 4), images, group["jitter"])
-        images = augment.center_crop(images, config["crop"])
-        if group["flip"]:
-            images = augment.random_flip(flip_key, images)
-        return augment.normalize(images, mean=tuple(config["mean"]), std=tuple(config["std"]))
-
-    return view
+def augmentation(config: Config, group: Config) -> recipes.Augmentation:
+    """Pre-training's random view of images: of the `data` group and the group `pretrain.augment`."""
+    names = ("shift", "pad", "jitter", "flip", "resized_crop")
+    options = {name: group[name] for name in names}
+    return recipes.Augmentation(prepare(config), **options, resized_crop_scale=tuple(group["resized_crop_scale"]))
 
 
 def embedding(config: Config) -> Embed:
@@ -132,31 +169,20 @@ def meta_optimizer(group: Config) -> Any:
     return optimizers.by_group({"head": optimizer(group, group["head_lr"])}, optimizer(group, group["lr"]))
 
 
+def head(config: Config) -> recipes.Head:
+    """The head of a whole config before training."""
+    return recipes.Head(config["meta"]["way"], config["inner"]["head_init"])
+
+
+def groups(config: Config) -> recipes.Learned:
+    """What meta-training of a whole config learns."""
+    names = ("learn", "blocks", "scale", "shift", "norm_affine")
+    return recipes.Learned(head(config), **{name: config["meta"][name] for name in names})
+
+
 def learned(key: Array, config: Config, params: Params, features: int) -> Params:
     """The groups that meta-training learns, at their start: 'head', and 'ss' or 'params' as the `meta` group says."""
-    group = config["meta"]
-    groups: Params = {"head": init_head(key, features, group["way"], init=config["inner"]["head_init"])}
-    blocks = None if group["blocks"] == "all" else [scale_shift.last_block(params)]
-    if group["learn"] == "ss":
-        groups["ss"] = scale_shift.init(params, scale=group["scale"], shift=group["shift"], blocks=blocks)
-    if group["learn"] == "weights":
-        groups["params"] = {name: params[name] for name in blocks or params}
-    elif group["norm_affine"]:
-        groups["params"] = norm_affine({name: params[name] for name in blocks or params})
-    return groups
-
-
-def norm_affine(params: Params) -> Params:
-    """The part of a backbone's parameters that is batch norm's scales and offsets."""
-    part = {}
-    for name, inner_tree in params.items():
-        if not isinstance(inner_tree, Mapping) or "kernel" in inner_tree:
-            continue
-        is_norm = not any(isinstance(leaf, Mapping) for leaf in inner_tree.values())
-        found = inner_tree if is_norm else norm_affine(inner_tree)
-        if found:
-            part[name] = found
-    return part
+    return groups(config).start(key, params, features)
 
 
 def validation(config: Config, group: Config) -> Protocol:
@@ -183,4 +209,4 @@ def protocol(config: Config) -> Protocol:
 
 def fresh_head(config: Config, features: int) -> Params:
     """The untrained head: always the same one for a seed."""
-    return init_head(stream(config, HEAD), features, config["meta"]["way"], init=config["inner"]["head_init"])
+    return head(config).start(keys(config).head, features)

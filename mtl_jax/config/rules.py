@@ -166,18 +166,19 @@ def is_weights(path: str) -> bool:
     return path.endswith(WEIGHT_SUFFIXES) or any(Path(path).glob("*.npy"))
 
 
-def check_chunk(config: Mapping[str, Any], chunk: int, tasks: int) -> None:
+def check_chunk(chunk: int, tasks: int, per_dispatch: int) -> None:
     """Whether a device's tasks can be taken `chunk` at a time: what is left over would be left out.
+
+    `per_dispatch` is `runtime.steps_per_dispatch`.
 
     Raises:
       ConfigError: names the key.
     """
     if chunk > tasks or tasks % chunk:
         raise ConfigError(f"config.runtime.chunk is {chunk}, expected a divisor of the {tasks} tasks of a device, or 0")
-    every = config["runtime"]["steps_per_dispatch"]
-    if chunk < tasks and every > 1:
+    if chunk < tasks and per_dispatch > 1:
         raise ConfigError(
-            f"config.runtime.steps_per_dispatch is {every}, but tasks are taken {chunk} of {tasks} at a time "
+            f"config.runtime.steps_per_dispatch is {per_dispatch}, but tasks are taken {chunk} of {tasks} at a time "
             "(runtime.chunk, runtime.memory_gb), which needs steps_per_dispatch 1"
         )
 

@@ -36,27 +36,6 @@ def estimate(function: Callable[..., Any], *arguments: Any) -> Cost:
     return Cost(_flops(jaxpr), _peak(jaxpr))
 
 
-class Exchange(NamedTuple):
-    """What devices tell each other. bytes: what each of them puts in. rounds: all-reduces that wait for one another."""
-
-    bytes: int
-    rounds: int
-
-
-def exchange(function: Callable[..., Any], *arguments: Any, axis: str, devices: int) -> Exchange:
-    """What `function(*arguments)` sums or averages over a mapped axis of that many devices. Nothing is compiled.
-
-    Sums that do not wait for one another count as one round: compilers join them.
-    """
-    jaxpr = jax.make_jaxpr(function, axis_env=[(axis, devices)])(*arguments).jaxpr
-    trace, rounds, sent = _Trace(jaxpr), {}, 0
-    for step in trace.steps:
-        before = max((rounds.get(array, 0) for array in step.reads), default=0)
-        sent += sum(trace.sizes[array] for array in step.reads) * step.is_sum
-        rounds.update(dict.fromkeys(step.makes, before + step.is_sum))
-    return Exchange(sent, max(rounds.values(), default=0))
-
-
 def _inner(equation: Any) -> list[Any]:
     """The jaxprs that an equation calls."""
     found = []
@@ -118,25 +97,26 @@ def _overlaps(image: int, kernel: int, result: int, stride: int, padding: Any, s
     return sum(0 <= spot < image * spread and spot % spread == 0 for spot in spots)
 
 
-class _Step(NamedTuple):
-    """An equation: the arrays that it reads and makes, whether it may be fused, what it needs besides, in bytes.
+class Step(NamedTuple):
+    """An equation of a trace, by the name of its primitive: the arrays it reads and makes, and bytes needed besides."""
 
-    is_sum: over a mapped axis.
-    """
-
+    name: str
     reads: list[int]
     makes: list[int]
-    fused: bool
     scratch: int
-    is_sum: bool
+
+    @property
+    def fused(self) -> bool:
+        """Whether compilers join it with what reads it."""
+        return self.name in _FUSED
 
 
-class _Trace:
+class Trace:
     """The equations of a trace in order, calls opened up; arrays have numbers. A loop is one step."""
 
     def __init__(self, jaxpr: core.Jaxpr) -> None:
         self.sizes: list[int] = []
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         self.inputs = [self._new(var) for var in (*jaxpr.invars, *jaxpr.constvars)]
         self.outputs = self._open(jaxpr, self.inputs)
 
@@ -160,15 +140,14 @@ class _Trace:
             else:
                 scratch = max(map(_peak, inner), default=0)
                 made = [self._new(var) for var in equation.outvars]
-                name = equation.primitive.name
-                self.steps.append(_Step(reads, made, name in _FUSED, scratch, name == "psum"))
+                self.steps.append(Step(equation.primitive.name, reads, made, scratch))
             known.update(zip(equation.outvars, made, strict=True))
         return [number(var) for var in jaxpr.outvars]
 
 
 def _peak(jaxpr: core.Jaxpr) -> int:
     """The most bytes that live at once."""
-    trace = _Trace(jaxpr)
+    trace = Trace(jaxpr)
     roots = _roots(trace)
     last = dict.fromkeys(trace.inputs, 0)
     for time, step in enumerate(trace.steps):
@@ -191,7 +170,7 @@ def _peak(jaxpr: core.Jaxpr) -> int:
     return peak
 
 
-def _roots(trace: _Trace) -> dict[int, tuple[int, ...]]:
+def _roots(trace: Trace) -> dict[int, tuple[int, ...]]:
     """For each array, those in memory that it is made of: itself, unless it is only ever read by what is fused."""
     kept = {array for step in trace.steps if not step.fused for array in step.reads} | set(trace.outputs)
     roots: dict[int, tuple[int, ...]] = {array: (array,) for array in trace.inputs}

@@ -2,16 +2,20 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from mtl_jax import parallel
+from mtl_jax.config.recipe import Limits
+from mtl_jax.data import Split
 from mtl_jax.errors import CheckpointError, NotFiniteError
+from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.launch import environment, hosts
 from mtl_jax.launch.signals import Stopped, StopRequest
-from mtl_jax.metrics import in_percent
+from mtl_jax.metrics import in_percent, mean_interval
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.console import Progress
@@ -22,12 +26,12 @@ _LOGGED = ("loss", "accuracy", "hard_loss", "hard_accuracy")
 
 
 class Phase(NamedTuple):
-    """What the loop needs to know of pre-training or meta-training.
+    """Pre-training or meta-training as the loop runs it.
 
-    name: 'pretrain' or 'meta'. steps: how many in all. state: at step 0, a tree whose field `step` counts.
-    dispatch: (state, first step) -> (state, metrics of `per_dispatch` steps). items: what of a state is saved, by
-    checkpoint item. restore: the state from such items. validate: (state) -> (score, scalars), or None. per_step: units
-    (tasks, images) a step, for the rate. skip: steps that may be left out because they are not finite.
+    name: 'pretrain' or 'meta'. steps: how many in all. state: the one at step 0, a tree whose field `step` counts.
+    dispatch: (state, first step) -> (state, metrics of `per_dispatch` steps). items: (state) -> the items of a
+    checkpoint. restore: (items, step) -> state. validate: (state) -> (score, scalars), or None. unit, per_step: 'tasks'
+    or 'images', and how many of them a step takes. skip: steps that may be left out because they are not finite.
     """
 
     name: str
@@ -44,7 +48,45 @@ class Phase(NamedTuple):
     val_every: int
     checkpoint_every: int
     skip: int = 0
-    close: Callable[[], None] = lambda: None  # ends what works ahead of the steps
+    close: Callable[[], None] = lambda: None  # ends the threads that gather images ahead of the steps
+
+
+class Dispatcher(NamedTuple):
+    """`Phase.dispatch` and `Phase.close`."""
+
+    run: Callable[[Any, int], tuple[Any, dict[str, jax.Array]]]
+    close: Callable[[], None]
+
+
+Watch = Callable[[Any, bool, int], None]
+"""(state, hard, batch) before a call of the device: for hard tasks or not, and which meta-batch of the round."""
+
+
+def watched(run: Callable[..., Any], watch: Watch | None, hard: bool = False) -> Callable[..., Any]:
+    """`run(state, step[, batch])` with a call of `watch`, if there is one, before each of its own."""
+
+    def watch_and_run(state, step, *batch):
+        watch(state, hard, *(batch or (0,)))
+        return run(state, step, *batch)
+
+    return watch_and_run if watch else run
+
+
+def state_items(state: Any, names: Sequence[str]) -> dict[str, Any]:
+    """This process's copy of the fields of a state that a checkpoint carries; those that are None are left out."""
+    return {name: parallel.local(getattr(state, name)) for name in names if getattr(state, name) is not None}
+
+
+def score(
+    model: Model, split: Split, protocol: Protocol, limits: Limits, devices: Sequence[jax.Device]
+) -> tuple[float, dict[str, float]]:
+    """What `Phase.validate` returns: a model's mean accuracy on the tasks of a protocol, and the scalars to log."""
+    accuracies = evaluate_tasks(
+        model, split.images, split.table(), protocol,
+        embed_batch=limits.embed_batch, chunk=limits.task_chunk, devices=devices,
+    )  # fmt: skip
+    mean, ci95 = mean_interval(accuracies)
+    return mean, {"accuracy": mean} | ({} if ci95 is None else {"ci95": ci95})
 
 
 class Skipped:
@@ -141,7 +183,7 @@ def run_phase(
         metrics.truncate(position)
     skipped = Skipped(phase.name, phase.skip, count)
     log = Log(phase.name, phase.log_every, [metrics.write, *writers], window, skipped)
-    saver = _Saver(phase, checkpoints, metadata, metrics, log, best)
+    saver = _Saver(phase, checkpoints, metadata, metrics=metrics, log=log, best=best)
     pending, started = None, time.monotonic()
     with Progress(phase.steps, step, phase.name, unit=phase.unit, per_step=phase.per_step) as bar:
         while step < phase.steps:
@@ -180,9 +222,12 @@ def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) 
 
 
 class _Saver:
-    """Validates and saves; knows the best score so far."""
+    """Validates and saves; remembers the best score so far."""
 
-    def __init__(self, phase, checkpoints, metadata, metrics, log, best):
+    def __init__(
+        self, phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], *,
+        metrics: JsonlWriter, log: Log, best: dict[str, Any] | None,
+    ) -> None:  # fmt: skip
         self._phase, self._checkpoints, self._metadata = phase, checkpoints, metadata
         self._metrics, self._log, self._best = metrics, log, best
         self.position = 0  # of the metrics file at the last checkpoint
@@ -217,18 +262,18 @@ def _resume(
     """Of the newest whole checkpoint: state, step, best so far, the log's window, steps skipped, the metrics' size."""
     if not checkpoints.steps():
         return phase.state, 0, None, {}, 0, start
-    found = checkpoints.restore(phase.items(phase.state))
-    then, now = found.metadata["data"], metadata["data"]
+    saved = checkpoints.restore(phase.items(phase.state))
+    then, now = saved.metadata["data"], metadata["data"]
     if then != now:
         raise CheckpointError(
             f"{checkpoints.directory}: was trained on other images (fingerprint {then[:12]}, now {now[:12]}); "
             "give the same data, or another --workdir"
         )
-    best = found.metadata["best"]
+    best = saved.metadata["best"]
     if best and best["step"] in checkpoints.steps():  # a kill between `save` and `mark_best` leaves it unmarked
         checkpoints.mark_best(best["step"], best["score"])
-    if found.step < phase.steps:
-        _logger.info("%s goes on from step %d", phase.name, found.step)
-    state = phase.restore(found.items, found.step)
-    kept = found.metadata
-    return state, found.step, best, kept["window"], kept.get("skipped", 0), kept["position"]
+    if saved.step < phase.steps:
+        _logger.info("%s goes on from step %d", phase.name, saved.step)
+    state = phase.restore(saved.items, saved.step)
+    kept = saved.metadata
+    return state, saved.step, best, kept["window"], kept.get("skipped", 0), kept["position"]

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import meta
+from mtl_jax import meta, pretrain
 from mtl_jax.config import build, rules
+from mtl_jax.config.recipe import Limits, MetaRecipe, PretrainRecipe, image_shape
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
-from mtl_jax.train import cost, phases, pretrain_dispatch
+from mtl_jax.train import cost, meta_training, pretraining
 from mtl_jax.types import Episode
 
 Config = Mapping[str, Any]
@@ -45,97 +46,95 @@ def make(config: Config, dataset: Dataset, devices: int) -> Plan:
     Raises:
       ConfigError: a step does not fit; with the numbers and what can be lowered.
     """
-    split, planned = dataset.splits["train"], []
-    if not config["pretrain"]["init"]:
-        planned.append(_pretraining(config, split, devices))
-    each = config["meta"]["tasks_per_step"] // devices
-    chunk = each
-    if config["meta"]["learn"] != "none":
-        chunk, phase = _meta_training(config, split, each)
+    recipe, split, planned = build.recipe(config), dataset.splits["train"], []
+    memory_gb = config["runtime"]["memory_gb"]
+    if recipe.pretraining:
+        planned.append(_pretraining(recipe.pretraining, split, devices, memory_gb))
+    chunk = each = config["meta"]["tasks_per_step"] // devices
+    if recipe.meta_training:
+        chunk, phase = _meta_training(recipe.meta_training, split, each, memory_gb)
         planned.append(phase)
     return Plan(chunk, tuple(planned))
 
 
-def pretrain_step(config: Config, split: Split, size: int, axis: str | None = None) -> tuple[Callable, tuple]:
+def pretrain_step(recipe: PretrainRecipe, split: Split, size: int, axis: str | None = None) -> tuple[Callable, tuple]:
     """Pre-training's step on a device's `size` images, and the shapes of its arguments: to be traced, not run."""
-    parts = phases.pretrain_parts(config, split, axis)
-    look = pretrain_dispatch.viewer(config, split, size)
+    parts = pretraining.make_parts(recipe, split, axis)
 
     def step(state, images, labels, key):
-        return parts.take(state, *look(key, state.step, 0, images, labels), axis_name=axis)
+        view = pretraining.viewer(recipe, len(split.class_names), key)
+        return parts.step(state, *view(state.step, 0, images, labels), axis_name=axis)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     return step, (jax.eval_shape(parts.init, key), _images(split, size), _integers(size), key)
 
 
-def _pretraining(config: Config, split: Split, devices: int) -> PhasePlan:
-    group = config["pretrain"]
-    step, arguments = pretrain_step(config, split, group["batch_size"] // devices)
-    found = cost.estimate(step, *arguments)
-    needed = cost.MARGIN * found.bytes + _resident(config, split)
-    if needed > _GB * config["runtime"]["memory_gb"]:
+def _pretraining(recipe: PretrainRecipe, split: Split, devices: int, memory_gb: float) -> PhasePlan:
+    size = recipe.batches.size
+    step, arguments = pretrain_step(recipe, split, size // devices)
+    traced = cost.estimate(step, *arguments)
+    needed = cost.MARGIN * traced.bytes + _resident(recipe.limits, split)
+    if needed > _GB * memory_gb:
         raise ConfigError(
-            f"config.pretrain.batch_size is {group['batch_size']}, whose step needs about {needed / _GB:.2f} GB a "
-            f"device, more than config.runtime.memory_gb, {config['runtime']['memory_gb']:g}; lower "
+            f"config.pretrain.batch_size is {size}, whose step needs about {needed / _GB:.2f} GB a "
+            f"device, more than config.runtime.memory_gb, {memory_gb:g}; lower "
             "pretrain.batch_size, data.image_size or backbone.width, or raise runtime.memory_gb if the device has more"
         )
-    return PhasePlan("pretrain", group["steps"], f"{group['batch_size']} images", found.flops, needed)
+    return PhasePlan("pretrain", recipe.intervals.steps, f"{size} images", traced.flops, needed)
 
 
-def _meta_training(config: Config, split: Split, each: int) -> tuple[int, PhasePlan]:
-    group, runtime = config["meta"], config["runtime"]
-    wanted = runtime["chunk"]
-    if wanted:
-        rules.check_chunk(config, wanted, each)
-    candidates = [wanted] if wanted else [n for n in range(each, 0, -1) if each % n == 0]
+def _meta_training(recipe: MetaRecipe, split: Split, each: int, memory_gb: float) -> tuple[int, PhasePlan]:
+    per_dispatch = recipe.intervals.per_dispatch
+    if recipe.chunk:
+        rules.check_chunk(recipe.chunk, each, per_dispatch)
+    candidates = [recipe.chunk] if recipe.chunk else [n for n in range(each, 0, -1) if each % n == 0]
     for chunk in candidates:
-        found = _meta_cost(config, split, chunk)
-        needed = cost.MARGIN * found.bytes + _resident(config, split)
-        if needed <= _GB * runtime["memory_gb"]:
+        traced = _meta_cost(recipe, split, chunk)
+        needed = cost.MARGIN * traced.bytes + _resident(recipe.limits, split)
+        if needed <= _GB * memory_gb:
             break
     else:
         raise ConfigError(
-            f"config.runtime.memory_gb is {runtime['memory_gb']:g}, but a meta-training step needs about "
+            f"config.runtime.memory_gb is {memory_gb:g}, but a meta-training step needs about "
             f"{needed / _GB:.2f} GB a device with {chunk} of its tasks at a time; lower meta.query, inner.steps, "
             "data.image_size or backbone.width, or raise runtime.memory_gb if the device has more"
         )
-    rules.check_chunk(config, chunk, each)
-    unit = f"{group['tasks_per_step']} tasks"
-    return chunk, PhasePlan("meta", group["steps"], unit, found.flops * each / chunk, needed)
+    rules.check_chunk(chunk, each, per_dispatch)
+    unit = f"{recipe.tasks_per_step} tasks"
+    return chunk, PhasePlan("meta", recipe.intervals.steps, unit, traced.flops * each / chunk, needed)
 
 
-def meta_step(config: Config, split: Split, tasks: int, axis: str | None = None) -> tuple[Callable, tuple]:
+def meta_step(recipe: MetaRecipe, split: Split, tasks: int, axis: str | None = None) -> tuple[Callable, tuple]:
     """Meta-training's step on some tasks of a device, and the shapes of its arguments: to be traced, not run."""
-    group, shape = config["meta"], split.images.shape[1:]
-    embed, optimizer, inner = build.embedding(config), build.meta_optimizer(group), build.inner(config["inner"])
+    embed, stored = recipe.embed, split.images.shape[1:]
 
-    def start(key, image):
-        variables = phases.pretrain.init_backbone(key, embed.module, build.image_shape(config["data"], image))
-        params, stats = variables["params"], variables["batch_stats"]
-        return phases.meta_state(config, embed, optimizer, params, stats, shape), params
+    def start(key):
+        variables = pretrain.init_backbone(key, embed.module, image_shape(embed.prepare, stored))
+        params = variables["params"]
+        return meta_training.start(recipe, params, variables["batch_stats"], stored), params
 
-    rows = {name: group["way"] * group[name] for name in ("shot", "query")}
-    state, params = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)), _images(split, 1))
+    way, shot, query = recipe.tasks
+    state, params = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
     episode = Episode(
-        _images(split, tasks, rows["shot"]), _integers(tasks, rows["shot"]),
-        _images(split, tasks, rows["query"]), _integers(tasks, rows["query"]),
+        _images(split, tasks, way * shot), _integers(tasks, way * shot),
+        _images(split, tasks, way * query), _integers(tasks, way * query),
     )  # fmt: skip
 
     def step(state, params, episode):
         return meta.train_step(
-            state, params, episode, embed=embed, inner=inner, optimizer=optimizer, axis_name=axis
+            state, params, episode, embed=embed, inner=recipe.inner, optimizer=recipe.optimizer, axis_name=axis
         )  # fmt: skip
 
     return step, (state, params, episode)
 
 
-def _meta_cost(config: Config, split: Split, tasks: int) -> cost.Cost:
+def _meta_cost(recipe: MetaRecipe, split: Split, tasks: int) -> cost.Cost:
     """The cost of a step on some tasks of a device."""
     # Where the inner loop moves the backbone tasks are a Python loop: one is traced, and each costs the same.
-    traced = tasks if config["inner"]["adapt"] == "head" else 1
-    step, arguments = meta_step(config, split, traced)
-    found = cost.estimate(step, *arguments)
-    return cost.Cost(found.flops * tasks / traced, found.bytes * tasks // traced)
+    count = tasks if recipe.inner.adapt == "head" else 1
+    step, arguments = meta_step(recipe, split, count)
+    traced = cost.estimate(step, *arguments)
+    return cost.Cost(traced.flops * tasks / count, traced.bytes * tasks // count)
 
 
 def _images(split: Split, *lead: int) -> jax.ShapeDtypeStruct:
@@ -146,9 +145,9 @@ def _integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def _resident(config: Config, split: Split) -> int:
+def _resident(limits: Limits, split: Split) -> int:
     """The bytes of the train split where it lives on the device."""
-    return split.images.nbytes if build.is_on_device(config, split) else 0
+    return split.images.nbytes if limits.on_device(split) else 0
 
 
 def describe(config: Config, dataset: Dataset, plan: Plan, devices: int) -> str:
@@ -158,8 +157,8 @@ def describe(config: Config, dataset: Dataset, plan: Plan, devices: int) -> str:
         shape = "x".join(map(str, split.images.shape[1:]))
         lines.append(f"{split.name}: {len(split.class_names)} classes, {len(split.labels):,} images of {shape}")
     train = dataset.splits["train"]
-    place = "on the device" if build.is_on_device(config, train) else "on the host"
-    lines.append(f"train images: {train.images.nbytes / 1e6:.1f} MB, {place} (data.device_budget_gb)")
+    where = "on the device" if build.limits(config).on_device(train) else "on the host"
+    lines.append(f"train images: {train.images.nbytes / 1e6:.1f} MB, {where} (data.device_budget_gb)")
     for phase in plan.phases:
         seconds = phase.flops / rate
         lines.append(

@@ -3,6 +3,7 @@
 Sampling is stateless, so a checkpoint before the step and the step's number are enough.
 """
 
+import functools
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,19 +14,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import parallel
-from mtl_jax.data import Dataset
+from mtl_jax import episodes, meta, parallel, pretrain
+from mtl_jax.config import build
+from mtl_jax.config.recipe import MetaRecipe, PretrainRecipe
+from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluate import network
-from mtl_jax.train import phases, replay_looks, replay_pictures
+from mtl_jax.train import meta_training, pretraining, replay_pictures
 from mtl_jax.train.loop import Phase
-from mtl_jax.train.replay_looks import Look
 from mtl_jax.train.run import prepare, resolve
+from mtl_jax.train.task_sources import Sizes, positions
+from mtl_jax.types import ClassTable, Params
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 
 PHASES = ("pretrain", "meta")
 _PACKAGE = Path(__file__).parents[1]
+_WORDS = {True: "finite", False: "not finite"}
 
 
 class Part(NamedTuple):
@@ -81,13 +86,12 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
       MtlError: no such run or step, or the run is of another config or other data.
     """
     settings, devices = resolve(settings)
-    place, (name, number) = Workdir(path), step
-    if not place.config.exists():
+    workdir, (name, number) = Workdir(path), step
+    if not workdir.config.exists():
         raise ConfigError(f"{path}: no run there to replay a step of; give the --workdir of one")
     _check_step(settings, name, number)
-    settings, dataset = prepare(settings, len(devices), place)
-    single = settings.copy_and_resolve_references()
-    single.runtime.steps_per_dispatch = 1
+    settings, dataset = prepare(settings, len(devices), workdir)
+    train = dataset.splits["train"]
     before: list[tuple[Any, bool, int]] = []
 
     def watch(state, hard, batch):
@@ -95,36 +99,41 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
         if before or (not hard and int(parallel.local(state.step)) == number - 1):
             before.append((_copy(state), hard, batch))
 
-    alone = _phase(single, name, dataset, devices, place, watch)
-    several = settings.runtime.steps_per_dispatch > 1
-    phase = _phase(settings, name, dataset, devices, place) if several else alone
+    if name == "meta":
+        recipe, (params, batch_stats) = build.meta_training(settings), network.pretrained(settings, workdir)
+        make = functools.partial(meta_training.phase, params=params, batch_stats=batch_stats)
+        inspection = _of_meta_training(recipe, train, params)
+    else:
+        recipe, make = build.pretraining(settings), pretraining.phase
+        inspection = _of_pretraining(recipe, train, len(devices))
+    several = recipe.intervals.per_dispatch > 1
+    single = recipe._replace(intervals=recipe.intervals._replace(per_dispatch=1))
+    alone = make(single, dataset.splits, devices, watch=watch)
+    phase = make(recipe, dataset.splits, devices) if several else alone
     try:
-        start, (at, state), metrics = _run_to(phase, place, dataset, number)
-        for step in range(at, number) if several else ():
+        start, (first, state), metrics = _run_to(phase, workdir, dataset, number)
+        for step in range(first, number) if several else ():
             state, _ = alone.dispatch(parallel.replicate(state, devices), step)
     finally:
         phase.close()
         alone.close()
-    at = (number - 1 - start) % phase.per_dispatch
-    loss, accuracy, finite = (np.atleast_1d(metrics[key])[at].item() for key in ("loss", "accuracy", "finite"))
-    look = (replay_looks.meta_training if name == "meta" else replay_looks.pretraining)(
-        single, place, dataset, len(devices)
-    )
-    folder = place.path / "replay"
-    parts = tuple(_part(look, folder, f"{name}-{number}", *seen) for seen in before)
+    position = (number - 1 - start) % phase.per_dispatch
+    loss, accuracy, finite = (np.atleast_1d(metrics[key])[position].item() for key in ("loss", "accuracy", "finite"))
+    stem = workdir.path / "replay" / f"{name}-{number}"
+    parts = tuple(_part(inspection, train, stem, *before_step) for before_step in before)
     return Replay(name, number, start, loss, accuracy, bool(finite), parts)
 
 
-def describe(found: Replay) -> str:
+def describe(replayed: Replay) -> str:
     """What `train.py --replay` prints."""
-    origin = f"checkpoint {found.start}" if found.start else "the start"
+    origin = f"checkpoint {replayed.start}" if replayed.start else "the start"
     lines = [
-        f"{found.phase} step {found.step}, run again from {origin}: loss {found.loss!r}, "
-        f"accuracy {found.accuracy!r}, {_finite(found.finite)}"
+        f"{replayed.phase} step {replayed.step}, run again from {origin}: loss {replayed.loss!r}, "
+        f"accuracy {replayed.accuracy!r}, {_WORDS[replayed.finite]}"
     ]
-    for part in found.parts:
+    for part in replayed.parts:
         norms = ", ".join(f"{group} {value:.4g}" for group, value in part.norms.items())
-        lines.append(f"{part.name}: loss {part.loss:.6g}, accuracy {100 * part.accuracy:.1f} %, {_finite(part.finite)}")
+        lines.append(f"{part.name}: loss {part.loss:.6g}, accuracy {100 * part.accuracy:.1f} %, {_WORDS[part.finite]}")
         lines.append(f"  gradient norms: {norms}")
         if part.bad:
             lines.append(f"  tasks that are not finite: {', '.join(map(str, part.bad))}")
@@ -132,10 +141,6 @@ def describe(found: Replay) -> str:
             lines.append(f"  jax_debug_nans: {part.cause}")
         lines.append(f"  picture: {part.picture}")
     return "\n".join(lines)
-
-
-def _finite(finite: bool) -> str:
-    return "finite" if finite else "not finite"
 
 
 def _check_step(settings: ConfigDict, name: str, number: int) -> None:
@@ -148,43 +153,31 @@ def _check_step(settings: ConfigDict, name: str, number: int) -> None:
         raise ConfigError(f"--replay={name}:{number}: the phase has {group.steps} steps")
 
 
-def _phase(settings: ConfigDict, name: str, dataset: Dataset, devices: Any, place: Workdir, watch: Any = None) -> Phase:
-    if name == "meta":
-        return phases.meta_training(settings, dataset, devices, *network.pretrained(settings, place), watch)
-    phase = phases.pretraining(settings, dataset, devices)
-
-    def watched(state, at):
-        watch(state, False, 0)
-        return phase.dispatch(state, at)
-
-    return phase._replace(dispatch=watched) if watch else phase
-
-
-def _run_to(phase: Phase, place: Workdir, dataset: Dataset, number: int) -> tuple[int, tuple[int, Any], Any]:
+def _run_to(phase: Phase, workdir: Workdir, dataset: Dataset, number: int) -> tuple[int, tuple[int, Any], Any]:
     """Runs the dispatches from the newest checkpoint before a step to the one that has it in it.
 
     Returns:
       (the checkpoint's step, (first step of that dispatch, a copy of the state before it), its metrics).
     """
-    state, start = _restore(phase, Checkpoints(place.checkpoints(phase.name)), dataset, number)
-    at = start
-    while at + phase.per_dispatch < number:
-        state, _ = phase.dispatch(state, at)
-        at += phase.per_dispatch
+    state, start = _restore(phase, Checkpoints(workdir.checkpoints(phase.name)), dataset, number)
+    first = start
+    while first + phase.per_dispatch < number:
+        state, _ = phase.dispatch(state, first)
+        first += phase.per_dispatch
     before = _copy(state)
-    _, metrics = phase.dispatch(state, at)
-    return start, (at, before), jax.device_get(dict(metrics))
+    _, metrics = phase.dispatch(state, first)
+    return start, (first, before), jax.device_get(dict(metrics))
 
 
 def _restore(phase: Phase, checkpoints: Checkpoints, dataset: Dataset, number: int) -> tuple[Any, int]:
     for step in reversed([step for step in checkpoints.steps() if step < number]):
         try:
-            found = checkpoints.restore(phase.items(phase.state), step)
+            saved = checkpoints.restore(phase.items(phase.state), step)
         except CheckpointError:
             continue  # damaged, or deleted by a run that goes on meanwhile: an older one does as well
-        if found.metadata["data"] != dataset.fingerprint:
+        if saved.metadata["data"] != dataset.fingerprint:
             raise CheckpointError(f"{checkpoints.directory}: was trained on other images; give the same data")
-        return phase.restore(found.items, step), step
+        return phase.restore(saved.items, step), step
     return phase.state, 0
 
 
@@ -193,24 +186,103 @@ def _copy(state: Any) -> Any:
     return jax.tree.map(np.array, parallel.local(state))
 
 
-def _part(look: Look, folder: Path, name: str, state: Any, hard: bool, batch: int) -> Part:
-    inputs = look.inputs(state, hard, batch)
+class Seen(NamedTuple):
+    """Of one task, or of a batch: loss, accuracy, gradient by group of parameters, predictions [B]."""
+
+    loss: Any
+    accuracy: Any
+    grads: Any
+    predictions: Any
+
+
+class Inspection(NamedTuple):
+    """How an optimiser step of a phase is looked at: task by task, or as one batch.
+
+    inputs: (state, hard, batch) -> [(arguments, positions of images)]. gradients: the arguments -> Seen, compiled.
+    """
+
+    inputs: Callable[[Any, bool, int], list[tuple[Any, Any]]]
+    gradients: Callable[..., Seen]
+
+
+def _of_meta_training(recipe: MetaRecipe, train: Split, theta: Params) -> Inspection:
+    """Task by task."""
+    options = {"embed": recipe.embed, "inner": recipe.inner}
+    keys, count = (recipe.keys.tasks, recipe.keys.hard_tasks), recipe.tasks_per_step
+    sizes, table = Sizes(*recipe.tasks, count, count), ClassTable(*train.table())
+    draw = jax.jit(lambda state, hard, batch: positions(sizes, hard, state, keys[hard], table, batch, np.arange(count)),
+                   static_argnums=1)  # fmt: skip
+
+    @jax.jit
+    def gradients(learned, frozen, episode):
+        loss_and_grad = jax.value_and_grad(functools.partial(meta.episode_loss, **options), has_aux=True)
+        (loss, result), grads = loss_and_grad(learned, frozen, episode)
+        logits, _ = meta.episode_logits(learned, frozen, episode, **options)
+        return Seen(loss, result.accuracy, grads, logits.argmax(-1))
+
+    def inputs(state, hard, batch):
+        frozen, sets = meta.Frozen(theta, state.batch_stats), map(np.asarray, draw(state, hard, batch))
+        tasks = list(zip(*sets, strict=True))
+        return [((state.learned, frozen, episodes.gather(train.images, *task)), task) for task in tasks]
+
+    return Inspection(inputs, gradients)
+
+
+def _of_pretraining(recipe: PretrainRecipe, train: Split, devices: int) -> Inspection:
+    """The whole batch, spread over as many virtual devices as the run had."""
+    parts = pretraining.make_parts(recipe, train, parallel.AXIS)  # a virtual axis, on one device
+    options = {name: value for name, value in parts.step.keywords.items() if name not in ("optimizer", "average")}
+    ramp = options.pop("dropblock_ramp")
+    options["axis_name"] = parallel.AXIS
+    module = {name: options[name] for name in ("backbone", "batch_statistics")}
+    epochs = pretraining.cut(recipe, len(train.labels), devices)
+    view = pretraining.viewer(recipe, len(train.class_names), recipe.keys.augment)
+
+    def of_device(state, number, images, labels):
+        params, stats, share = state.params, state.batch_stats, pretrain.ramped(state.step, ramp)
+        views, labels, dropout_key = view(state.step, number, images, labels)
+        loss_and_grad = jax.value_and_grad(pretrain.classification_loss, has_aux=True)
+        (loss, (accuracy, _)), grads = loss_and_grad(
+            params, stats, views, labels, dropout_key, teacher=state.teacher, **options, **share
+        )  # fmt: skip
+        features, _ = pretrain.training_features(params["backbone"], stats, views, dropout_key, **module, **share)
+        logits = options["classifier"].apply({"params": params["classifier"]}, features)
+        return *jax.lax.pmean((loss, accuracy, grads), parallel.AXIS), logits.argmax(-1)
+
+    @jax.jit
+    def gradients(state, images, labels):
+        shares = [array.reshape(devices, -1, *array.shape[1:]) for array in (images, labels)]
+        mapped = jax.vmap(of_device, (None, 0, 0, 0), (None, None, None, 0), axis_name=parallel.AXIS)
+        loss, accuracy, grads, predictions = mapped(state, np.arange(devices), *shares)
+        return Seen(loss, accuracy, grads, predictions.reshape(-1))
+
+    def inputs(state, hard, batch):
+        rows = epochs.rows(int(state.step))
+        return [((state, train.images[rows], train.labels[rows]), rows)]
+
+    return Inspection(inputs, gradients)
+
+
+def _part(inspection: Inspection, train: Split, stem: Path, state: Any, hard: bool, batch: int) -> Part:
+    """Looks at one optimiser step from its `state`; the picture's file has a name that begins with `stem`."""
+    picture = stem.with_name(f"{stem.name}-hard{batch}.png" if hard else f"{stem.name}.png")
+    inputs = inspection.inputs(state, hard, batch)
     cause, seen = "", []
     for arguments, _ in inputs:
-        cause = cause or _first_nan(look.gradients, arguments)
-        seen.append(jax.device_get(look.gradients(*arguments)))
+        cause = cause or _first_nan(inspection.gradients, arguments)
+        seen.append(jax.device_get(inspection.gradients(*arguments)))
     grads = jax.tree.map(lambda *parts: np.mean(parts, 0), *[one.grads for one in seen])
     norms = {group: _norm(tree) for group, tree in grads.items()}
     fine = [bool(np.isfinite([one.loss, _norm(one.grads)]).all()) for one in seen]
     loss, accuracy = (float(np.mean([getattr(one, key) for one in seen])) for key in ("loss", "accuracy"))
-    name = f"{name}-hard{batch}" if hard else name
     bad = tuple(number for number, good in enumerate(fine) if not good) if len(fine) > 1 else ()
+    draw = replay_pictures.task if hasattr(state, "learned") else replay_pictures.batch
     drawn = [
-        look.draw(images, one.predictions, number, one.loss, good)
+        draw(train, images, one.predictions, number, one.loss, good)
         for number, ((_, images), one, good) in enumerate(zip(inputs, seen, fine, strict=True))
     ]
-    picture = replay_pictures.save(folder / f"{name}.png", drawn)
-    return Part(name, loss, accuracy, norms, all(fine), bad, cause, picture)
+    replay_pictures.save(picture, drawn)
+    return Part(picture.stem, loss, accuracy, norms, all(fine), bad, cause, picture)
 
 
 def _norm(tree: Any) -> float:

@@ -1,8 +1,12 @@
-"""A run from its config to its last checkpoint: pre-training, then meta-training, in a workdir that it resumes from."""
+"""A run: config in, last checkpoint out, through pre-training and meta-training, in a workdir that it resumes from.
+
+Read `train` from top to bottom; its parts stand below it in the order of their use.
+"""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mtl_jax import config, parallel, workdir
+from mtl_jax import config, parallel
 from mtl_jax.config import build, rules, run_data
+from mtl_jax.config.recipe import Recipe
 from mtl_jax.data import Dataset, pictures
-from mtl_jax.errors import ConfigError
+from mtl_jax.episodes import check_table
+from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.evaluate import network
 from mtl_jax.launch import environment, hosts, signals
-from mtl_jax.train import loop, phases, plan, training_data
-from mtl_jax.workdir import checkpoint, console, writers
+from mtl_jax.train import loop, meta_training, plan, pretraining, teacher
+from mtl_jax.types import ClassTable
+from mtl_jax.workdir import Workdir, checkpoint, console, lock, write_json_atomic, writers
 
 _logger = logging.getLogger(__name__)
 
@@ -34,33 +41,146 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
     """
     settings, devices = resolve(settings)
-    place = workdir.Workdir(path).create()
+    workdir = Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
-        own, stop = workdir.Workdir(folder), hosts.stop_together(request, devices)
-        settings, dataset = prepare(settings, len(devices), place)
+        own, stop = Workdir(folder), hosts.stop_together(request, devices)
+        settings, dataset = prepare(settings, len(devices), workdir)
         _check_processes(settings, dataset)
         if parallel.on_cpu() and (warning := environment.cpu_warning()):
             _logger.warning("%s", warning)
-        workdir.write_json_atomic(own.config, config.to_json(settings))
+        write_json_atomic(own.config, config.to_json(settings))
         run_data.record(own, dataset, settings.pretrain.init)
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip
-            common = {
-                "metadata": {
-                    "config": config.to_json(settings), "data": dataset.fingerprint,
-                    "image_shape": list(dataset.splits["train"].images.shape[1:]),
-                },
-                "keep": settings.runtime.keep, "stop": stop, "metrics": metrics, "timing": timing,
+            metadata = {
+                "config": config.to_json(settings), "data": dataset.fingerprint,
+                "image_shape": list(dataset.splits["train"].images.shape[1:]),
             }  # fmt: skip
-            _run(settings, dataset, devices, place, common, hooks)
+            run_phase = functools.partial(
+                _run_phase, settings=settings, dataset=dataset, workdir=workdir, hooks=hooks, metadata=metadata,
+                keep=settings.runtime.keep, stop=stop, metrics=metrics, timing=timing,
+            )  # fmt: skip
+            recipe, position = build.recipe(settings), 0
+            if recipe.pretraining:
+                position = run_phase(pretraining.phase(recipe.pretraining, dataset.splits, devices), position)
+                hosts.wait()  # for the last checkpoint, which the first process writes
+            backbone = network.pretrained(settings, workdir)
+            if recipe.meta_training:
+                phase = meta_training.phase(recipe.meta_training, dataset.splits, devices, *backbone)
+                run_phase(phase, position)
+
+
+def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
+    """A checked copy whose `runtime.dtype` is what it stands for here, so that config.json tells; the run's devices."""
+    config.validate(settings)
+    resolved = settings.copy_and_resolve_references()
+    with resolved.unlocked():
+        resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
+    devices = hosts.devices(settings.runtime.devices)
+    rules.check_devices(settings, len(devices), jax.local_device_count())
+    rules.check_init(settings)
+    return resolved, devices
 
 
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[None]:
     """The lock and the log of a folder; on the console, processes but the first only warn."""
     level = logging.INFO if hosts.is_first() else logging.WARNING
-    with workdir.lock(folder), console.log_to(workdir.Workdir(folder).log, level=level):
+    with lock(folder), console.log_to(Workdir(folder).log, level=level):
         yield
+
+
+def prepare(settings: ConfigDict, devices: int, workdir: Workdir) -> tuple[ConfigDict, Dataset]:
+    """The config as a workdir's run has it, planned for so many devices, and its data. `settings` is from `resolve`.
+
+    Raises:
+      MtlError: the workdir has a run of another config, or the data cannot give the tasks asked for.
+    """
+    _check_config(settings, workdir)
+    with hosts.first_goes_first():
+        dataset = load_data(settings)
+    return _planned(settings, dataset, devices, workdir), dataset
+
+
+def _check_config(settings: ConfigDict, workdir: Workdir) -> None:
+    """Whether the run that is to go on has the same config."""
+    if workdir.config.exists():
+        then, now = config.to_json(config.read(workdir.config)), config.to_json(settings)
+        if lines := config.compare(then, now, config.MAY_DIFFER):
+            raise ConfigError(
+                f"{workdir.path} holds a run of another config: {'; '.join(lines)}; give another --workdir"
+            )
+
+
+def load_data(settings: ConfigDict) -> Dataset:
+    """The data set of a config, prepared where it has not been before.
+
+    Raises:
+      DataError: it cannot give the tasks asked for, which is seen before an image is decoded; or see `data.load`.
+      ConfigError: its images have another number of channels than mean and std, or the teacher knows others.
+    """
+    recipe = build.recipe(settings)
+    taught = recipe.pretraining and recipe.pretraining.teacher
+
+    def inspect(contents: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
+        """Of each split and class, the images as they were found."""
+        _check_train(contents)
+        for name, classes in contents.items():
+            counts = np.array([len(images) for images in classes.values()])
+            _check_tasks(recipe, name, ClassTable(None, counts), tuple(classes))
+
+    if taught:
+        teacher.newest_manifest(recipe.pretraining.teacher)  # a wrong path is said before images are prepared
+    dataset = build.dataset(settings.data, inspect=inspect)
+    _check_train(dataset.splits)
+    for name, split in dataset.splits.items():
+        if name != "test":  # which training leaves alone
+            _check_tasks(recipe, name, split.table(), split.class_names)
+    _check_channels(settings, dataset)
+    if taught:
+        teacher.check(recipe.pretraining, dataset)
+    for caveat in dataset.caveats:
+        _logger.warning("data.allow lets through: %s", caveat)
+    return dataset
+
+
+def _check_train(splits: Mapping[str, Any]) -> None:
+    if "train" not in splits:
+        raise DataError(f"the data set has {', '.join(splits)} alone, no train split: it is for evaluate.py")
+
+
+def _check_tasks(recipe: Recipe, name: str, table: ClassTable, class_names: Sequence[str]) -> None:
+    """Whether a split can give the tasks that training, or the validation of a phase, draws from it."""
+    if name == "train":
+        check_table(table, class_names, **recipe.tasks._asdict(), split=name)
+    for phase in (recipe.pretraining, recipe.meta_training) if name == "val" else ():
+        if phase and phase.validation and phase.intervals.val_every:
+            way, shot, query, *_ = phase.validation
+            check_table(table, class_names, way=way, shot=shot, query=query, split=name)
+
+
+def _check_channels(settings: ConfigDict, dataset: Dataset) -> None:
+    channels = dataset.splits["train"].images.shape[-1]
+    for name in ("mean", "std"):
+        if len(settings.data[name]) not in (1, channels):
+            raise ConfigError(
+                f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
+                f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
+            )
+
+
+def _planned(settings: ConfigDict, dataset: Dataset, devices: int, workdir: Workdir) -> ConfigDict:
+    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now.
+
+    A run that goes on with so many devices that the planned chunk does not divide a device's tasks is planned anew.
+    """
+    planned, tasks = settings.copy_and_resolve_references(), settings.meta.tasks_per_step // devices
+    with planned.unlocked():
+        if not settings.runtime.chunk and workdir.config.exists():
+            recorded = config.read(workdir.config).runtime.chunk
+            planned.runtime.chunk = recorded if recorded and tasks % recorded == 0 else 0
+        planned.runtime.chunk = plan.make(planned, dataset, devices).chunk
+    return planned
 
 
 def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
@@ -72,40 +192,32 @@ def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
     hosts.check_same("data set", dataset.fingerprint)
 
 
-def _run(settings: ConfigDict, dataset: Dataset, devices: Any, place: Any, common: Any, hooks: Any) -> None:
-    position = 0
-    if not settings.pretrain.init:
-        phase = phases.pretraining(settings, dataset, devices)
-        position = _run_phase(phase, settings, dataset, place, position, common, hooks)
-        hosts.wait()  # for the last checkpoint, which the first process writes
-    params, batch_stats = network.pretrained(settings, place)
-    if settings.meta.learn != "none":
-        phase = phases.meta_training(settings, dataset, devices, params, batch_stats)
-        _run_phase(phase, settings, dataset, place, position, common, hooks)
-
-
 def _run_phase(
-    phase: loop.Phase, settings: Any, dataset: Dataset, place: Any, position: int, common: Any, hooks: Any
-) -> int:
-    phase = phase._replace(dispatch=hosts.polling(phase.dispatch, common["stop"]))
-    with contextlib.closing(phase), _board(phase, settings, dataset, place) as board:
-        more = [*hooks, *board] if hosts.is_first() else []
-        return loop.run_phase(phase, place, start=position, writers=more, **common)
+    phase: loop.Phase, start: int, *, settings: ConfigDict, dataset: Dataset, workdir: Workdir,
+    hooks: Sequence[writers.Writer], stop: signals.StopRequest, **options: Any,
+) -> int:  # fmt: skip
+    """Runs a phase with its writers; `options` and what it returns are those of `loop.run_phase`."""
+    phase = phase._replace(dispatch=hosts.polling(phase.dispatch, stop))
+    with contextlib.closing(phase), _board(phase, settings, dataset, workdir) as board:
+        writers = [*hooks, *board] if hosts.is_first() else []
+        return loop.run_phase(phase, workdir, start=start, stop=stop, writers=writers, **options)
 
 
 @contextlib.contextmanager
-def _board(phase: loop.Phase, settings: Any, dataset: Dataset, place: Any) -> Iterator[list[writers.Writer]]:
+def _board(
+    phase: loop.Phase, settings: ConfigDict, dataset: Dataset, workdir: Workdir
+) -> Iterator[list[writers.Writer]]:
     """The writer of a phase's TensorBoard events, where that is installed: [] or one.
 
     A picture of a task is written at the start of meta-training; the config with the best validation score, by which
     TensorBoard compares runs, at the end of each phase.
     """
-    checkpoints = checkpoint.Checkpoints(place.checkpoints(phase.name))
+    checkpoints = checkpoint.Checkpoints(workdir.checkpoints(phase.name))
     done = (checkpoints.steps() or [0])[-1]
     if done >= phase.steps or not hosts.is_first():
         yield []
         return
-    board = writers.open_tensorboard(place.tensorboard / phase.name, purge_step=done + 1 if done else None)
+    board = writers.open_tensorboard(workdir.tensorboard / phase.name, purge_step=done + 1 if done else None)
     if board is None:
         yield []
         return
@@ -124,52 +236,6 @@ def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
     return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
-def prepare(settings: ConfigDict, devices: int, place: workdir.Workdir) -> tuple[ConfigDict, Dataset]:
-    """The config as a workdir's run has it, planned for so many devices, and its data. `settings` is from `resolve`.
-
-    Raises:
-      MtlError: the workdir has a run of another config, or the data cannot give the tasks asked for.
-    """
-    _check_config(settings, place)
-    with hosts.first_goes_first():
-        dataset = training_data.load(settings)
-    return _planned(settings, dataset, devices, place), dataset
-
-
-def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
-    """A checked copy whose `runtime.dtype` is what it stands for here, so that config.json tells; the run's devices."""
-    config.validate(settings)
-    resolved = settings.copy_and_resolve_references()
-    with resolved.unlocked():
-        resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
-    devices = hosts.devices(settings.runtime.devices)
-    rules.check_devices(settings, len(devices), jax.local_device_count())
-    rules.check_init(settings)
-    return resolved, devices
-
-
-def _check_config(settings: ConfigDict, place: workdir.Workdir) -> None:
-    """Whether the run that is to go on has the same config."""
-    if place.config.exists():
-        then, now = config.to_json(config.read(place.config)), config.to_json(settings)
-        if lines := config.compare(then, now, config.MAY_DIFFER):
-            raise ConfigError(f"{place.path} holds a run of another config: {'; '.join(lines)}; give another --workdir")
-
-
-def _planned(settings: ConfigDict, dataset: Dataset, devices: int, place: workdir.Workdir) -> ConfigDict:
-    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now.
-
-    A run that goes on with so many devices that the planned chunk does not divide a device's tasks is planned anew.
-    """
-    planned, tasks = settings.copy_and_resolve_references(), settings.meta.tasks_per_step // devices
-    with planned.unlocked():
-        if not settings.runtime.chunk and place.config.exists():
-            recorded = config.read(place.config).runtime.chunk
-            planned.runtime.chunk = recorded if recorded and tasks % recorded == 0 else 0
-        planned.runtime.chunk = plan.make(planned, dataset, devices).chunk
-    return planned
-
-
 def dry_run(settings: ConfigDict) -> str:
     """What `train` would do and need, without doing it: data, steps, memory, the least time. Prepares the data.
 
@@ -177,5 +243,5 @@ def dry_run(settings: ConfigDict) -> str:
       MtlError: what `train` would raise before its first step.
     """
     settings, devices = resolve(settings)
-    dataset = training_data.load(settings)
+    dataset = load_data(settings)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))

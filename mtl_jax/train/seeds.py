@@ -58,11 +58,11 @@ def run(
     for number in range(num_seeds):
         own = settings.copy_and_resolve_references()
         own.seed = settings.seed + number
-        place = seed_path(path, number)
+        own_path = seed_path(path, number)
         if argv and hosts.is_first():
-            workdir.record_command(place, argv)
-        train(own, str(place), hooks)
-        results[own.seed] = evaluate.evaluate(own, str(place))
+            workdir.record_command(own_path, argv)
+        train(own, str(own_path), hooks)
+        results[own.seed] = evaluate.evaluate(own, str(own_path))
     return results
 
 

@@ -4,7 +4,7 @@ The tasks are the same either way, bit for bit: keys make positions, and positio
 memory map of the cache.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import episodes, hard_tasks, parallel
-from mtl_jax.config import build
+from mtl_jax.config.recipe import MetaRecipe
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead, gather
 from mtl_jax.meta import MetaState
@@ -20,7 +20,7 @@ from mtl_jax.types import Array, ClassTable, Episode
 
 
 class Sizes(NamedTuple):
-    """N, K, Q per class, the tasks of a device, and how many of them are taken at once."""
+    """N, K, Q per class; tasks: of a device in a meta-batch; chunk: how many of these a step takes at once."""
 
     way: int
     shot: int
@@ -36,18 +36,17 @@ class Sizes(NamedTuple):
 class Source(NamedTuple):
     """A stream of tasks.
 
-    take: inside the step, (device's number, state, part, *arguments) -> (tasks, their base classes [T, N]); `part` says
-    which chunk of the device's tasks.
+    draw: inside the step, (device's number, state, chunk's number, *arguments) -> (tasks, their base classes [T, N]).
     arguments: outside it, (state, step, batch) -> arguments for a dispatch from `step`; `batch` counts the meta-batches
     of a round of hard tasks.
-    count: how many there are. apart: how many of them, the last ones, lie device by device along their leading axis.
-    close: ends what works ahead.
+    count: how many arguments there are. split: how many of them, the last ones, have a leading axis of devices.
+    close: ends the threads that gather images ahead of the steps.
     """
 
-    take: Callable[..., tuple[Episode, Array]]
+    draw: Callable[..., tuple[Episode, Array]]
     arguments: Callable[[MetaState, int, int], tuple[Any, ...]]
     count: int
-    apart: int = 0
+    split: int = 0
     close: Callable[[], None] = lambda: None
 
 
@@ -83,21 +82,21 @@ def on_device(
       sizes: of a task and of a device's part of the meta-batch.
       key: of the stream.
       hard: draw classes from the state's pool.
-      placed: what `place` returned, to be shared between sources.
+      placed: what `place_split` returned, to be shared between sources.
     """
-    images, table, labels = placed or place(split, devices)
+    images, table, labels = placed or place_split(split, devices)
     key = parallel.replicate(key, devices)
 
-    def take(number, state, part, images, table, labels, key, batch):
-        mine = parallel.task_numbers(number, len(devices), len(devices) * sizes.tasks)
-        numbers = jax.lax.dynamic_slice_in_dim(mine, part * sizes.chunk, sizes.chunk)
+    def draw(number, state, chunk, images, table, labels, key, batch):
+        own = parallel.task_numbers(number, len(devices), len(devices) * sizes.tasks)
+        numbers = jax.lax.dynamic_slice_in_dim(own, chunk * sizes.chunk, sizes.chunk)
         support, query = positions(sizes, hard, state, key, table, batch, numbers)
         return episodes.gather(images, support, query), labels[support[:, :, 0]]
 
-    return Source(take, lambda state, at, batch: (images, table, labels, key, np.int32(batch)), count=5)
+    return Source(draw, lambda state, step, batch: (images, table, labels, key, np.int32(batch)), count=5)
 
 
-def place(split: Split, devices: Sequence[jax.Device]) -> Any:
+def place_split(split: Split, devices: Sequence[jax.Device]) -> Any:
     """(images, class table, labels) of a split, whole on every device."""
     return parallel.replicate((split.images, ClassTable(*split.table()), split.labels), devices)
 
@@ -116,56 +115,55 @@ def on_host(
     table = ClassTable(*map(jnp.asarray, split.table()))
     own, tasks = parallel.own_numbers(devices), len(devices) * sizes.tasks
     numbers = jnp.concatenate([parallel.task_numbers(number, len(devices), tasks) for number in own])
-    draw = jax.jit(lambda state, batch: positions(sizes, hard, state, key, table, batch, numbers))
+    draw_positions = jax.jit(lambda state, batch: positions(sizes, hard, state, key, table, batch, numbers))
 
-    def find(states: Sequence[Any], batch: int = 0) -> tuple[np.ndarray, ...]:
+    def rows_of(states: Sequence[Any], batch: int = 0) -> tuple[np.ndarray, ...]:
         # [own devices, steps, tasks, N K] and [..., N Q]
-        drawn = [draw(state, batch) for state in states]
+        drawn = [draw_positions(state, batch) for state in states]
         shape = (len(states), len(own), sizes.tasks, -1)
         return tuple(np.stack(part).reshape(shape).swapaxes(0, 1) for part in zip(*drawn, strict=True))
 
-    def take(number, state, part, first, support, query, classes):
+    def draw(number, state, chunk, first, support, query, classes):
         step = state.step - first
         task = [
-            jax.lax.dynamic_slice_in_dim(a[step], part * sizes.chunk, sizes.chunk) for a in (support, query, classes)
+            jax.lax.dynamic_slice_in_dim(a[step], chunk * sizes.chunk, sizes.chunk) for a in (support, query, classes)
         ]
         labels = [
             episodes.class_major_labels(rows[..., 0, 0, 0].reshape(sizes.chunk, sizes.way, -1)) for rows in task[:2]
         ]
         return Episode(task[0], labels[0], task[1], labels[1]), task[2]
 
-    ahead = Ahead(split.images, lambda at: map(find, _dispatches(at, steps, repeat)), steps=repeat)
+    ahead = Ahead(split.images, lambda start: map(rows_of, _dispatches(start, steps, repeat)), steps=repeat)
 
-    def arguments(state, at, batch):
+    def arguments(state, step, batch):
         if hard:
-            positions = find([parallel.local(state)], batch)
-            images = gather(split.images, positions)
-            at = int(parallel.local(state.step))
+            rows = rows_of([parallel.local(state)], batch)
+            images = gather(split.images, rows)
+            step = int(parallel.local(state.step))
         else:
-            positions, images = ahead.get(at)
-        classes = split.labels[positions[0][..., :: sizes.shot]]
-        return np.int32(at), *parallel.spread((*images, classes), devices)
+            rows, images = ahead.get(step)
+        classes = split.labels[rows[0][..., :: sizes.shot]]
+        return np.int32(step), *parallel.spread((*images, classes), devices)
 
-    return Source(take, arguments, count=4, apart=3, close=ahead.close)
+    return Source(draw, arguments, count=4, split=3, close=ahead.close)
 
 
-class _At(NamedTuple):
+class _Step(NamedTuple):
     """As much of a state as normal tasks depend on."""
 
     step: int
 
 
-def _dispatches(at: int, steps: int, repeat: int) -> Iterator[list[_At]]:
-    return ([_At(first + i) for i in range(repeat)] for first in range(at, steps, repeat))
+def _dispatches(start: int, steps: int, repeat: int) -> Iterator[list[_Step]]:
+    return ([_Step(first + i) for i in range(repeat)] for first in range(start, steps, repeat))
 
 
-def source(
-    config: Mapping[str, Any], split: Split, devices: Sequence[jax.Device], sizes: Sizes, keys: tuple[Array, Array]
-) -> tuple[Source, Source]:
-    """The sources of normal and of hard tasks, on the devices where the split fits `data.device_budget_gb`."""
-    if build.is_on_device(config, split):
-        placed = place(split, devices)
+def sources(recipe: MetaRecipe, split: Split, devices: Sequence[jax.Device], sizes: Sizes) -> tuple[Source, Source]:
+    """The sources of normal and of hard tasks, on the devices where the split fits them."""
+    keys = recipe.keys.tasks, recipe.keys.hard_tasks
+    if recipe.limits.on_device(split):
+        placed = place_split(split, devices)
         return tuple(on_device(split, devices, sizes, key, hard=hard, placed=placed) for hard, key in enumerate(keys))
-    repeat, steps = config["runtime"]["steps_per_dispatch"], config["meta"]["steps"]
+    steps, repeat = recipe.intervals.steps, recipe.intervals.per_dispatch
     normal = on_host(split, devices, sizes, keys[0], repeat=repeat, steps=steps)
     return normal, on_host(split, devices, sizes, keys[1], hard=True)

@@ -1,13 +1,12 @@
 """The teacher of self-distillation: the pre-trained network of another run, with its classifier."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-from mtl_jax import config, pretrain
-from mtl_jax.config import build
+from mtl_jax import pretrain
+from mtl_jax.config import build, complete
+from mtl_jax.config.recipe import PretrainRecipe, Teacher, image_shape
 from mtl_jax.data import Dataset
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array, Params
@@ -16,78 +15,82 @@ from mtl_jax.workdir.checkpoint import Checkpoints, Restored
 from mtl_jax.workdir.manifest import Manifest
 
 
-def checkpoints(settings: Mapping[str, Any]) -> Checkpoints:
-    """The checkpoints of `pretrain.teacher`, a workdir."""
-    return Checkpoints(Workdir(os.path.expanduser(settings["pretrain"]["teacher"])).checkpoints("pretrain"))
+def load(teacher: Teacher) -> tuple[Params, pretrain.Distillation]:
+    """The variables of a teacher, and what it adds to the loss."""
+    variables, logits = network(checkpoints(teacher).selected(teacher.select), teacher.dtype)
+    return variables, pretrain.Distillation(logits, teacher.weight, teacher.temperature)
 
 
-def manifest_of(settings: Mapping[str, Any]) -> Manifest | None:
-    """What the newest checkpoint of `pretrain.teacher` is; None where a run has no teacher or no pre-training.
+def checkpoints(teacher: Teacher) -> Checkpoints:
+    """The teacher's checkpoints of pre-training."""
+    return Checkpoints(Workdir(os.path.expanduser(teacher.path)).checkpoints("pretrain"))
+
+
+def newest_manifest(teacher: Teacher) -> Manifest:
+    """What the teacher's newest checkpoint is.
 
     Raises:
       ConfigError: it has no checkpoint of pre-training.
     """
-    path = settings["pretrain"]["teacher"]
-    if not path or settings["pretrain"]["init"]:
-        return None
-    saved = checkpoints(settings)
+    saved = checkpoints(teacher)
     if not saved.steps():
         raise ConfigError(
-            f"config.pretrain.teacher is {path!r}, which has no checkpoint of pre-training in {saved.directory}; give "
-            "the workdir of a run that was pre-trained there"
+            f"config.pretrain.teacher is {teacher.path!r}, which has no checkpoint of pre-training in "
+            f"{saved.directory}; give the workdir of a run that was pre-trained there"
         )
     return manifest.read(saved.directory / str(saved.steps()[-1]))
 
 
-def check(settings: Mapping[str, Any], dataset: Dataset) -> None:
-    """Whether `pretrain.teacher`, where it is set, can teach a run on a data set. Reads no weights.
+def check(recipe: PretrainRecipe, dataset: Dataset) -> None:
+    """Whether the recipe's teacher can teach a run on a data set. Reads no weights.
 
     Raises:
       ConfigError: it was not pre-trained, or on other images or other views of them; or it has no running averages.
     """
-    path, found = settings["pretrain"]["teacher"], manifest_of(settings)
-    if found is None:
-        return
-    theirs = config.complete(found.metadata["config"])
-    for what, then, now in _images(found, theirs.data, settings["data"], dataset):
+    saved, path = newest_manifest(recipe.teacher), recipe.teacher.path
+    theirs = build.pretraining(complete(saved.metadata["config"]))
+    for what, then, now in _compared(saved, theirs, recipe, dataset):
         if then != now:
             raise ConfigError(
                 f"config.pretrain.teacher is {path!r}, whose {what} is {then}, but this run's is {now}; a teacher must "
                 "have been trained on the same images, brought to the same size and scale"
             )
-    if theirs.pretrain.batch_norm == "batch" and theirs.backbone.norm == "batch":
+    if theirs.options.batch_statistics == "batch" and theirs.embed.module.options.norm == "batch":
         raise ConfigError(
             f"config.pretrain.teacher is {path!r}, whose pretrain.batch_norm is 'batch': it has no running averages; "
             "give one that was trained with 'train'"
         )
 
 
-def _images(found: Manifest, theirs: Any, own: Any, dataset: Dataset) -> Iterator[tuple[str, Any, Any]]:
+def _compared(
+    saved: Manifest, theirs: PretrainRecipe, own: PretrainRecipe, dataset: Dataset
+) -> Iterator[tuple[str, Any, Any]]:
     """What both networks' images must have in common: its name, the teacher's value and the run's."""
     train = dataset.splits["train"]
-    yield "number of classes", found.arrays["params"]["classifier/output/bias"].shape[0], len(train.class_names)
-    stored = np.empty((0, *found.metadata.get("image_shape", train.images.shape[1:])))
-    yield "image size", build.image_shape(theirs, stored), build.image_shape(own, train.images)
-    yield "fingerprint of images", found.metadata["data"][:12], dataset.fingerprint[:12]
+    yield "number of classes", saved.arrays["params"]["classifier/output/bias"].shape[0], len(train.class_names)
+    shape = train.images.shape[1:]
+    prepares, stored = (theirs.embed.prepare, own.embed.prepare), (saved.metadata.get("image_shape", shape), shape)
+    yield "image size", *map(image_shape, prepares, stored)
+    yield "fingerprint of images", saved.metadata["data"][:12], dataset.fingerprint[:12]
     for name in ("mean", "std"):
-        yield f"data.{name}", tuple(theirs[name]), tuple(own[name])
+        yield f"data.{name}", *(getattr(prepare, name) for prepare in prepares)
 
 
-def network(found: Restored, dtype: str) -> tuple[Params, Callable[[Params, Array], Array]]:
+def network(saved: Restored, dtype: str) -> tuple[Params, Callable[[Params, Array], Array]]:
     """The network of a checkpoint of pre-training as a teacher.
 
     Returns:
       (its variables, (variables, normalised images [B, H, W, C]) -> logits [B, classes] by running averages, computed
       in `dtype`).
     """
-    settings, items = config.complete(found.metadata["config"]), found.items.get("average", found.items)
+    theirs = build.pretraining(complete(saved.metadata["config"]), dtype)
+    items = saved.items.get("average", saved.items)
     params = items["params"]
-    module = build.backbone(settings.backbone, dtype)
-    classifier = pretrain.Classifier(params["classifier"]["output"]["bias"].shape[0], settings.pretrain.hidden)
+    classifier = pretrain.Classifier(params["classifier"]["output"]["bias"].shape[0], theirs.hidden)
     backbone = {"params": params["backbone"], "batch_stats": items.get("batch_stats", {})}
 
     def logits(variables: Params, images: Array) -> Array:
-        features = module.apply(variables["backbone"], images, batch_statistics="running")
+        features = theirs.embed.module.apply(variables["backbone"], images, batch_statistics="running")
         return classifier.apply({"params": variables["classifier"]}, features)
 
     return {"backbone": backbone, "classifier": params["classifier"]}, logits

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import __main__ as program
 from benchmarks import accelerator, adaptation, communication, meta_step, pretrain_step, profile, run, table
+from benchmarks.exchange import Exchange
 from benchmarks.rows import Case, groups
 from benchmarks.worker import QUEUED, Measured, Shared, Worker, WorkerError, queued
-from mtl_jax.train.cost import Exchange
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/performance.md")

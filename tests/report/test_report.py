@@ -94,7 +94,7 @@ def test_time_counts_every_start_of_a_run(tmp_path):
 
 
 def test_mined_classes_are_read_from_the_log_that_the_loop_writes(tmp_path, caplog):
-    from mtl_jax.train.meta_dispatch import _log_mined
+    from mtl_jax.train.meta_training import _log_mined
 
     caplog.set_level("INFO", "mtl_jax")
     _log_mined(10, np.array([0, 2, 1]), ["ant", "Georgian/10A2 Ⴂ (old), x", "bee (2)"])

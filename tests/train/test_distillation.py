@@ -17,7 +17,7 @@ from mtl_jax.config import build, to_json
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.reference_weights import kept_networks
-from mtl_jax.train import phases, plan, replay, teacher
+from mtl_jax.train import plan, pretraining, replay, teacher
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.manifest import read as read_manifest
@@ -131,6 +131,11 @@ def student(run, **words):
     return config
 
 
+def check(config, dataset):
+    """Whether the teacher of a config can teach it on a data set."""
+    teacher.check(build.pretraining(config), dataset)
+
+
 def digests(run):
     """What all arrays of the last checkpoint of pre-training were, and the metrics."""
     return read_manifest(run / "pretrain" / "6").arrays, (run / "metrics.jsonl").read_bytes()
@@ -168,7 +173,8 @@ def test_the_network_of_the_selected_checkpoint_teaches_by_its_running_averages(
     config = student(tiny_run)
     best = Checkpoints(tiny_run / "pretrain").best()["step"]
     found = Checkpoints(tiny_run / "pretrain").read(best).items
-    variables, logits = teacher.network(teacher.checkpoints(config).read(best), "float32")
+    saved = teacher.checkpoints(build.pretraining(config).teacher)
+    variables, logits = teacher.network(saved.read(best), "float32")
     images = np.random.default_rng(0).normal(size=(5, 28, 28, 1)).astype(np.float32)
     module = build.backbone(config.backbone)
     features = module.apply({"params": found["params"]["backbone"], "batch_stats": found["batch_stats"]}, images)
@@ -187,7 +193,7 @@ def test_the_plan_counts_the_teacher(tiny_run):  # noqa: F811
 
 def test_what_cannot_teach_is_refused_in_a_line(tiny_run, tmp_path):  # noqa: F811
     data = build.dataset(tiny_config().data)
-    teacher.check(student(tiny_run), data)
+    check(student(tiny_run), data)
     (tmp_path / "empty").mkdir()
     for words, pattern in (
         ({"pretrain.teacher": str(tmp_path / "empty")}, r"pretrain\.teacher is '.*empty', which has no checkpoint of"),
@@ -195,8 +201,9 @@ def test_what_cannot_teach_is_refused_in_a_line(tiny_run, tmp_path):  # noqa: F8
         ({"data.mean": (0.4,)}, r"whose data\.mean is \(0\.5,\), but this run's is \(0\.4,\)"),
     ):
         with pytest.raises(ConfigError, match=pattern):
-            teacher.check(student(tiny_run, **words), data)
-    teacher.check(student(tiny_run, **{"pretrain.teacher": "/nowhere", "pretrain.init": "elsewhere"}), data)
+            check(student(tiny_run, **words), data)
+    # A run that is not pre-trained has no teacher to check.
+    train.run.load_data(student(tiny_run, **{"pretrain.teacher": "/nowhere", "pretrain.init": "elsewhere"}))
 
 
 def test_a_teacher_of_other_classes_or_images_is_refused(tiny_run):  # noqa: F811
@@ -204,26 +211,26 @@ def test_a_teacher_of_other_classes_or_images_is_refused(tiny_run):  # noqa: F81
     other = copy.copy(data)
     object.__setattr__(other, "fingerprint", "0" * 64)
     with pytest.raises(ConfigError, match=r"whose fingerprint of images is \w{12}, but this run's is 0{12}; "):
-        teacher.check(student(tiny_run), other)
+        check(student(tiny_run), other)
     names = data.splits["train"].class_names
     fewer = copy.copy(data.splits["train"])
     object.__setattr__(fewer, "class_names", names[:-1])
     object.__setattr__(other, "splits", {"train": fewer})
     with pytest.raises(ConfigError, match=rf"number of classes is {len(names)}, but this run's is {len(names) - 1}"):
-        teacher.check(student(tiny_run), other)
+        check(student(tiny_run), other)
 
 
 def test_a_teacher_without_running_averages_is_refused(tiny_run, monkeypatch):  # noqa: F811
-    found = teacher.manifest_of(student(tiny_run))
+    found = teacher.newest_manifest(build.pretraining(student(tiny_run)).teacher)
     found.metadata["config"]["pretrain"]["batch_norm"] = "batch"
-    monkeypatch.setattr(teacher, "manifest_of", lambda settings: found)
+    monkeypatch.setattr(teacher, "newest_manifest", lambda teacher: found)
     with pytest.raises(ConfigError, match=r"whose pretrain\.batch_norm is 'batch': it has no running averages"):
-        teacher.check(student(tiny_run), build.dataset(tiny_config().data))
+        check(student(tiny_run), build.dataset(tiny_config().data))
 
 
 def test_a_tilde_is_the_home_folder(tiny_run, monkeypatch):  # noqa: F811
     monkeypatch.setenv("HOME", str(tiny_run.parent))
-    teacher.check(student("~/tiny"), build.dataset(tiny_config().data))
+    check(student("~/tiny"), build.dataset(tiny_config().data))
     found = network.pretrained(student("", **{"pretrain.init": "~/tiny"}), Workdir("elsewhere"))
     jax.tree.map(np.testing.assert_array_equal, found, network.pretrained(tiny_config(), Workdir(tiny_run)))
 
@@ -239,8 +246,9 @@ def test_a_kept_network_does_not_tell_where_its_teacher_was(tiny_run, tmp_path):
 def test_averaged_weights_are_what_is_validated(monkeypatch):
     config = tiny_config()
     config.pretrain.average = 0.9
-    phase = phases.pretraining(config, build.dataset(config.data), jax.local_devices()[:1])
-    monkeypatch.setattr(phases, "_score", lambda config, model, *rest: model.frozen)
+    splits = build.dataset(config.data).splits
+    phase = pretraining.phase(build.pretraining(config), splits, jax.local_devices()[:1])
+    monkeypatch.setattr(pretraining, "score", lambda model, *rest: model.frozen)
     marked = jax.tree.map(lambda leaf: leaf + 1, phase.state.average)
     params, stats = phase.validate(phase.state._replace(average=marked))
     phase.close()

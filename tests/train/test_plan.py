@@ -11,7 +11,7 @@ from mtl_jax import train, workdir
 from mtl_jax.config import build, to_json
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
-from mtl_jax.train import cost, meta_dispatch, phases, plan
+from mtl_jax.train import cost, meta_training, plan, pretraining
 
 
 def dataset(side=32, channels=1):
@@ -66,7 +66,7 @@ def test_a_chunk_of_ones_own_is_kept_or_refused():
 def test_without_a_plan_a_dispatch_leaves_no_task_out(runtime):
     """Of eight tasks three at a time it took six; of five steps in chunks it took one."""
     with pytest.raises(ConfigError, match=r"config.runtime.(chunk is|steps_per_dispatch is 5)"):
-        meta_dispatch.dispatcher(settings(**runtime), None, jax.local_devices()[:1], None, keys=None)
+        meta_training.dispatcher(build.meta_training(settings(**runtime)), None, jax.local_devices()[:1], None)
 
 
 def test_a_run_goes_on_with_the_chunk_it_was_planned_with_where_that_still_divides_the_tasks(tmp_path):
@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_the_chunk_it_was_planned_with_where_that_still_divid
 def test_the_pretraining_estimate_bounds_what_the_compiler_says():
     config, data = settings(), dataset()
     split = data.splits["train"]
-    _, init, take = phases.pretrain_parts(config, split)
+    init, take = pretraining.make_parts(build.pretraining(config), split)
     view = build.augmentation(config.data, config.pretrain.augment)
 
     def step(state, images, labels, key):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mtl_jax.configs import default
 
 from mtl_jax import pretrain
+from mtl_jax.config import build
 from mtl_jax.errors import ConfigError
-from mtl_jax.train import pretrain_dispatch
+from mtl_jax.train import pretraining
 
 COUNT, BATCH = 10, 4
 
@@ -25,14 +26,15 @@ def batches(steps, repeat=1, host=False, count=COUNT, **group):
     config.runtime.steps_per_dispatch = repeat
     config.data.device_budget_gb = 0.0 if host else 1.0
     pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 28, 28, 1))
-    split = SimpleNamespace(images=pixels, labels=np.arange(count, dtype=np.int32))
+    split = SimpleNamespace(images=pixels, labels=np.arange(count, dtype=np.int32), class_names=("",) * count)
 
     def take(state, images, labels, key, axis_name):
         assert images.shape == (len(labels), 28, 28, 1)
         return state._replace(step=state.step + 1), {"labels": labels, "pixels": images[:, 14, 14, 0]}
 
-    keys = jax.random.key(0), jax.random.key(1)
-    dispatch = pretrain_dispatch.dispatcher(config, split, jax.local_devices()[:1], take, keys=keys)
+    recipe = build.pretraining(config)
+    recipe = recipe._replace(keys=recipe.keys._replace(order=jax.random.key(0), augment=jax.random.key(1)))
+    dispatch = pretraining.dispatcher(recipe, split, jax.local_devices()[:1], take)
     state, seen = pretrain.PretrainState(jnp.int32(0), {}, {}, {}), []
     for step in range(0, steps, repeat):
         state, metrics = dispatch.run(state, step)

@@ -8,12 +8,13 @@ import pytest
 from mtl_jax.configs import default
 from PIL import Image
 
-from mtl_jax import hard_tasks, meta, train
+from mtl_jax import hard_tasks, meta, pretrain, train
 from mtl_jax.augment import normalize
 from mtl_jax.config import build
 from mtl_jax.episodes import sample_tasks, task_keys
 from mtl_jax.errors import ConfigError
-from mtl_jax.train import loop, phases, replay
+from mtl_jax.train import loop, meta_training, replay
+from mtl_jax.train.task_sources import Source
 from tests.chaos import runs
 
 
@@ -146,10 +147,10 @@ def test_steps_on_a_poisoned_image_are_skipped_in_both_phases_and_their_tasks_ar
     split, image = _poisoned(config, tmp_path)
     train.train(config, str(tmp_path / "run"))
     # Of the six batches of the first epoch one has the image, and the first of the next epoch may have it.
-    orders = [np.asarray(phases.pretrain.epoch_order(build.stream(config, build.ORDER), e, 48)) for e in (0, 1)]
+    orders = [np.asarray(pretrain.epoch_order(build.keys(config).order, e, 48)) for e in (0, 1)]
     batches = [row for order in orders for row in order.reshape(6, 8)][:7]
     assert _counts(tmp_path / "run", "pretrain") == list(np.cumsum([image in batch for batch in batches]))
-    table, key = split.table(), build.stream(config, build.TASKS)
+    table, key = split.table(), build.keys(config).tasks
     tainted = []
     for step in range(40):
         sets = sample_tasks(task_keys(key, step, np.arange(2)), table, way=2, shot=1, query=2)
@@ -167,12 +168,11 @@ def _counts(workdir, name):
 
 
 def test_the_pool_keeps_no_classes_of_a_step_that_is_not_finite(monkeypatch):
-    from mtl_jax.train import meta_dispatch
-
     state = meta.MetaState(np.int32(3), {}, {}, (), hard_tasks.empty_pool(4))
-    source = type("Source", (), {"take": staticmethod(lambda *_: (None, np.zeros((2, 2), np.int32)))})
+    source = Source(lambda *_: (None, np.zeros((2, 2), np.int32)), arguments=None, count=0)
+    recipe, kind = build.meta_training(default.get_config()), meta_training._Kind(source, counts=4)
     for finite, counted in ((True, 2), (False, 0)):
         found = {"class_accuracy": np.ones((2, 2)), "finite": np.bool_(finite)}
         monkeypatch.setattr(meta, "train_step", lambda state, *_, found=found, **__: (state, found))
-        new, _ = meta_dispatch._step(source, {}, True, False, 0, None, state, None)
+        new, _ = meta_training._step(recipe, kind, 0, None, state, None)
         assert int(new.pool.sum()) == counted
