@@ -59,7 +59,7 @@ def meta_training(config: Config) -> recipes.MetaRecipe:
         optimizer=meta_optimizer(group),
         keys=keys(config),
         intervals=intervals(config, group),
-        learned=groups(config),
+        learned=learned_groups(config),
         tasks=tasks(config),
         tasks_per_step=group["tasks_per_step"],
         chunk=config["runtime"]["chunk"],
@@ -174,7 +174,7 @@ def head(config: Config) -> recipes.Head:
     return recipes.Head(config["meta"]["way"], config["inner"]["head_init"])
 
 
-def groups(config: Config) -> recipes.Learned:
+def learned_groups(config: Config) -> recipes.Learned:
     """What meta-training of a whole config learns."""
     names = ("learn", "blocks", "scale", "shift", "norm_affine")
     return recipes.Learned(head(config), **{name: config["meta"][name] for name in names})
@@ -182,7 +182,7 @@ def groups(config: Config) -> recipes.Learned:
 
 def learned(key: Array, config: Config, params: Params, features: int) -> Params:
     """The groups that meta-training learns, at their start: 'head', and 'ss' or 'params' as the `meta` group says."""
-    return groups(config).start(key, params, features)
+    return learned_groups(config).start(key, params, features)
 
 
 def validation(config: Config, group: Config) -> Protocol:

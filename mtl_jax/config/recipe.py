@@ -13,6 +13,7 @@ import optax
 from mtl_jax import augment, scale_shift
 from mtl_jax.base_learner import init_head
 from mtl_jax.data import Split
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Protocol
 from mtl_jax.meta import Embed, Inner
 from mtl_jax.types import Array, Params
@@ -277,3 +278,23 @@ class Recipe(NamedTuple):
     tasks: TaskSizes
     pretraining: PretrainRecipe | None
     meta_training: MetaRecipe | None
+
+
+def check(recipe: PretrainRecipe | MetaRecipe, devices: int) -> None:
+    """Whether a phase's sizes divide each other, so that no image, task or step is left out.
+
+    Raises:
+      ConfigError: names what does not.
+    """
+    every = recipe.intervals
+    sizes = [(f"intervals.{name}", getattr(every, name), every.per_dispatch) for name in every._fields[:-1]]
+    if isinstance(recipe, PretrainRecipe):
+        sizes.append(("batches.size", recipe.batches.size, devices))
+    else:
+        sizes.append(("tasks_per_step", recipe.tasks_per_step, devices))
+        if recipe.hard_tasks:
+            sizes.append(("hard_tasks.round", recipe.hard_tasks.round, every.per_dispatch))
+            sizes.append(("hard_tasks.extra", recipe.hard_tasks.extra, recipe.tasks_per_step))
+    for name, size, unit in sizes:
+        if size % unit:
+            raise ConfigError(f"{name} of the recipe is {size}, expected a multiple of {unit}")

@@ -38,13 +38,13 @@ def estimate(function: Callable[..., Any], *arguments: Any) -> Cost:
 
 def _inner(equation: Any) -> list[Any]:
     """The jaxprs that an equation calls."""
-    found = []
+    jaxprs = []
     for value in equation.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             part = getattr(part, "jaxpr", part)
             if isinstance(part, core.Jaxpr):
-                found.append(part)
-    return found
+                jaxprs.append(part)
+    return jaxprs
 
 
 def _flops(jaxpr: core.Jaxpr) -> float:

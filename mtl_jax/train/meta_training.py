@@ -11,7 +11,7 @@ import numpy as np
 
 from mtl_jax import hard_tasks, meta, parallel
 from mtl_jax.config import rules
-from mtl_jax.config.recipe import MetaRecipe
+from mtl_jax.config.recipe import MetaRecipe, check
 from mtl_jax.data import Split
 from mtl_jax.evaluation import Model
 from mtl_jax.meta import Frozen, MetaState
@@ -39,8 +39,9 @@ def phase(
       watch: called before every call of the device.
 
     Raises:
-      ConfigError: a device's tasks cannot be taken `recipe.chunk` at a time.
+      ConfigError: a device's tasks cannot be taken `recipe.chunk` at a time; or see `recipe.check`.
     """
+    check(recipe, len(devices))
     train = splits["train"]
     state = start(recipe, params, batch_stats, train.images.shape[1:])
     if recipe.hard_tasks:

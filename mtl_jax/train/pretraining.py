@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import augment, parallel, pretrain
-from mtl_jax.config.recipe import PretrainRecipe, image_shape
+from mtl_jax.config.recipe import PretrainRecipe, check, image_shape
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead
 from mtl_jax.episodes import numbered_keys
@@ -40,8 +40,9 @@ def phase(recipe: PretrainRecipe, splits: Mapping[str, Split], devices: Devices,
       watch: called before every call of the device.
 
     Raises:
-      ConfigError: the images, or the last batch of an epoch, do not fit the recipe.
+      ConfigError: the images, or the last batch of an epoch, do not fit the recipe; or see `recipe.check`.
     """
+    check(recipe, len(devices))
     train = splits["train"]
     parts = make_parts(recipe, train, parallel.AXIS if len(devices) > 1 else None)
     state = parallel.replicate(parts.init(recipe.keys.backbone), devices)

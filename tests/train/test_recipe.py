@@ -9,6 +9,7 @@ from mtl_jax import create_backbone, meta, optimizers
 from mtl_jax.config import build
 from mtl_jax.config.recipe import (
     Batches,
+    HardTasks,
     Head,
     Intervals,
     Keys,
@@ -18,8 +19,10 @@ from mtl_jax.config.recipe import (
     Prepare,
     PretrainRecipe,
     TaskSizes,
+    check,
 )
 from mtl_jax.data import Split
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Protocol
 from mtl_jax.train import meta_training, pretraining
 
@@ -95,6 +98,27 @@ def test_a_recipe_and_arrays_are_enough_and_give_what_a_config_gives(limits):
         # A constant schedule counts its steps, a plain rate does not.
         one, two = (final._replace(opt_state=()) for final in (state, other[1]))
         jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "message"),
+    [
+        (0, {"intervals": Intervals(steps=4, per_dispatch=3)}, r"intervals.steps of the recipe is 4, .* multiple of 3"),
+        (1, {"intervals": Intervals(steps=4, per_dispatch=2, log_every=5)}, "intervals.log_every of the recipe is 5"),
+        (1, {"hard_tasks": HardTasks(round=2, extra=3)}, "hard_tasks.extra of the recipe is 3, .* multiple of 2"),
+    ],
+)
+def test_sizes_that_would_leave_something_out_are_refused(number, change, message):
+    recipe = hand_made(Limits())[number]._replace(**change)
+    with pytest.raises(ConfigError, match=message):
+        (meta_training.phase if number else pretraining.phase)(recipe, SPLITS, [None], *[{}] * (2 * number))
+
+
+@pytest.mark.parametrize("name", ["batches.size", "tasks_per_step"])
+def test_batches_that_cannot_be_spread_over_the_devices_are_refused(name):
+    recipe = hand_made(Limits())[name == "tasks_per_step"]
+    with pytest.raises(ConfigError, match=f"{name} of the recipe is ., expected a multiple of 3"):
+        check(recipe, 3)
 
 
 def test_without_tasks_or_a_split_to_validate_on_a_phase_has_no_validation():
