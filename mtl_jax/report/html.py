@@ -2,8 +2,10 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from flax.traverse_util import flatten_dict
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d232a; --pale: #59636e; --paper: #fff; --line: #d5dae0; --card: #f5f7f9; --mark: #1f6fb2 }
@@ -117,10 +119,6 @@ def code(value: str) -> str:
     return f"<pre>{text(value)}</pre>"
 
 
-def dotted(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def dotted(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """The values of nested groups by dotted names."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        nested = isinstance(value, Mapping)
-        rows += dotted(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return rows
+    return list(flatten_dict(config, sep=".").items())
