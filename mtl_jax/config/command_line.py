@@ -7,14 +7,14 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from mtl_jax import configs
-from mtl_jax.config.schema import check, check_value, kinds, unknown_key
+from mtl_jax.config.schema import Kind, check, check_value, kinds, unknown_key
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import environment
 from mtl_jax.launch.program import nearest
@@ -24,14 +24,8 @@ _PARSERS = {
     int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser(),
     tuple: tuple_parser.TupleParser(), str: flags.ArgumentParser(),
 }  # fmt: skip
+_TYPES = {"int": int, "float": float, "bool": bool}  # by absl's names; all others are texts
 _PREFIX = "config."
-
-
-class _Flag(NamedTuple):
-    """A flag on the command line: its name without dashes (and without 'no'), and its value, if it has one."""
-
-    name: str
-    value: str | None
 
 
 def define_config(values: flags.FlagValues, required: bool) -> None:
@@ -53,8 +47,10 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
         print(_help(values, about or ""))
         raise SystemExit(0)
     argv = [_installed_config(word) for word in argv]
-    check_words(argv[1:], values)
-    file = _config_file(argv)
+    seen = check_words(argv[1:], values)
+    file = seen.get("config") or ""
+    if "config" in seen:
+        _check_exists(file)
     try:
         values(argv)
     except flags.Error as error:
@@ -62,8 +58,8 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
         if missing and missing[1] == "config" and file:
             raise ConfigError(f"--config={file}: get_config() gives None; {_EXPECTED}") from error
         if missing:
-            example = {"config": "--config=configs/glyphs.py:1shot", "workdir": "--workdir=runs/mine"}.get(missing[1])
-            raise ConfigError(f"--{missing[1]} is missing; give {example or 'it'}") from error
+            example = {"config": "configs/glyphs.py:1shot", "workdir": "runs/mine"}[missing[1]]
+            raise ConfigError(f"--{missing[1]} is missing; give --{missing[1]}={example}") from error
         raise _config_failed(file, error) from error
     except Exception as error:  # a config file is a program, which may raise anything
         raise _config_failed(file, error) from error
@@ -73,23 +69,16 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
             environment.make_deterministic()
 
 
-def _config_file(argv: Sequence[str]) -> str:
-    """What --config says, '' where it is not given. Raises ConfigError where there is no such file."""
-    words = [word.lstrip("-") for word in argv]
-    given = [after for word, after in zip(words, [*argv[1:], ""], strict=True) if word == "config"]
-    given += [word.partition("=")[2] for word in words if word.startswith("config=")]
-    if not given:
-        return ""
-    path = Path(given[0].partition(":")[0])
-    if not path.is_file():
-        there = sorted(f"configs/{file.name}" for file in Path(configs.__path__[0]).glob("[!_]*.py"))
-        near = nearest(str(path), there)
-        raise ConfigError(f"--config={given[0]}: no such file{near}; there are {', '.join(there)}")
-    return given[0]
+def _check_exists(file: str) -> None:
+    path = file.partition(":")[0]
+    if not Path(path).is_file():
+        known = sorted(f"configs/{config.name}" for config in Path(configs.__path__[0]).glob("[!_]*.py"))
+        near = nearest(path, known)
+        raise ConfigError(f"--config={file}: no such file{near}; there are {', '.join(known)}")
 
 
 def _config_failed(file: str, error: Exception) -> ConfigError:
-    """The error for a config file that could not be run: the exception, and the line of the file that raised it."""
+    """The error for a config file that raised something: the exception, and the line of the file."""
     path, text = file.partition(":")[0], str(error).strip()
     lines = re.findall(rf'File "[^"]*{re.escape(Path(path).name)}", line (\d+)', text)
     if not lines:
@@ -105,11 +94,11 @@ def _config_failed(file: str, error: Exception) -> ConfigError:
 
 
 def _check_config(file: str, config: Any) -> None:
-    """Whether what a config file gives has the keys and types of a config."""
+    """Checks that what a config file returns is a ConfigDict with the keys and types of a config."""
     if not isinstance(config, ConfigDict):
         try:
             what = type(config).__name__
-            config.seed  # noqa: B018, what stands for a file that could not be read raises why
+            config.seed  # noqa: B018, after a file that could not be read this raises the reason
         except OSError as error:
             what = f"an error: {error}".replace("\n", " ")
         except AttributeError:
@@ -127,7 +116,7 @@ def _help(values: flags.FlagValues, about: str) -> str:
 
 
 def _installed_config(word: str) -> str:
-    """--config=configs/X.py from any folder: the installed config where there is no such file."""
+    """Turns --config=configs/X.py into the path of the installed config where the current folder has no such file."""
     name, sign, value = word.partition("=")
     path, colon, argument = value.partition(":")
     if name not in ("--config", "-config") or Path(path).exists() or Path(path).parent.name != "configs":
@@ -136,88 +125,83 @@ def _installed_config(word: str) -> str:
     return f"{name}{sign}{installed}{colon}{argument}" if installed.exists() else word
 
 
-def check_words(words: Sequence[str], values: flags.FlagValues | None = None) -> None:
-    """Looks the words of a command line over.
+def check_words(words: Sequence[str], values: flags.FlagValues | None = None) -> dict[str, str | None]:
+    """Checks the words of a command line.
 
     Args:
       words: without the program's name. What follows `--` is not looked at.
       values: the program's own flags; those of a config are known besides.
 
+    Returns:
+      The value of each flag by its name without dashes, None where it has no value.
+
     Raises:
-      ConfigError: a word that is no flag, a flag that is not known or given twice, a value of the wrong type or out of
+      ConfigError: a word that is no flag, a flag that is unknown or given twice, a value of the wrong type or out of
         range; names the flag, the value, what is allowed, and the nearest known name.
     """
     seen: dict[str, str | None] = {}
-    for flag in _flags(words, values):
-        if flag.name.startswith(_PREFIX):
-            _check_override(flag)
-        else:
-            _check_own(flag, values)
-        if flag.name in seen:
-            both = f"{seen[flag.name]} and {flag.value}" if None not in (seen[flag.name], flag.value) else "two times"
-            raise ConfigError(f"--{flag.name} is given twice ({both}); leave one of them out")
-        seen[flag.name] = flag.value
-    for name in seen:
-        inner = next((other for other in seen if other.startswith(f"{name}.") and name != "config"), None)
-        if inner:
-            raise ConfigError(f"--{name} and --{inner} contradict each other; leave one of them out")
+    for name, value in _split_flags(words, values):
+        _check_flag(name, value, values)
+        if name in seen:
+            both = f"{seen[name]} and {value}" if None not in (seen[name], value) else "two times"
+            raise ConfigError(f"--{name} is given twice ({both}); leave one of them out")
+        seen[name] = value
+    return seen
 
 
-def _flags(words: Sequence[str], values: flags.FlagValues | None) -> Iterator[_Flag]:
+def _split_flags(words: Sequence[str], values: flags.FlagValues | None) -> Iterator[tuple[str, str | None]]:
+    """Each flag's name, without dashes and the 'no' of a switch, and its value, if it has one."""
     words = list(words[: words.index("--")] if "--" in words else words)
     while words:
         word = words.pop(0)
-        match = re.fullmatch(r"--?([^-=\s][^=]*)(=.*)?", word, re.DOTALL)
+        match = re.fullmatch(r"--?([^-=\s][^=]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
-            dashes = f"; write --{word}" if re.fullmatch(r"[\w.]+=.*", word, re.DOTALL) else ", such as --config.seed=1"
-            raise ConfigError(f"{word!r} is no flag: a flag has two dashes{dashes}")
-        name, value = match[1], match[2] and match[2][1:]
-        is_bool = _is_bool(name, values)
-        if not is_bool and name.startswith("no") and _is_bool(name[2:], values):
-            name, is_bool = name[2:], True
-        if value is None and not is_bool and words:
+            hint = f"; write --{word}" if re.fullmatch(r"[\w.]+=.*", word, re.DOTALL) else ", such as --config.seed=1"
+            raise ConfigError(f"{word!r} is no flag: a flag has two dashes{hint}")
+        name, value = match.groups()
+        if _kind(name, values) is None and name.startswith("no") and _is_switch(name[2:], values):
+            name = name[2:]
+        elif value is None and not _is_switch(name, values) and words:
             value = words.pop(0)
-        yield _Flag(name, value)
+        yield name, value
 
 
-def _is_bool(name: str, values: flags.FlagValues | None) -> bool:
+def _kind(name: str, values: flags.FlagValues | None) -> Kind | None:
+    """What a flag takes; None where there is no such flag."""
     if name.startswith(_PREFIX):
-        kind = kinds().get(name.removeprefix(_PREFIX))
-        return kind is not None and kind.type is bool
-    return values is not None and name in values and bool(values[name].boolean)
+        return kinds().get(name.removeprefix(_PREFIX))
+    if values is None or name not in values:
+        return None
+    return Kind(_TYPES.get(values[name].parser.flag_type(), str))
 
 
-def _check_override(flag: _Flag) -> None:
-    key = flag.name.removeprefix(_PREFIX)
-    if key not in kinds():
-        inside = [known for known in kinds() if known.startswith(f"{key}.")]
-        if inside:
-            raise ConfigError(f"--{flag.name} is a group of keys; give one of them, such as --config.{inside[0]}=...")
-        raise unknown_key(key)
-    kind = kinds()[key]
-    if flag.value is None:
+def _is_switch(name: str, values: flags.FlagValues | None) -> bool:
+    """Whether a flag is true or false, and so may stand without a value."""
+    kind = _kind(name, values)
+    return kind is not None and kind.type is bool
+
+
+def _check_flag(name: str, value: str | None, values: flags.FlagValues | None) -> None:
+    kind = _kind(name, values)
+    if kind is None:
+        raise _unknown_flag(name, values)
+    if value is None:
         if kind.type is not bool:
-            raise ConfigError(f"--{flag.name} has no value, expected {kind}: --{flag.name}=...")
+            raise ConfigError(f"--{name} has no value, expected {kind}: --{name}=...")
         return
-    check_value(key, _parsed(flag, _PARSERS[kind.type], str(kind)))
-
-
-def _check_own(flag: _Flag, values: flags.FlagValues | None) -> None:
-    if values is None or flag.name not in values:
-        known = [*(values or ()), *(f"{_PREFIX}{key}" for key in kinds())]
-        raise ConfigError(f"--{flag.name} is no flag{nearest(flag.name, known, '--')}; --help lists them")
-    known = values[flag.name]
-    if flag.value is None and not known.boolean:
-        raise ConfigError(f"--{flag.name} has no value: --{flag.name}=...")
-    if flag.value is not None and flag.name != "config":
-        said = {"int": "a whole number", "bool": "true or false", "float": "a number"}
-        _parsed(flag, known.parser, said.get(known.parser.flag_type(), known.parser.flag_type()))
-
-
-def _parsed(flag: _Flag, parser: flags.ArgumentParser, expected: str) -> Any:
     try:
-        return parser.parse(flag.value)
+        parsed = _PARSERS[kind.type].parse(value)
     except (ValueError, TypeError) as error:
-        bounds = getattr(parser, "lower_bound", None)
-        least = f", {bounds} or more" if bounds is not None else ""
-        raise ConfigError(f"--{flag.name} is {flag.value!r}, expected {expected}{least}") from error
+        raise ConfigError(f"--{name} is {value!r}, expected {kind}") from error
+    if name.startswith(_PREFIX):
+        check_value(name.removeprefix(_PREFIX), parsed)
+
+
+def _unknown_flag(name: str, values: flags.FlagValues | None) -> ConfigError:
+    if not name.startswith(_PREFIX):
+        known = [*(values or ()), *(f"{_PREFIX}{key}" for key in kinds())]
+        return ConfigError(f"--{name} is no flag{nearest(name, known, '--')}; --help lists them")
+    key = name.removeprefix(_PREFIX)
+    if inside := [known for known in kinds() if known.startswith(f"{key}.")]:
+        return ConfigError(f"--{name} is a group of keys; give one of them, such as --config.{inside[0]}=...")
+    return unknown_key(key)

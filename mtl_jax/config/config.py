@@ -1,27 +1,27 @@
-"""Configs: read from a file, checked, written into a workdir and read from there."""
+"""Configs: checked, overridden, compared, turned into JSON and read from a workdir."""
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from mtl_jax import backbones
 from mtl_jax.config import command_line, rules, schema
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
-from mtl_jax.workdir.manifest import read_bounded
-from mtl_jax.workdir.workdir import plain
+from mtl_jax.workdir import read_bounded
 
 MAX_BYTES = 1 << 20  # of a config.json
 MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks what can be checked without the data: keys, types, ranges, contradictions.
+    """Checks all that needs no data: keys, types, ranges, contradictions.
 
     Raises:
       ConfigError: names the key, the value and what is allowed.
@@ -31,7 +31,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON has it: nested dicts, tuples as lists."""
+    """A config as JSON: nested dicts, tuples as lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
@@ -56,23 +56,23 @@ def read(path: Path) -> ConfigDict:
 
 
 def complete(content: Mapping[str, Any]) -> ConfigDict:
-    """A config as JSON has it, with the defaults of the keys that a run of an older version did not know yet."""
+    """The config of JSON `content`, with the defaults of keys that are newer than the run."""
     config = default.get_config()
     config.update(content)
-    # What a run's backbone did not read is refused now, and older presets have set it.
+    # Options that the backbone does not read are refused now; older presets set some.
     config.backbone.update(backbones.unread(config.backbone.name, config.backbone))
     return config
 
 
 def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
-    """A copy of a config with `--config.a.b=value` words applied, values read as the type that stands there.
+    """A copy of a config with `--config.a.b=value` words applied; a value gets the type of the one that it replaces.
 
     Raises:
       ConfigError: an unknown key or a value of another type.
     """
     words, parser = list(words), flags.FlagValues()
     command_line.check_words(words)
-    # A deep copy knows the types of unset values, which a resolved one has forgotten.
+    # A deep copy knows the types of unset values; a resolved copy has forgotten them.
     own = copy.deepcopy(config)
     try:
         config_flags.DEFINE_config_dict("config", own, flag_values=parser, sys_argv=["", *words])
@@ -82,27 +82,24 @@ def override(config: ConfigDict, words: Iterable[str]) -> ConfigDict:
     return parser.config
 
 
-def compare(saved: Mapping[str, Any], config: Mapping[str, Any], ignore: Iterable[str] = ()) -> list[str]:
+def compare(saved: dict[str, Any], config: dict[str, Any], ignore: Iterable[str] = ()) -> list[str]:
     """The lines 'backbone.name: conv4 in the checkpoint, resnet12 now' for all that differs between two configs.
 
     Args:
-      saved: the config in a checkpoint's metadata, as JSON has it (tuples are lists there).
-      config: the config of now.
+      saved: the config in a checkpoint's metadata, as JSON (tuples are lists).
+      config: the config now, as JSON.
       ignore: dotted names to leave out, with all that is under them ('runtime', 'evaluate.seed').
     """
-    then, now, absent = dict(_dotted(saved)), dict(_dotted(config)), "absent"
-    skipped = tuple(f"{name}." for name in ignore)
-    lines = []
-    for key in sorted(then.keys() | now.keys()):
-        before, after = then.get(key, absent), now.get(key, absent)
-        if before != after and not f"{key}.".startswith(skipped):
-            lines.append(f"{key}: {before} in the checkpoint, {after} now")
-    return lines
+    then, now = _texts(saved), _texts(config)
+    ignored = tuple(f"{name}." for name in ignore)
+    return [
+        f"{key}: {then.get(key, 'absent')} in the checkpoint, {now.get(key, 'absent')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not f"{key}.".startswith(ignored)
+    ]
 
 
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=plain)
+def _texts(config: dict[str, Any]) -> dict[str, str]:
+    """Each value as it is written in a message, by its dotted key."""
+    flat = flatten_dict(config, sep=".")
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items()}

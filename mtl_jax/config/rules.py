@@ -20,11 +20,7 @@ _INTERVALS = (
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError at the first contradiction: names the keys, their values, and what can be done."""
-    rules = (
-        _backbone, _norm_affine, _steps, _intervals, _schedules, _dropblock, _rotation, _inner, _image_sizes,
-        _support_views, _splits, _allowed, _hard_tasks,
-    )  # fmt: skip
-    for rule in rules:
+    for rule in (_backbone, _steps, _schedules, _pretraining, _inner_loop, _images, _splits, _hard_tasks):
         rule(config)
 
 
@@ -35,17 +31,31 @@ def lookup(config: Mapping[str, Any], key: str) -> Any:
     return config
 
 
+def _is(config: Mapping[str, Any], key: str) -> str:
+    """How a message begins: 'config.meta.way is 5'."""
+    return f"config.{key} is {lookup(config, key)!r}"
+
+
+def _check_multiple(config: Mapping[str, Any], key: str, unit: int, unit_name: str) -> None:
+    if lookup(config, key) % unit:
+        raise ConfigError(f"{_is(config, key)}, expected a multiple of {unit_name}, {unit}")
+
+
 def _backbone(config: ConfigDict) -> None:
-    backbones.check_unread(config.backbone.name, config.backbone, "config.backbone.")
-
-
-def _norm_affine(config: ConfigDict) -> None:
-    options = config.backbone
+    options, ramp = config.backbone, "pretrain.dropblock_ramp"
+    backbones.check_unread(options.name, options, "config.backbone.")
     if config.meta.norm_affine and (options.norm != "batch" or not (options.norm_scale or options.norm_bias)):
         raise ConfigError(
-            f"config.meta.norm_affine is true, but config.backbone.norm is {options.norm!r} and norm_scale and "
-            f"norm_bias are {options.norm_scale} and {options.norm_bias}: there is nothing to learn; set it to false"
+            f"{_is(config, 'meta.norm_affine')}, but {_is(config, 'backbone.norm')} and norm_scale and norm_bias are "
+            f"{options.norm_scale} and {options.norm_bias}: there is nothing to learn; set it to False"
         )
+    if options.dropblock and not options.dropout:
+        raise ConfigError(
+            f"{_is(config, 'backbone.dropblock')}, but {_is(config, 'backbone.dropout')}: nothing is dropped; set the "
+            "rate, 0.1 in publications"
+        )
+    if lookup(config, ramp) and not options.dropblock:
+        raise ConfigError(f"{_is(config, ramp)}, but {_is(config, 'backbone.dropblock')}; set it too")
 
 
 def _steps(config: ConfigDict) -> None:
@@ -53,40 +63,20 @@ def _steps(config: ConfigDict) -> None:
         raise ConfigError("config.pretrain.steps is 0, expected 1 or more: only config.pretrain.init does without")
     if config.meta.learn != "none" and not config.meta.steps:
         raise ConfigError("config.meta.steps is 0, expected 1 or more; or set config.meta.learn to 'none'")
-
-
-def _intervals(config: ConfigDict) -> None:
-    every = config.runtime.steps_per_dispatch
     for key in _INTERVALS:
-        if lookup(config, key) % every:
-            raise ConfigError(
-                f"config.{key} is {lookup(config, key)}, expected a multiple of "
-                f"config.runtime.steps_per_dispatch, {every}"
-            )
+        _check_multiple(config, key, config.runtime.steps_per_dispatch, "config.runtime.steps_per_dispatch")
 
 
 def _schedules(config: ConfigDict) -> None:
     for phase in ("pretrain", "meta"):
-        group = config[phase]
-        if group.decay in ("steps", "restarts") and not group.decay_every:
+        if config[phase].decay in ("steps", "restarts") and not config[phase].decay_every:
             raise ConfigError(
-                f"config.{phase}.decay is {group.decay!r}, but config.{phase}.decay_every is 0; "
+                f"{_is(config, f'{phase}.decay')}, but config.{phase}.decay_every is 0; "
                 "set it to the updates between two decays"
             )
 
 
-def _dropblock(config: ConfigDict) -> None:
-    backbone, ramp = config.backbone, config.pretrain.dropblock_ramp
-    if backbone.dropblock and not backbone.dropout:
-        raise ConfigError(
-            f"config.backbone.dropblock is {backbone.dropblock}, but config.backbone.dropout is {backbone.dropout}: "
-            "nothing is dropped; set the rate, 0.1 in publications"
-        )
-    if ramp and not backbone.dropblock:
-        raise ConfigError(f"config.pretrain.dropblock_ramp is {ramp}, but config.backbone.dropblock is 0; set it too")
-
-
-def _rotation(config: ConfigDict) -> None:
+def _pretraining(config: ConfigDict) -> None:
     group = config.pretrain
     if group.rotation and group.rotation_views == "quarter" and group.shuffle == "once":
         raise ConfigError(
@@ -95,45 +85,37 @@ def _rotation(config: ConfigDict) -> None:
         )
 
 
-def _inner(config: ConfigDict) -> None:
-    inner = config.inner
-    if inner.features != "plain" and inner.adapt != "head":
+def _inner_loop(config: ConfigDict) -> None:
+    if config.inner.features != "plain" and config.inner.adapt != "head":
         raise ConfigError(
-            f"config.inner.features is {inner.features!r}, which config.inner.adapt {inner.adapt!r} "
-            "cannot have: set one of them to 'plain' or 'head'"
+            f"{_is(config, 'inner.features')}, which config.inner.adapt {config.inner.adapt!r} cannot have: set "
+            "features to 'plain' or adapt to 'head'"
         )
-
-
-def _image_sizes(config: ConfigDict) -> None:
-    data, augment = config.data, config.pretrain.augment
-    for name, side in (("data.image_size", data.image_size), ("pretrain.augment.resized_crop", augment.resized_crop)):
-        if side and data.crop > side:
-            raise ConfigError(
-                f"config.data.crop is {data.crop}, expected at most config.{name}, {side}: "
-                "a crop cannot be larger than the image"
-            )
-    scale = augment.resized_crop_scale
-    if len(scale) != 2 or scale[0] > scale[1]:
-        raise ConfigError(
-            f"config.pretrain.augment.resized_crop_scale is {tuple(scale)}, expected the least and the greatest area"
-        )
-
-
-def _support_views(config: ConfigDict) -> None:
     support_views.check_crops(config.evaluate.crops, config.inner.adapt, config.meta.batch_norm)
 
 
-def _splits(config: ConfigDict) -> None:
-    fractions, lists = config.data.fractions, config.data.lists
-    if fractions and lists:
-        raise ConfigError("config.data.fractions and config.data.lists are both set; each says which class is where")
-    if fractions and (len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6):
+def _images(config: ConfigDict) -> None:
+    for key in ("data.image_size", "pretrain.augment.resized_crop"):
+        if (side := lookup(config, key)) and config.data.crop > side:
+            raise ConfigError(
+                f"{_is(config, 'data.crop')}, expected at most config.{key}, {side}: a crop cannot be larger than the "
+                "image"
+            )
+    scale = config.pretrain.augment.resized_crop_scale
+    if len(scale) != 2 or scale[0] > scale[1]:
         raise ConfigError(
-            f"config.data.fractions is {tuple(fractions)}, expected three numbers for train, val, test that add up to 1"
+            f"{_is(config, 'pretrain.augment.resized_crop_scale')}, expected the least and the greatest area"
         )
 
 
-def _allowed(config: ConfigDict) -> None:
+def _splits(config: ConfigDict) -> None:
+    fractions = config.data.fractions
+    if fractions and config.data.lists:
+        raise ConfigError("config.data.fractions and config.data.lists are both set; each says which class is where")
+    if fractions and (len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6):
+        raise ConfigError(
+            f"{_is(config, 'data.fractions')}, expected three numbers for train, val, test that add up to 1"
+        )
     try:
         overlaps.parse_allowed(config.data.allow)
     except DataError as error:
@@ -141,24 +123,20 @@ def _allowed(config: ConfigDict) -> None:
 
 
 def _hard_tasks(config: ConfigDict) -> None:
-    hard, each = config.hard_tasks, config.meta.tasks_per_step
-    if not hard.enabled:
+    if not config.hard_tasks.enabled:
         return
-    for key, unit, name in (
-        ("round", config.runtime.steps_per_dispatch, "runtime.steps_per_dispatch"),
-        ("extra", each, "meta.tasks_per_step"),
-    ):
-        if hard[key] % unit:
-            raise ConfigError(f"config.hard_tasks.{key} is {hard[key]}, expected a multiple of config.{name}, {unit}")
+    every, tasks = config.runtime.steps_per_dispatch, config.meta.tasks_per_step
+    _check_multiple(config, "hard_tasks.round", every, "config.runtime.steps_per_dispatch")
+    _check_multiple(config, "hard_tasks.extra", tasks, "config.meta.tasks_per_step")
     if config.meta.learn == "none":
-        raise ConfigError("config.hard_tasks.enabled is true, but config.meta.learn is 'none': nothing is trained")
+        raise ConfigError(f"{_is(config, 'hard_tasks.enabled')}, but config.meta.learn is 'none': nothing is trained")
 
 
 def check_init(config: ConfigDict) -> None:
-    """Whether what training is to start from is there. Raises ConfigError."""
+    """Checks that what training is to start from exists. Raises ConfigError."""
     init = config.pretrain.init
     if init and not Path(init).expanduser().exists():
-        raise ConfigError(f"config.pretrain.init is {init!r}: no such file or folder; give a workdir or a weight file")
+        raise ConfigError(f"{_is(config, 'pretrain.init')}: no such file or folder; give a workdir or a weight file")
 
 
 def is_weights(path: str) -> bool:
@@ -167,7 +145,7 @@ def is_weights(path: str) -> bool:
 
 
 def check_chunk(chunk: int, tasks: int, per_dispatch: int) -> None:
-    """Whether a device's tasks can be taken `chunk` at a time: what is left over would be left out.
+    """Checks that a device's tasks can be taken `chunk` at a time: tasks left over would be left out.
 
     `per_dispatch` is `runtime.steps_per_dispatch`.
 
@@ -183,23 +161,23 @@ def check_chunk(chunk: int, tasks: int, per_dispatch: int) -> None:
         )
 
 
-def check_devices(config: ConfigDict, devices: int, there: int) -> None:
-    """Whether batches can be spread over the devices of a run, `there` of which are in this process.
+def check_devices(config: ConfigDict, devices: int, local_devices: int) -> None:
+    """Checks that batches can be spread over the `devices` of a run; this process has `local_devices`.
 
     Raises:
       ConfigError: names the key.
     """
-    if config.runtime.devices > there:
-        raise ConfigError(f"config.runtime.devices is {config.runtime.devices}, but there are {there}; 0 takes all")
+    if config.runtime.devices > local_devices:
+        raise ConfigError(f"{_is(config, 'runtime.devices')}, but there are {local_devices}; 0 takes all")
     for key in ("meta.tasks_per_step", "pretrain.batch_size"):
         if lookup(config, key) % devices:
             raise ConfigError(
-                f"config.{key} is {lookup(config, key)}, expected a multiple of the number of devices, {devices}; "
+                f"{_is(config, key)}, expected a multiple of the number of devices, {devices}; "
                 "change it or set config.runtime.devices"
             )
-    each = config.pretrain.batch_size // devices
-    if config.pretrain.mixup and devices > 1 and each % 2:
+    images = config.pretrain.batch_size // devices
+    if config.pretrain.mixup and devices > 1 and images % 2:
         raise ConfigError(
-            f"config.pretrain.batch_size is {config.pretrain.batch_size}, {each} images a device: pretrain.mixup "
-            "mixes neighbours and needs an even number"
+            f"{_is(config, 'pretrain.batch_size')}, {images} images a device: pretrain.mixup mixes neighbours and "
+            "needs an even number"
         )

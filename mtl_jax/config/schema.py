@@ -1,11 +1,12 @@
-"""What each key of a config may be: its type, its choices, its range. What contradicts what: `config_rules`."""
+"""What each key of a config may be: its type, its choices, its range. What contradicts what: rules.py."""
 
 import difflib
 import functools
 import math
-from collections.abc import Iterator, Mapping
+import operator
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from mtl_jax import augment, backbones, base_learner, feature_transform, meta, optimizers, pretrain, scale_shift
@@ -97,7 +98,7 @@ RANGES = {
     **{f"runtime.{key}": _COUNT for key in (
         "steps_per_dispatch", "log_every", "checkpoint_every", "keep", "embed_batch", "task_chunk")},
 }  # fmt: skip
-_SAID = {
+_DESCRIPTIONS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text",
     tuple: "numbers in parentheses, such as '(0.5,0.2,0.3)'",
 }  # fmt: skip
@@ -107,10 +108,10 @@ class Kind(NamedTuple):
     """The type of a key's value, and whether it may be unset."""
 
     type: type
-    optional: bool
+    optional: bool = False
 
     def __str__(self) -> str:
-        return _SAID[self.type]
+        return _DESCRIPTIONS[self.type]
 
     def fits(self, value: Any) -> bool:
         """Whether a value is of this kind; numbers must be finite."""
@@ -129,44 +130,31 @@ def _is_number(value: Any) -> bool:
 
 @functools.cache
 def kinds() -> dict[str, Kind]:
-    """The kind of every key that there is, by its dotted name."""
-    return dict(_kinds(default.get_config()))
-
-
-def _kinds(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Kind]]:
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            yield from _kinds(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", Kind(config.get_type(name), value is None)
+    """The kind of every key of a config, by its dotted name."""
+    config, by_key = default.get_config(), {}
+    for (*groups, name), value in flatten_dict(config.to_dict()).items():
+        group = functools.reduce(operator.getitem, groups, config)
+        by_key[".".join((*groups, name))] = Kind(group.get_type(name), value is None)
+    return by_key
 
 
 def check(config: ConfigDict) -> None:
-    """Whether a config has all keys and no other, and each value is one that it may have.
+    """Checks that a config has all keys and no other, each with a value that it may have.
 
     Raises:
       ConfigError: names the key, the value, and what is allowed.
     """
-    found = dict(_leaves(config))
-    for key in found.keys() - kinds().keys():
+    values = flatten_dict(config.to_dict(), sep=".")
+    for key in values.keys() - kinds().keys():
         raise unknown_key(key)
     for key, kind in kinds().items():
-        if key not in found:
+        if key not in values:
             raise ConfigError(f"config.{key} is missing, expected {kind}; start from mtl_jax.configs.default")
-        check_value(key, found[key])
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        check_value(key, values[key])
 
 
 def check_value(key: str, value: Any) -> None:
-    """Whether a known key may have a value. Raises ConfigError."""
+    """Checks the value of a known key. Raises ConfigError where the key may not have it."""
     kind = kinds()[key]
     if not kind.fits(value):
         raise ConfigError(f"config.{key} is {value!r}, expected {kind}{' or None' if kind.optional else ''}")
@@ -181,15 +169,13 @@ def check_value(key: str, value: Any) -> None:
 
 
 def unknown_key(key: str) -> ConfigError:
-    """The error for a key that there is not: with the nearest one, or with those of its group."""
+    """The error for a key that no config has: names the nearest ones, or those of its group."""
     group, _, name = key.rpartition(".")
-    siblings = [known for known in kinds() if known.rpartition(".")[0] == group]
-    in_group = difflib.get_close_matches(name, [known.rpartition(".")[2] for known in siblings], 1)
-    by_name = [known for known in kinds() if known.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(key, kinds(), 1, 0.8)
-    if near := [f"{group}.{found}".lstrip(".") for found in in_group] or close or by_name:
+    parts = {known: known.rpartition(".") for known in kinds()}
+    siblings = [known_name for known_group, _, known_name in parts.values() if known_group == group]
+    in_group = [f"{group}.{sibling}".lstrip(".") for sibling in difflib.get_close_matches(name, siblings, 1)]
+    same_name = [known for known, (*_, known_name) in parts.items() if known_name == name]
+    if near := in_group or difflib.get_close_matches(key, parts, 1, 0.8) or same_name:
         return ConfigError(f"config.{key} is no key of a config (did you mean config.{' or config.'.join(near)}?)")
-    listed = ", ".join(known.rpartition(".")[2] for known in siblings) or ", ".join(default.get_config())
-    return ConfigError(
-        f"config.{key} is no key of a config; {f'config.{group}' if siblings else 'a config'} has {listed}"
-    )
+    listed, owner = (siblings, f"config.{group}") if group and siblings else (default.get_config(), "a config")
+    return ConfigError(f"config.{key} is no key of a config; {owner} has {', '.join(listed)}")

@@ -1,4 +1,4 @@
-"""Several processes of a program on this machine, started, watched and ended together.
+"""Starts several processes of a program on this machine, watches them, and ends them together.
 
 python -m mtl_jax.launch --num_processes=2 -- train.py --config=configs/glyphs.py --workdir=runs/glyphs
 """
@@ -21,7 +21,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.launch import program
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER
 
-_GRACE_SECONDS = 3  # in which the others may end by themselves once one has died
+_GRACE_SECONDS = 3  # for the others to end by themselves once one has died
 
 
 def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> int:
@@ -32,7 +32,7 @@ def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> 
     Args:
       command: the program's words, as after `python`.
       count: how many processes.
-      devices_per_process: process i sees the accelerators from i times as many on; 0: each sees all.
+      devices_per_process: how many accelerators each process sees, the first process the first ones; 0: each sees all.
 
     Returns:
       0, the first status that is not, or 128 and the signal that a process died of.
@@ -119,9 +119,9 @@ def _end_others(children: Sequence[subprocess.Popen], number: int, code: int) ->
     while time.monotonic() < deadline and any(child.poll() is None for child in children):
         time.sleep(0.1)
     ended = sum(child.poll() is None for child in children)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     print(
-        f"error: process {number} of {len(children)} {how}; the others are ended"
+        f"error: process {number} of {len(children)} {ending}; the others are ended"
         f"{f' ({ended} by force)' if ended else ''}. The same command goes on from the last checkpoint",
         file=sys.stderr,
     )  # fmt: skip
@@ -134,9 +134,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--devices_per_process", type=_at_least(0), default=0, help="accelerators that each process sees; 0: all"
     )
-    own, separator, command = _split(argv)
-    values = parser.parse_args(own[1:])
-    if not separator or not command:
+    end = argv.index("--") if "--" in argv else len(argv)
+    values, command = parser.parse_args(argv[1:end]), argv[end + 1 :]
+    if not command:
         raise ConfigError("nothing to run; write python -m mtl_jax.launch --num_processes=2 -- train.py --config=...")
     return launch(command, values.num_processes, values.devices_per_process)
 
@@ -148,15 +148,6 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(word)
 
     return parse
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """The launcher's own words, whether there was a `--`, and the words after it."""
-    words = list(argv)
-    if "--" not in words:
-        return words, False, []
-    at = words.index("--")
-    return words[:at], True, words[at + 1 :]
 
 
 if __name__ == "__main__":

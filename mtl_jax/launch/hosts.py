@@ -26,9 +26,9 @@ from mtl_jax.launch.signals import StopRequest
 
 FLAGS = ("coordinator_address", "num_processes", "process_id")
 HEARTBEAT_SECONDS = 20
-"""A process that has been silent for so long is dead: the others then end, well within a minute."""
+"""A process that has been silent for this long is dead: the others then end, well within a minute."""
 
-_LEAVING_SECONDS = 60  # that the processes of a run may end apart
+_LEAVING_SECONDS = 60  # between the ends of a run's first and last process
 _LONGEST_WAIT_MS = 24 * 3600 * 1000  # the first process may prepare a large data set; a dead one is noticed anyway
 _waits = itertools.count()
 
@@ -69,35 +69,36 @@ def join(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) 
       ConfigError: only a part of the three flags was given, or they contradict each other.
       ProcessesError: the others could not be found.
     """
-    given = {name: values[name].value for name in FLAGS}
-    by_flags = _check_flags(given)
-    wanted = values["distributed"].value
-    if by_flags:
-        detection = {**given, "cluster_detection_method": "deactivate"}  # or SLURM would give each one device alone
-    elif wanted or (wanted is None and is_cluster_step(environment)):
-        detection = {}
+    own = {name: values[name].value for name in FLAGS}
+    is_distributed = values["distributed"].value
+    if _check_flags(own):
+        options = {**own, "cluster_detection_method": "deactivate"}  # or SLURM would give each process one device
+    elif is_distributed or (is_distributed is None and is_cluster_step(environment)):
+        options = {}
     else:
         return
     # Signals are agreed upon by StopTogether; JAX's own service would swallow SIGTERM where no loop listens to it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **detection, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=_LEAVING_SECONDS
+            **options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=_LEAVING_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        place = given["coordinator_address"] or "the address that the cluster gives"
-        raise ProcessesError(f"cannot join the other processes at {place}: {_first_line(error)}") from error
+        address = own["coordinator_address"] or "the address that the cluster gives"
+        raise ProcessesError(f"cannot join the other processes at {address}: {_first_line(error)}") from error
 
 
-def _check_flags(given: Mapping[str, Any]) -> bool:
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
+def _check_flags(own: Mapping[str, Any]) -> bool:
+    """Whether the three flags say that there are other processes. Raises ConfigError where they contradict."""
+    missing = [name for name, value in own.items() if value is None]
+    if missing and len(missing) < len(own):
         raise ConfigError(f"--{missing[0]} is missing; give all of {', '.join(f'--{name}' for name in FLAGS)}, or none")
-    if not missing and not 0 <= given["process_id"] < given["num_processes"]:
-        raise ConfigError(
-            f"--process_id is {given['process_id']}, expected 0 to {given['num_processes'] - 1} (--num_processes - 1)"
-        )
-    return not missing and given["num_processes"] > 1
+    if missing:
+        return False
+    number, count = own["process_id"], own["num_processes"]
+    if not 0 <= number < count:
+        raise ConfigError(f"--process_id is {number}, expected 0 to {count - 1} (--num_processes - 1)")
+    return count > 1
 
 
 def _first_line(error: BaseException) -> str:
@@ -127,14 +128,14 @@ def is_first() -> bool:
 
 def devices(limit: int = 0) -> list[jax.Device]:
     """The devices of all processes, in order of the processes, the first `limit` of each (0: all)."""
-    found: list[jax.Device] = []
+    chosen: list[jax.Device] = []
     for process in range(jax.process_count()):
-        found += [d for d in jax.devices() if d.process_index == process][: limit or None]
-    return found
+        chosen += [device for device in jax.devices() if device.process_index == process][: limit or None]
+    return chosen
 
 
 def wait() -> None:
-    """Waits until all processes are here; each must call it as often as the others. Nothing in a run of one."""
+    """Waits until all processes have called it; each must do so as often as the others. Nothing in a run of one."""
     if jax.process_count() == 1:
         return
     try:
@@ -145,7 +146,7 @@ def wait() -> None:
 
 @contextlib.contextmanager
 def first_goes_first() -> Iterator[None]:
-    """The first process runs the body before the others do, so that they find in the cache what it has put there."""
+    """The first process runs the body before the others do, so that they find what it has put into the cache."""
     if not is_first():
         wait()
     yield
@@ -155,7 +156,7 @@ def first_goes_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_folder(path: str | Path) -> Iterator[Path]:
-    """Where this process writes: the first one into `path`, the others into a folder that is thrown away."""
+    """The folder that this process writes into: `path` for the first one, a temporary folder for the others."""
     if is_first():
         yield Path(path)
         return
@@ -164,29 +165,29 @@ def own_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_same(what: str, facts: Any) -> None:
-    """Compares something that JSON can hold with what the other processes have.
+    """Checks that `facts`, which JSON can hold, are the same in all processes.
 
     Raises:
-      ProcessesError: names `what` and the first process that has another one, in all processes.
+      ProcessesError: in all processes; names `what` and the first process that has another one.
     """
     if jax.process_count() == 1:
         return
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
-    found = parallel.from_all_processes(np.frombuffer(digest, np.uint8), jax.devices())
-    other = next((process for process, theirs in enumerate(found) if (theirs != found[0]).any()), None)
+    digests = parallel.from_all_processes(np.frombuffer(digest, np.uint8), jax.devices())
+    other = next((process for process, theirs in enumerate(digests) if (theirs != digests[0]).any()), None)
     if other is not None:
         raise ProcessesError(f"process {other} has another {what} than process 0; start all of them alike")
 
 
 class StopTogether:
-    """A stop request of all processes: once one of them gets a signal it is true in all after the same dispatch.
+    """The stop request of all processes: once one of them gets a signal, it is true in all after the same dispatch.
 
-    Each dispatch is followed by a sum of one integer over all devices, which is fetched after the next dispatch, so
-    that nobody waits for a step that has just been started.
+    After each dispatch one integer is summed over all devices. The sum is fetched after the next dispatch, so that
+    nobody waits for a step that has just started.
     """
 
     def __init__(self, request: StopRequest, devices: Sequence[jax.Device]) -> None:
-        """Tells the processes that `devices` belong to of this one's `request`."""
+        """Shares this process's `request` with the processes that `devices` belong to."""
         self._request, self._agreed, self._asked = request, False, None
         self._own = len(parallel.own(devices))
         self._sum = jax.pmap(
@@ -197,7 +198,7 @@ class StopTogether:
         return self._agreed
 
     def poll(self) -> None:
-        """Hears what was asked after the last dispatch, and asks anew: once after each dispatch, in all processes."""
+        """Fetches the sum of the last dispatch and starts the next; call it after each dispatch, in all processes."""
         if self._asked is not None:
             self._agreed = self._agreed or int(parallel.local(self._asked)) > 0
         self._asked = self._sum(np.full(self._own, bool(self._request), np.int32))
@@ -213,8 +214,8 @@ def polling(dispatch: Callable[..., Any], stop: StopRequest | StopTogether) -> C
     if not isinstance(stop, StopTogether):
         return dispatch
 
-    def polled(state: Any, at: int) -> Any:
-        result = dispatch(state, at)
+    def polled(state: Any, step: int) -> Any:
+        result = dispatch(state, step)
         stop.poll()
         return result
 

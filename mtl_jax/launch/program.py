@@ -22,7 +22,7 @@ def nearest(word: str, known: Iterable[Any], sign: str = "") -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of programs without a config: its errors are ConfigErrors, a flag is given once and in full."""
+    """The parser of programs without a config: it raises ConfigErrors; a flag is given once, with its full name."""
 
     def __init__(self, *words: Any, **options: Any) -> None:
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options}
@@ -31,8 +31,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse. Raises ConfigError where a flag is given twice or is wrong."""
-        given = [word.partition("=")[0] for word in (sys.argv[1:] if args is None else args) if word.startswith("--")]
-        if twice := [name for name in given if given.count(name) > 1]:
+        words = sys.argv[1:] if args is None else args
+        names = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if twice := [name for name in names if names.count(name) > 1]:
             self.error(f"{twice[0]} is given twice; leave one of them out")
         return super().parse_args(args, namespace)
 
@@ -52,9 +53,9 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Runs a program's main: a user's error is one line and status 2, a stop by signal status 75.
+    """Runs a program's main: a user's error gives one line and status 2, a stop by signal status 75.
 
-    One of several processes does not come back from an error: see `hosts.abandon`.
+    One of several processes does not return from an error: see `hosts.abandon`.
     """
     argv = sys.argv if argv is None else argv
     environment.configure_xla()

@@ -1,4 +1,4 @@
-"""Stopping a run so that it can go on: SIGTERM and SIGINT are noted, and read at the end of a dispatch."""
+"""Stops a run so that it can go on later: SIGTERM and SIGINT are noted, and read at the end of a dispatch."""
 
 import contextlib
 import os
@@ -61,6 +61,6 @@ def stop_on_signal(
 
 
 def _say(line: str) -> None:
-    # Straight to the descriptor: print and logging may be interrupted halfway by the very handler that calls them.
+    # Straight to the descriptor: this handler may interrupt a print or a log line halfway.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{line}\n".encode())

@@ -2,9 +2,11 @@
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from flax.traverse_util import flatten_dict
 
 from mtl_jax.errors import MtlError
 from mtl_jax.workdir import write_bytes_atomic
@@ -160,10 +162,6 @@ def code(value: str) -> str:
     return f"<pre>{text(value)}</pre>"
 
 
-def dotted(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def dotted(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """The values of nested groups by dotted names."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        nested = isinstance(value, Mapping)
-        rows += dotted(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return rows
+    return list(flatten_dict(config, sep=".").items())

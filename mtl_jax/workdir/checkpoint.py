@@ -5,8 +5,7 @@ import logging
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ import jax
 
 from mtl_jax.errors import CheckpointError
 from mtl_jax.workdir import checkpoint_folder, named_arrays
-from mtl_jax.workdir.manifest import read_bounded, seal, unseal
-from mtl_jax.workdir.workdir import sync_folder, write_bytes_atomic
+from mtl_jax.workdir.manifest import seal, unseal
+from mtl_jax.workdir.workdir import read_bounded, sync_folder, write_bytes_atomic, writing
 
 PyTree = Any
 
@@ -38,20 +37,20 @@ class Checkpoints:
 
     Each item is an Orbax checkpoint of its own (`ocp.PyTreeCheckpointer().restore(directory / 'STEP' / 'params')` reads
     it without this package). One process writes; any number may read at the same time. In a run of several processes
-    that is the first one: in the others `save`, `mark_best` and `remove_unfinished` do nothing. State that decides how
-    a run goes on (step, best score so far, writers' positions) belongs into the metadata, since that is what a resumed
-    run starts from; best.json only points at the best of what has been saved, for readers.
+    that is the first one: in the others `save`, `mark_best` and `remove_unfinished` do nothing. A resumed run starts
+    from the metadata, so all that decides how it goes on belongs there (step, best score so far, writers' positions);
+    best.json only tells readers which checkpoint is the best.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
-        """Owns `directory`, which need not exist; `keep` newest checkpoints are kept, and the best one besides."""
+        """Owns `directory`, which need not exist. Keeps the `keep` newest checkpoints, and the best one."""
         if keep < 1:
             raise ValueError(f"keep={keep}: at least one checkpoint must be kept")
         self.directory = Path(directory).absolute()
         self._keep = keep
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints here, in order, whole or not."""
+        """The steps of all checkpoints, in order, damaged ones included."""
         if not self.directory.is_dir():
             return []
         return sorted(int(path.name) for path in self.directory.iterdir() if _STEP.fullmatch(path.name))
@@ -59,44 +58,40 @@ class Checkpoints:
     def save(self, step: int, items: Mapping[str, PyTree], metadata: Mapping[str, Any]) -> None:
         """Saves trees of arrays and a JSON-able `metadata` as checkpoint `step`, on disk when this returns.
 
-        Everything is written under a temporary name, flushed, and published by one rename, so a kill at any moment
+        Everything is written under a temporary name, flushed, and published by one rename. So a kill at any moment
         leaves this checkpoint whole or absent, and the earlier ones as they were. Then all but the newest `keep` and
-        the best are deleted; so are checkpoints of later steps, which a run that went back has left behind.
+        the best are deleted, and so are later steps, which a run that went back has left behind.
 
         Raises:
-          CheckpointError: it could not be written (disk full, say); nothing is lost but this checkpoint.
-          ValueError, TypeError: what cannot be saved: an item's name that is no identifier, a tree (see
-            `named_arrays.flatten`), metadata that is no JSON.
+          CheckpointError: it could not be written (disk full, say); only this checkpoint is lost.
+          ValueError, TypeError: this cannot be saved: an item's name that is no identifier, a tree with such leaves
+            (see `named_arrays.flatten`), metadata that is no JSON.
         """
         if jax.process_index():
             return
         if wrong := [item for item in items if not item.isidentifier()]:
             raise ValueError(f"an item's name must be an identifier: {wrong[0]!r}")
         arrays = {item: named_arrays.flatten(tree) for item, tree in items.items()}
-        seal(metadata)  # what is no JSON is the caller's mistake, not the disk's: let it raise here
-        folder, hook = self.directory / f"{step}.tmp", sys.unraisablehook
-        sys.unraisablehook = _without_orphans(hook)
+        seal(metadata)  # raises where it is no JSON: the caller's mistake, not the disk's
+        folder = self.directory / f"{step}.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.remove_unfinished()
             checkpoint_folder.write(folder, step, arrays, metadata)
             self._publish(folder, step)
         except Exception as error:  # TensorStore and Orbax have many
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would log each of the writes given up
             raise CheckpointError(self._save_failed(step, error)) from error
-        else:
-            sys.unraisablehook = hook  # after a failure the writes given up may still end
         finally:
             self.remove_unfinished()
         self._prune(step)
 
     def read(self, step: int | None = None) -> Restored:
-        """A verified checkpoint as plain nested dicts of NumPy arrays; no template is needed.
+        """A verified checkpoint as plain nested dicts of NumPy arrays, without a template.
 
-        Without `step` the newest whole one, with a warning for each newer one that is damaged.
+        Without `step` it is the newest whole one, with a warning for each newer one that is damaged.
 
         Raises:
-          CheckpointError: there is none, or the one asked for is damaged; the message names file, item or array.
+          CheckpointError: there is none, or this one is damaged; the message names the file, item or array.
         """
         if step is not None:
             return self._read(step)
@@ -125,31 +120,26 @@ class Checkpoints:
         Raises:
           CheckpointError: as `read`; or a tree differs from `like`, with what is missing, surplus or of another shape.
         """
-        found = self.read(step)
-        return found._replace(items=self.fit(like, found))
-
-    def fit(self, like: Mapping[str, PyTree], found: Restored) -> dict[str, PyTree]:
-        """What `restore` does after `read`; apart, so that configs can be compared before shapes are."""
-        folder = self.directory / str(found.step)
-        if missing := sorted(like.keys() - found.items.keys()):
-            there = ", ".join(sorted(found.items))
-            raise CheckpointError(f"{folder}: has no item {', '.join(missing)}; it has {there}")
-        return {item: named_arrays.fit(tree, found.items[item], f"{folder / item}") for item, tree in like.items()}
+        saved = self.read(step)
+        folder = self.directory / str(saved.step)
+        if missing := sorted(like.keys() - saved.items.keys()):
+            known = ", ".join(sorted(saved.items))
+            raise CheckpointError(f"{folder}: has no item {', '.join(missing)}; it has {known}")
+        items = {item: named_arrays.fit(tree, saved.items[item], f"{folder / item}") for item, tree in like.items()}
+        return saved._replace(items=items)
 
     def mark_best(self, step: int, score: float, **extra: Any) -> None:
-        """Points best.json at a checkpoint that has been saved; it is then kept until another one is the best."""
+        """Names a saved checkpoint in best.json; it is kept until another one is the best."""
         if jax.process_index():
             return
         if step not in self.steps():
             raise ValueError(f"checkpoint {step} must be saved before it can be the best one")
         path = self.directory / "best.json"
-        try:
+        with writing(path, "free space and go on", CheckpointError):
             write_bytes_atomic(path, seal({"step": step, "score": score, **extra}))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written: {error.strerror}; free space and go on") from error
 
     def best(self) -> dict[str, Any] | None:
-        """What `mark_best` wrote: step, score and the rest; None before the first. CheckpointError where damaged."""
+        """What `mark_best` wrote: step, score, extra; None before the first. Raises CheckpointError where damaged."""
         path = self.directory / "best.json"
         try:
             best = unseal(read_bounded(path, _MAX_BEST_BYTES))
@@ -160,7 +150,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: damaged: {error}; delete it, the next validation writes it anew") from error
 
     def remove_unfinished(self) -> None:
-        """Removes what killed saves have left; for the one process that writes here, at its start."""
+        """Removes what killed saves have left; for the one process that writes, at its start."""
         if jax.process_index() or not self.directory.is_dir():
             return
         for path in sorted(self.directory.iterdir()):
@@ -174,11 +164,10 @@ class Checkpoints:
     def _read(self, step: int) -> Restored:
         folder = self.directory / str(step)
         if not folder.is_dir():
-            there = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; there are: {there}")
-        saved, items, metadata = checkpoint_folder.read(folder)
-        if saved != step:
-            raise CheckpointError(f"{folder}: damaged checkpoint: it is that of step {saved}")
+            raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; there are: {self._listed_steps()}")
+        saved_step, items, metadata = checkpoint_folder.read(folder)
+        if saved_step != step:
+            raise CheckpointError(f"{folder}: damaged checkpoint: it is that of step {saved_step}")
         return Restored(step, items, metadata)
 
     def _publish(self, folder: Path, step: int) -> None:
@@ -202,30 +191,20 @@ class Checkpoints:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _save_failed(self, step: int, error: Exception) -> str:
-        cause, advice = (str(error).splitlines() or [type(error).__name__])[0].rstrip("."), "mend the cause"
+        cause, advice = checkpoint_folder.first_line(error).rstrip("."), "mend the cause"
         if _is_full(error):
             free = shutil.disk_usage(self.directory).free if self.directory.is_dir() else 0
             cause, advice = f"no space left ({free / 1e6:.1f} MB free)", "free space there"
-        earlier = ", ".join(map(str, self.steps())) or "none"
         return (
-            f"{self.directory / str(step)}: checkpoint not saved: {cause}. Earlier checkpoints are whole ({earlier}): "
-            f"{advice} and start the same command again to go on from there"
+            f"{self.directory / str(step)}: checkpoint not saved: {cause}. Earlier checkpoints are whole "
+            f"({self._listed_steps()}): {advice} and start the same command again to go on from there"
         )
 
-
-def _without_orphans(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """`hook`, but for what TensorStore's threads say when a write ends whose save has failed: a traceback for each."""
-
-    def quiet(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
-            hook(unraisable)
-
-    return quiet
+    def _listed_steps(self) -> str:
+        return ", ".join(map(str, self.steps())) or "none"
 
 
 def _is_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
+    numbers = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
     # TensorStore gives the system's message in a ValueError's text.
-    texts = (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    return any(text in str(error) for text in texts)
+    return getattr(error, "errno", None) in numbers or any(os.strerror(number) in str(error) for number in numbers)

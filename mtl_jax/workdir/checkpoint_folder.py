@@ -1,8 +1,10 @@
-"""The folder of one checkpoint: arrays by Orbax, an item a folder, and the manifest that says whether all is whole."""
+"""The folder of one checkpoint: arrays by Orbax, a folder an item, and the manifest by which all of it is verified."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,17 @@ from mtl_jax.workdir.workdir import sync_folder, write_bytes_atomic
 Arrays = Mapping[str, np.ndarray]  # by path in the tree, see named_arrays.flatten
 
 
-def write(folder: Path, step: int, arrays: Mapping[str, Arrays], metadata: Mapping[str, Any]) -> None:
+def write(folder: Path, step: int, items: Mapping[str, Arrays], metadata: Mapping[str, Any]) -> None:
     """Writes items of named arrays and the manifest into a new folder, and waits until the disk has them."""
-    # Orbax refuses arrays without elements; the manifest's shape and dtype are all there is to them.
-    stored = {item: {name: array for name, array in found.items() if array.size} for item, found in arrays.items()}
-    trees = {item: named_arrays.nest(found) for item, found in stored.items() if found}
+    # Orbax refuses arrays without elements; the manifest's shape and dtype say all there is to them.
+    stored = {item: {name: array for name, array in arrays.items() if array.size} for item, arrays in items.items()}
+    trees = {item: named_arrays.nest(arrays) for item, arrays in stored.items() if arrays}
     if trees:
-        _write_arrays(folder, trees)
+        with _one_error():
+            _write_arrays(folder, trees)
     else:
         folder.mkdir()
-    records = {item: {name: manifests.record_array(a) for name, a in found.items()} for item, found in arrays.items()}
+    records = {item: {name: manifests.record_array(a) for name, a in arrays.items()} for item, arrays in items.items()}
     manifest = Manifest(step, dict(metadata), records, manifests.record_files(folder))
     write_bytes_atomic(folder / manifests.FILE, manifests.to_bytes(manifest))
     _sync(folder)
@@ -47,16 +50,20 @@ def read(folder: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
     return manifest.step, items, manifest.metadata
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _read_item(folder: Path, records: Mapping[str, ArrayRecord]) -> dict[str, Any]:
     shapes = {name: record.shape for name, record in records.items() if 0 not in record.shape}
     try:
-        found = _read_arrays(folder, shapes) if shapes else {}
-        found |= {name: np.zeros(r.shape, r.dtype) for name, r in records.items() if name not in shapes}
+        arrays = _read_arrays(folder, shapes) if shapes else {}
+        arrays |= {name: np.zeros(r.shape, r.dtype) for name, r in records.items() if name not in shapes}
     except Exception as error:  # whatever Orbax and TensorStore make of files that are not theirs
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: damaged checkpoint: {first}") from error
-    manifests.check_arrays(folder, found, records)
-    return named_arrays.nest(found)
+        raise CheckpointError(f"{folder}: damaged checkpoint: {first_line(error)}") from error
+    manifests.check_arrays(folder, arrays, records)
+    return named_arrays.nest(arrays)
 
 
 def _read_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -71,22 +78,38 @@ def _read_arrays(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
         return named_arrays.flatten(checkpointer.restore(folder, ocp.args.PyTreeRestore(restore_args=restore_args)))
 
 
-class _RaisedAnyway(logging.Filter):
-    """Drops Orbax's tracebacks of its threads: what they raise comes out of `save` too, and is one line there."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "_SignalingThread.run() raised an exception" not in str(record.msg)
-
-
 def _write_arrays(folder: Path, trees: Mapping[str, Any]) -> None:
-    log = logging.getLogger("absl")
-    if not any(isinstance(known, _RaisedAnyway) for known in log.filters):
-        log.addFilter(_RaisedAnyway())  # for good: a thread may end after `save` has raised another one's error
     options = ocp.CompositeOptions(multiprocessing_options=_this_process())
     handler = ocp.CompositeCheckpointHandler(composite_options=options, **{item: _handler() for item in trees})
     with ocp.Checkpointer(handler, multiprocessing_options=_this_process()) as checkpointer:
         args = {item: ocp.args.PyTreeSave(tree) for item, tree in trees.items()}
         checkpointer.save(folder, args=ocp.args.Composite(**args))
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Drops the tracebacks that threads of Orbax and TensorStore print beside the one error that a failed save raises.
+
+    After a failure this stays so: the writes given up may still be ending.
+    """
+    hook = sys.unraisablehook
+
+    def without_orphans(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+            hook(unraisable)
+
+    logging.getLogger("absl").addFilter(_is_not_of_a_thread)
+    sys.unraisablehook = without_orphans
+    try:
+        yield
+    except Exception:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it would log each of the writes given up
+        raise
+    sys.unraisablehook = hook
+
+
+def _is_not_of_a_thread(record: logging.LogRecord) -> bool:
+    return "_SignalingThread.run() raised an exception" not in str(record.msg)
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -96,8 +119,8 @@ def _handler() -> ocp.PyTreeCheckpointHandler:
 
 def _this_process() -> ocp.options.MultiprocessingOptions:
     # In a run of several hosts one of them saves what all of them hold: nobody is to be waited for.
-    here = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
 def _sync(folder: Path) -> None:

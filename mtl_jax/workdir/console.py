@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from mtl_jax.errors import MtlError
+from mtl_jax.workdir.workdir import writing
 
 _logger = logging.getLogger(__name__)
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -128,11 +128,9 @@ def log_to(path: str | Path, *, level: int = logging.INFO) -> Iterator[None]:
     Raises:
       MtlError: the file cannot be written.
     """
-    try:
+    with writing(Path(path), "give another --workdir"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = _File(path, encoding="utf-8")
-    except OSError as error:
-        raise MtlError(f"{path}: cannot be written: {error.strerror}; give another --workdir") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = _Console()
     console.setFormatter(_ConsoleFormatter())

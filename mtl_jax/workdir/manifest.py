@@ -1,9 +1,8 @@
-"""The manifest of a checkpoint: a digest of every array and of every file, sealed with a digest of its own."""
+"""The manifest of a checkpoint: a digest of every array and every file, sealed with a digest of its own."""
 
 import hashlib
 import json
 import math
-import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.errors import CheckpointError
-from mtl_jax.workdir.workdir import plain
+from mtl_jax.workdir.workdir import plain, read_bounded
 
 FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 32 << 20
-MAX_ARRAY_BYTES = (
-    8 << 30
-)  # the largest network here with its optimizer takes 0.2 GiB; a file that claims more is refused
-_BLOCK = 1 << 20
+MAX_ARRAY_BYTES = 8 << 30  # a file that claims more is refused; the largest network with its optimizer takes 0.2 GiB
 
 
 class ArrayRecord(NamedTuple):
@@ -38,7 +34,7 @@ class FileRecord(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """All that is known of a checkpoint without reading its arrays.
+    """What is known of a checkpoint without reading its arrays.
 
     arrays: by item, then by the array's path in the tree. files: by path relative to the checkpoint.
     """
@@ -50,9 +46,9 @@ class Manifest(NamedTuple):
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """JSON in one canonical form, with its own digest as one of the keys, so that `unseal` notices any changed byte.
+    """JSON in one canonical form, with its own digest among the keys, so that `unseal` notices any changed byte.
 
-    Infinities and NaN are written as Python's json has them: a best score starts at -Infinity.
+    Infinities and NaN are written as Python's json writes them: a best score starts at -Infinity.
     """
     digest = hashlib.sha256(_canonical(content)).hexdigest()
     return _canonical({**content, "digest": digest}) + b"\n"
@@ -89,12 +85,9 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
 
 
 def _record_file(path: Path) -> FileRecord:
-    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-    return FileRecord(size, digest.hexdigest())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(file.tell(), digest)
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -115,35 +108,24 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: damaged checkpoint: {error}") from error
 
 
-def read_bounded(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes. Raises OSError for anything else."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "not a regular file")
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(0, f"longer than {limit} bytes")
-    return data
-
-
 def _parse(content: dict[str, Any]) -> Manifest:
     if content["format"] != 1:
         raise ValueError(f"format {content['format']} is not known to this version, which reads format 1")
-    arrays = {item: {name: _array(*found[name]) for name in found} for item, found in content["arrays"].items()}
+    arrays = {
+        item: {name: _parse_array(*record) for name, record in records.items()}
+        for item, records in content["arrays"].items()
+    }
     files = {name: FileRecord(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
     if wrong := [name for name in [*files, *arrays] if name.startswith("/") or "\0" in name or ".." in name.split("/")]:
         raise ValueError(f"{wrong[0]!r} is no name inside the checkpoint")
-    claimed = sum(
-        math.prod(record.shape) * np.dtype(record.dtype).itemsize
-        for found in arrays.values()
-        for record in found.values()
-    )
+    records = [record for named in arrays.values() for record in named.values()]
+    claimed = sum(math.prod(record.shape) * np.dtype(record.dtype).itemsize for record in records)
     if claimed > MAX_ARRAY_BYTES:
         raise ValueError(f"it claims {claimed} bytes of arrays; at most {MAX_ARRAY_BYTES} are read")
     return Manifest(int(content["step"]), dict(content["metadata"]), arrays, files)
 
 
-def _array(dtype: str, shape: list[int], digest: str) -> ArrayRecord:
+def _parse_array(dtype: str, shape: list[int], digest: str) -> ArrayRecord:
     sizes = tuple(map(int, shape))
     if str(np.dtype(dtype)) != dtype or np.dtype(dtype).hasobject or min(sizes, default=0) < 0:
         raise ValueError(f"{dtype}{list(sizes)} is no array of numbers")
@@ -151,9 +133,9 @@ def _array(dtype: str, shape: list[int], digest: str) -> ArrayRecord:
 
 
 def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
-    """Raises CheckpointError that names the first file which is missing, cut, or changed by a byte.
+    """Raises CheckpointError, naming the first file that is missing, cut, or changed in any byte.
 
-    Files that were added (by a file browser, say) are left alone: nothing reads them.
+    Files that were added (by a file browser, say) do not matter: nothing reads them.
     """
     for name, record in files.items():
         path = folder / name
@@ -169,11 +151,11 @@ def check_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
             raise CheckpointError(f"{path}: damaged checkpoint: {error.strerror}") from error
 
 
-def check_arrays(folder: Path, found: Mapping[str, np.ndarray], records: Mapping[str, ArrayRecord]) -> None:
-    """Raises CheckpointError that names an array which is missing, surplus, or not bit for bit what was saved."""
-    for name in sorted(records.keys() ^ found.keys()):
+def check_arrays(folder: Path, arrays: Mapping[str, np.ndarray], records: Mapping[str, ArrayRecord]) -> None:
+    """Raises CheckpointError, naming the first array that is missing, surplus, or not bit for bit what was saved."""
+    for name in sorted(records.keys() ^ arrays.keys()):
         state = "missing" if name in records else "not in the manifest"
         raise CheckpointError(f"{folder}: damaged checkpoint: array {name} is {state}")
-    for name, array in found.items():
+    for name, array in arrays.items():
         if record_array(array) != records[name]:
             raise CheckpointError(f"{folder}: damaged checkpoint: array {name} is not what was saved")

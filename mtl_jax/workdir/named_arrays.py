@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mtl_jax.errors import CheckpointError
 
-_LISTED = 8  # so many differences are named; of more, only the number
+_MAX_LISTED = 8  # differences that a message names; it counts the others
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Every leaf of a tree as a NumPy array, by its path; dict keys, field names and positions are the path's parts.
+    """Every leaf of a tree as a NumPy array, by its path of dict keys, field names and positions.
 
     Raises:
       ValueError: a leaf without a name, or a name with '/' or '.': Orbax joins names with '.' and would silently mix
@@ -33,14 +34,7 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`, into plain nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return tree
+    return unflatten_dict(dict(arrays), sep="/")
 
 
 def fit(like: Any, tree: Any, where: str) -> Any:
@@ -54,33 +48,29 @@ def fit(like: Any, tree: Any, where: str) -> Any:
     Raises:
       CheckpointError: lists what is missing, what is surplus, and where shapes or dtypes differ.
     """
-    found = flatten(tree)
-    expected = by_name(like)
-    differences = _differences(expected, found)
-    if differences:
-        more = [f"and {len(differences) - _LISTED} more"] if len(differences) > _LISTED else []
-        raise CheckpointError(f"{where} does not fit this run: {'; '.join(differences[:_LISTED] + more)}")
-    leaves = [_as(leaf, found[name]) for name, leaf in expected.items()]
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), leaves)
+    arrays, expected = flatten(tree), by_name(like)
+    if differences := _differences(expected, arrays):
+        more = [f"and {len(differences) - _MAX_LISTED} more"] if len(differences) > _MAX_LISTED else []
+        raise CheckpointError(f"{where} does not fit this run: {'; '.join(differences[:_MAX_LISTED] + more)}")
+    leaves = [
+        arrays[name].item() if isinstance(leaf, bool | int | float) else arrays[name] for name, leaf in expected.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _differences(expected: Mapping[str, Any], found: Mapping[str, np.ndarray]) -> list[str]:
-    lines = [f"missing {name}" for name in expected if name not in found]
-    lines += [f"surplus {name}" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        here, now = _kind(found[name]), _kind(expected[name])
-        if here != now:
-            lines.append(f"{name} is {here} in the checkpoint, {now} expected")
+def _differences(expected: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    lines = [f"missing {name}" for name in expected.keys() - arrays.keys()]
+    lines += [f"surplus {name}" for name in arrays.keys() - expected.keys()]
+    for name in expected.keys() & arrays.keys():
+        saved, wanted = _dtype_and_shape(arrays[name]), _dtype_and_shape(expected[name])
+        if saved != wanted:
+            lines.append(f"{name} is {saved} in the checkpoint, {wanted} expected")
     return sorted(lines)
 
 
-def _kind(leaf: Any) -> str:
+def _dtype_and_shape(leaf: Any) -> str:
     leaf = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _as(leaf: Any, array: np.ndarray) -> Any:
-    return array.item() if isinstance(leaf, bool | int | float) else array
 
 
 def _name(path: tuple[Any, ...]) -> str:

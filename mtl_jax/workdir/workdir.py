@@ -1,9 +1,8 @@
-"""A workdir: where each file of a run lies, how small files are written whole or not at all, and the lock of a run."""
+"""A workdir: where each file of a run lies, how small files are read and written whole, and the lock of a run."""
 
 import contextlib
 import datetime
 import errno
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -12,71 +11,30 @@ import platform
 import re
 import shlex
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from mtl_jax.errors import MtlError
 
 _logger = logging.getLogger(__name__)
-_held: set[int] = set()  # file descriptors of the locks that this process holds
 
 
-def _leave_locks_to_parent() -> None:
-    # flock belongs to the open file, which a forked child shares: a decoding process that outlives a killed run would
-    # keep the workdir locked. Closing the child's copy leaves the parent's lock as it is.
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
-
-
-@dataclass(frozen=True)
 class Workdir:
-    """The paths of one run's files under `path`. Nothing is created by asking for a path."""
-
-    path: Path
+    """The paths of one run's files under `path`. Asking for a path creates nothing."""
 
     def __init__(self, path: str | Path) -> None:
-        object.__setattr__(self, "path", Path(path))
-
-    @property
-    def config(self) -> Path:
-        """The resolved config, JSON."""
-        return self.path / "config.json"
-
-    @property
-    def data(self) -> Path:
-        """What the run was trained on, JSON: data sets, classes. Beside it data.digests, 16 bytes an image."""
-        return self.path / "data.json"
-
-    @property
-    def metrics(self) -> Path:
-        """Step and scalars, a JSON line a record: the same bytes for the same run."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def timing(self) -> Path:
-        """Rates and wall times, JSON lines: all that differs between two runs of the same config."""
-        return self.path / "timing.jsonl"
-
-    @property
-    def log(self) -> Path:
-        """The text log."""
-        return self.path / "log.txt"
-
-    @property
-    def commands(self) -> Path:
-        """The commands that were started in this workdir, JSON lines."""
-        return self.path / "commands.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard events, a folder a phase."""
-        return self.path / "tensorboard"
+        self.path = Path(path)
+        self.config = self.path / "config.json"  # the resolved config
+        self.data = self.path / "data.json"  # data sets and classes of the training; in data.digests 16 bytes an image
+        self.metrics = self.path / "metrics.jsonl"  # step and scalars, a line a record; the same bytes for the same run
+        self.timing = self.path / "timing.jsonl"  # rates and wall times: all that differs between two runs of a config
+        self.log = self.path / "log.txt"
+        self.commands = self.path / "commands.jsonl"  # the commands that were started in this workdir
+        self.tensorboard = self.path / "tensorboard"  # TensorBoard events, a folder a phase
 
     def checkpoints(self, phase: str) -> Path:
         """The folder of a phase's checkpoints (`pretrain` or `meta`): STEP/ and best.json."""
@@ -88,13 +46,13 @@ class Workdir:
     ) -> Path:  # fmt: skip
         """`evaluation/SPLIT-{way}way-{shot}shot.SUFFIX`; without way and shot, `evaluation/SPLIT.SUFFIX`.
 
-        Results on a file of episodes have the first 8 digits of its hash after the protocol; those on other data than
+        Results on a file of episodes have the first 8 digits of its hash after the protocol. Results on other data than
         the run's have its name and the first 8 digits of its fingerprint before the split.
         """
         protocol = "" if way is None else f"-{way}way-{shot}shot"
-        given = f"-{episodes[:8]}" if episodes else ""
+        digest = f"-{episodes[:8]}" if episodes else ""
         data = f"{re.sub('[:/]', '-', dataset)}-{fingerprint[:8]}-" if dataset else ""
-        return self.path / "evaluation" / f"{data}{split}{protocol}{given}.{suffix}"
+        return self.path / "evaluation" / f"{data}{split}{protocol}{digest}.{suffix}"
 
     def create(self) -> "Workdir":
         """Makes the folder. Raises MtlError where that is not possible."""
@@ -103,6 +61,15 @@ class Workdir:
         except OSError as error:
             raise MtlError(f"{self.path}: cannot be a workdir: {error.strerror}; give another --workdir") from error
         return self
+
+
+@contextlib.contextmanager
+def writing(path: Path, advice: str, error_type: type[MtlError] = MtlError) -> Iterator[None]:
+    """Turns an OSError of the body into `error_type`, in one line: the file, the system's reason, what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise error_type(f"{path}: cannot be written: {error.strerror}; {advice}") from error
 
 
 def plain(value: Any) -> Any:
@@ -114,6 +81,17 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes. Raises OSError for anything else."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(0, f"longer than {limit} bytes")
+    return data
 
 
 def sync_folder(path: Path) -> None:
@@ -153,10 +131,8 @@ def write_json_atomic(path: Path, content: Any) -> None:
       ValueError: a NaN or an infinity, which JSON does not have.
     """
     text = json.dumps(content, indent=2, allow_nan=False, default=plain)
-    try:
+    with writing(path, "free space or mend the rights"):
         write_bytes_atomic(path, text.encode() + b"\n")
-    except OSError as error:
-        raise MtlError(f"{path}: cannot be written: {error.strerror}; free space or mend the rights") from error
 
 
 def record_command(path: str | Path, argv: Sequence[str]) -> None:
@@ -165,65 +141,48 @@ def record_command(path: str | Path, argv: Sequence[str]) -> None:
     Raises:
       MtlError: the workdir cannot be written.
     """
-    place = Workdir(path).create()
-    time = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    file = Workdir(path).create().commands
     program = Path(argv[0])
-    own = program.parent if program.name == "__main__.py" else program.parent / program.stem
-    words = ["-m", f"mtl_jax.{own.name}"] if own.parent.name == "mtl_jax" else [program.name]
-    command = shlex.join(["python", *words, *argv[1:]])
-    versions = {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}
-    line = json.dumps({"time": time, "command": command, "python": platform.python_version(), **versions})
-    try:
-        with open(place.commands, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise MtlError(f"{place.commands}: cannot be written: {error.strerror}; give another --workdir") from error
+    module = program.parent if program.name == "__main__.py" else program.parent / program.stem
+    words = ["-m", f"mtl_jax.{module.name}"] if module.parent.name == "mtl_jax" else [program.name]
+    record = {"time": _now(), "command": shlex.join(["python", *words, *argv[1:]]), "python": platform.python_version()}
+    record |= {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}
+    with writing(file, "give another --workdir"), open(file, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager
 def lock(path: str | Path) -> Iterator[None]:
     """Holds a workdir for this process, so that no second run writes into it.
 
-    The kernel's flock, not the file's existence, is the lock: it ends with the process, however that ends, so neither a
-    dead run nor a recycled process number stands in the way. The file only names the holder. Where the file system
-    has no locks, a warning says so and the run goes on.
+    The kernel's flock, not the file's existence, is the lock. It ends with the process, however that ends, so neither a
+    dead run nor a recycled process number stands in the way; a forked child does not inherit it. The file only names
+    the holder. Where the file system has no locks, a warning says so and the run goes on.
 
     Raises:
       MtlError: another process has it; the message names the process and its host.
     """
     path = Workdir(path).create().path
-    descriptor = _open_lock(path / ".lock")
+    file = path / ".lock"
+    file_lock = FileLock(file, blocking=False, fallback_to_soft=False)
     try:
-        _acquire(descriptor, path)
-        _held.add(descriptor)
-        yield
-    finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
-
-
-def _open_lock(file: Path) -> int:
-    try:
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise MtlError(f"{file}: cannot be written: {error.strerror}; give another --workdir") from error
-
-
-def _acquire(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 400, 0).decode(errors="replace").strip() or "a process that gave no name"
+        file_lock.acquire()
+    except Timeout as error:
+        holder = file.read_text(errors="replace")[:400].strip() or "a process that gave no name"
         raise MtlError(
             f"{path}: in use by {holder}; wait for it, stop it, or give this run another --workdir"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-            raise
+            raise MtlError(f"{file}: cannot be written: {error.strerror}; give another --workdir") from error
         _logger.warning("%s: this file system has no locks: see to it that no second run uses the folder", path)
-    started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    holder = f"process {os.getpid()} on {socket.gethostname()} since {started}\n"
-    # On a full disk the lock holds all the same; only the name of its holder is lost.
-    with contextlib.suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, holder.encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk only the holder's name is lost, not the lock
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {_now()}\n")
+    try:
+        yield
+    finally:
+        file_lock.release()

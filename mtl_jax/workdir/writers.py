@@ -1,5 +1,6 @@
 """Where scalars go: JSON lines that are the same bytes for the same run, TensorBoard, and any function of one's own."""
 
+import errno
 import json
 import logging
 import math
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mtl_jax.errors import MtlError
+from mtl_jax.workdir.workdir import writing
 
 Writer = Callable[[int, Mapping[str, Any]], None]
 """The one-function hook: `write(step, {'meta/loss': 1.2, ...})`; `train(config, workdir, hooks=[write])` calls it."""
@@ -18,6 +21,7 @@ Writer = Callable[[int, Mapping[str, Any]], None]
 _logger = logging.getLogger(__name__)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _MAX_LINE = 1 << 20
+_SCALARS = bool, int, float, str  # that TensorBoard takes as hyperparameters
 
 
 class JsonlWriter:
@@ -31,11 +35,9 @@ class JsonlWriter:
     def __init__(self, path: str | Path) -> None:
         """Opens for appending; what a kill left of a last line is cut off."""
         self.path = Path(path)
-        try:
+        with writing(self.path, "give another --workdir"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115, closed by close()
-        except OSError as error:
-            raise MtlError(f"{self.path}: cannot be written: {error.strerror}; give another --workdir") from error
         self._cut(self._size())
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -44,12 +46,9 @@ class JsonlWriter:
             raise ValueError("'step' is the line's own key, not a scalar's name")
         fields = {"step": int(step)} | {name: _plain(scalars[name]) for name in sorted(scalars)}
         line = json.dumps(fields, allow_nan=False).encode() + b"\n"
-        try:
-            written = self._file.write(line)
-        except OSError as error:
-            raise MtlError(f"{self.path}: cannot be written: {error.strerror}; free space and start again") from error
-        if written != len(line):
-            raise MtlError(f"{self.path}: cannot be written: the disk took half a line; free space and start again")
+        with writing(self.path, "free space and start again"):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "the disk took half a line")
 
     def position(self) -> int:
         """The file's size in bytes, all of it on disk: what a checkpoint records for `truncate`."""
@@ -140,9 +139,10 @@ class TensorBoard:
         """Writes an image [H, W, C] (C 1 or 3), uint8 or float in 0..1."""
         self._writer.add_image(name, image, step, dataformats="HWC")
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    def hparams(self, config: dict[str, Any], metrics: Mapping[str, float]) -> None:
         """Writes a run's config, its groups as dotted names, and its results for the comparison of runs."""
-        self._writer.add_hparams(dict(_dotted(config)), {k: float(v) for k, v in metrics.items()}, name="hparams")
+        flat = {key: v if isinstance(v, _SCALARS) else str(v) for key, v in flatten_dict(config, sep=".").items()}
+        self._writer.add_hparams(flat, {k: float(v) for k, v in metrics.items()}, name="hparams")
 
     def close(self) -> None:
         """Writes what is still queued."""
@@ -162,11 +162,3 @@ def open_tensorboard(directory: str | Path, *, purge_step: int | None = None) ->
         _logger.info("no TensorBoard events: tensorboardX is not installed (pip install 'mtl_jax[tensorboard]')")
         return None
     return TensorBoard(tensorboardX.SummaryWriter(str(directory), purge_step=purge_step, flush_secs=30))
-
-
-def _dotted(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else str(value)

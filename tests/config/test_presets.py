@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from mtl_jax.configs import fc100, miniimagenet
 
 from mtl_jax import config, create_backbone
@@ -41,18 +42,10 @@ OTHERS = {
 }
 
 
-def flatten(group, prefix=""):
-    """A config as {'meta.lr': 1e-3, ...}."""
-    for name, value in group.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def flat_config(variant, shot, name="miniimagenet"):
+    """A config as {'meta.lr': 1e-3, ...}."""
     words = shot if variant == "default" else f"{variant},{shot}"
-    return dict(flatten(importlib.import_module(f"mtl_jax.configs.{name}").get_config(words).to_dict()))
+    return flatten_dict(importlib.import_module(f"mtl_jax.configs.{name}").get_config(words).to_dict(), sep=".")
 
 
 def parse(cell, shot):
@@ -192,5 +185,5 @@ def test_what_the_backbone_does_not_read_is_refused_in_a_config_and_forgiven_in_
 def test_norm_affine_needs_something_to_learn():
     found = miniimagenet.get_config("tensorflow")
     found.meta.norm_affine = True
-    with pytest.raises(ConfigError, match=r"meta\.norm_affine is true, but .*nothing to learn"):
+    with pytest.raises(ConfigError, match=r"meta\.norm_affine is True, but .*nothing to learn"):
         config.validate(found)
