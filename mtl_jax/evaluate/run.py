@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,6 @@ from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
 from mtl_jax.launch import hosts
 
-_logger = logging.getLogger(__name__)
 BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
 
 
@@ -47,15 +45,15 @@ def evaluate(
     Raises:
       MtlError: what the user can mend.
     """
-    place, protocol = workdir.Workdir(path), build.protocol(settings)
+    run, protocol = workdir.Workdir(path), build.protocol(settings)
     with hosts.first_goes_first():
         dataset = dataset or build.dataset(settings.data)
-    trained = [] if weights else run_data.check(dataset, place, settings.evaluate.split, other=other_data)
+    trained = [] if weights else run_data.check(dataset, run, settings.evaluate.split, other=other_data)
     split = dataset.split(settings.evaluate.split)
     if weights:
         step, model = 0, network.model(settings, weights)
     else:
-        step, model = network.trained(settings, place, split.images.shape[1:])
+        step, model = network.trained(settings, run, split.images.shape[1:])
     tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
     content = frozen_episodes.content_hash(split, tasks)
     hosts.check_same("checkpoint or set of tasks", [step, content])
@@ -70,7 +68,7 @@ def evaluate(
         "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
         "seconds": round(seconds, 2),
     }  # fmt: skip
-    own = None if weights else build.protocol(config.read(place.config))
+    own = None if weights else build.protocol(config.read(run.config))
     if weights:
         result["checkpoint_by"] = f"weight file {Path(weights).name}"
     elif (protocol.inner.steps, protocol.inner.lr) != (own.inner.steps, own.inner.lr):
@@ -85,7 +83,7 @@ def evaluate(
     is_own = episodes is None and protocol == own and not other_data
     named = {name: result[name] for name in ("dataset", "fingerprint")} if other_data else {}
     sizes = {"way": result["way"], "shot": result["shot"], "episodes": content if episodes else "", **named}
-    _write(place, split.name, result, trajectory, is_own, sizes)
+    _write(run, split.name, result, trajectory, is_own, sizes)
     return result
 
 
@@ -140,19 +138,19 @@ def _step_warning(split: str) -> str:
     return "" if split == "val" else BY_STEP
 
 
-def _write(place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
-    path = place.evaluation(split, "json", **sizes)
+def _write(run: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
+    path = run.evaluation(split, "json", **sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json_atomic(path, result)
     if is_own:
-        workdir.write_json_atomic(place.evaluation(split, "json"), result)
+        workdir.write_json_atomic(run.evaluation(split, "json"), result)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     last = range(trajectory.shape[1])[-1]
     names = [f"accuracy{step}" for step in range(last)] if last else []
     rows.writerow(["task", *names, "accuracy"])
     rows.writerows([task, *map(float, row)] for task, row in enumerate(trajectory))
-    workdir.write_bytes_atomic(place.evaluation(split, "csv", **sizes), text.getvalue().encode())
+    workdir.write_bytes_atomic(run.evaluation(split, "csv", **sizes), text.getvalue().encode())
 
 
 def describe(result: Mapping[str, Any]) -> str:
