@@ -39,16 +39,17 @@ def main(argv: Sequence[str]) -> int | None:
     for name in SHORT_FLAGS:
         if values[name].value is not None and any(word.startswith(f"--config.evaluate.{name}=") for word in argv):
             raise ConfigError(f"--{name} and --config.evaluate.{name} are the same; leave one of them out")
-    given = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
-    settings.evaluate.update(given)
+    changes = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
+    settings.evaluate.update(changes)
     episodes = frozen_episodes.read(values.episodes) if values.episodes else None
     if episodes:
-        settings = with_episodes(settings, episodes, given)
+        settings = with_episodes(settings, episodes, changes)
     config.validate(settings)
     if settings.runtime.deterministic:
         environment.make_deterministic()
-    given = {"episodes": episodes, "weights": values.weights or "", "other_data": values.data is not None}
-    result = evaluate(settings, values.workdir, **given)
+    result = evaluate(
+        settings, values.workdir, episodes=episodes, weights=values.weights or "", other_data=values.data is not None
+    )
     if hosts.is_first():
         workdir.record_command(values.workdir, hosts.without_flags(argv))
         print(describe(result))
@@ -56,7 +57,11 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the other words, the --config.a.b=v words): without --config they apply to the workdir's own config."""
+    """Splits off the --config.a.b=v words where there is no --config: they then change the workdir's own config.
+
+    Returns:
+      (the other words, the --config.a.b=v words).
+    """
     if any(word.startswith(("--config=", "-config=")) or word in ("--config", "-config") for word in argv):
         return list(argv), []
     overrides = [word for word in argv if word.startswith("--config.")]
@@ -64,14 +69,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
-    place = workdir.Workdir(values.workdir)
+    run = workdir.Workdir(values.workdir)
     if values.data is not None:
         _check_other_data(values, overrides)
     if values.weights:
-        return _settings_for_weights(values, place)
-    saved, may_differ = config.read(place.config), config.MAY_DIFFER
+        return _settings_for_weights(values, run)
+    saved, may_differ = config.read(run.config), config.MAY_DIFFER
     if values.data is not None:
-        saved = run_data.with_other(saved, place, values.data)
+        saved = run_data.with_other(saved, run, values.data)
         may_differ += tuple(f"data.{key}" for key in run_data.OWN_KEYS)
     settings = values.config if values.config is not None else config.override(saved, overrides)
     lines = config.compare(config.to_json(saved), config.to_json(settings), may_differ)
@@ -79,13 +84,13 @@ def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         wants_other = values.data is None and any(line.startswith("data.") for line in lines)
         other = "; to test it on other data give --data=NAME:PATH" if wants_other else ""
         raise ConfigError(
-            f"{place.path} was trained with another config: {'; '.join(lines)}; leave these as they were{other}"
+            f"{run.path} was trained with another config: {'; '.join(lines)}; leave these as they were{other}"
         )
     return settings
 
 
 def _check_other_data(values: flags.FlagValues, overrides: Sequence[str]) -> None:
-    """Whether --data is the only thing that says which data set is meant."""
+    """Checks that nothing else but --data names a data set. Raises ConfigError."""
     if values.weights or values.config is not None:
         raise ConfigError(
             "--data goes with a run's own config; without a run, --config.data.name and .path say the data"
@@ -94,11 +99,11 @@ def _check_other_data(values: flags.FlagValues, overrides: Sequence[str]) -> Non
         raise ConfigError(f"--data and {twice[0].partition('=')[0]} say the same; leave one of them out")
 
 
-def _settings_for_weights(values: flags.FlagValues, place: workdir.Workdir) -> ConfigDict:
+def _settings_for_weights(values: flags.FlagValues, run: workdir.Workdir) -> ConfigDict:
     if values.config is None:
         raise ConfigError("--weights needs --config=FILE.py, which says how the network of that file runs")
-    if place.config.exists():
-        raise ConfigError(f"{place.path} holds a run of its own; give --weights another --workdir for its results")
+    if run.config.exists():
+        raise ConfigError(f"{run.path} holds a run of its own; give --weights another --workdir for its results")
     return values.config
 
 

@@ -1,4 +1,4 @@
-"""The network of a run: what it was pre-trained to, what is evaluated, or what a weight file holds instead."""
+"""Loads the network of a run: its pre-trained backbone, the network that is tested, or one from a weight file."""
 
 import os
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ Config = Mapping[str, Any]
 
 
 def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
-    """The backbone to meta-train, (params, batch_stats): from this run's pre-training, or from `pretrain.init`."""
+    """The backbone that meta-training starts from, (params, batch_stats): the run's own, or that of `pretrain.init`."""
     init = os.path.expanduser(config["pretrain"]["init"])
     if init and is_weights(init):
         return backbone(config, init)
@@ -33,13 +33,16 @@ def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
 
 
 def backbone_of(items: Mapping[str, Any]) -> tuple[Params, Params]:
-    """(params, batch_stats) of pre-training's backbone, averaged where there is an average."""
+    """(params, batch_stats) of a pre-training checkpoint's backbone; the averaged weights where there are any."""
     network = items.get("average") or items
     return network["params"]["backbone"], network.get("batch_stats", {})
 
 
 def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tuple[int, Model]:
-    """The network that is evaluated (stored images being [H, W, C]) and the step of its meta-training checkpoint."""
+    """The network that is tested, and the step of its meta-training checkpoint (0 where nothing is meta-learned).
+
+    `image_shape` is [H, W, C], of the stored images.
+    """
     embed = build.embedding(config)
     if config["meta"]["learn"] == "none":
         params, batch_stats = pretrained(config, place)
@@ -51,16 +54,16 @@ def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tup
 
 
 def meta_checkpoint(config: Config, place: Workdir) -> Restored:
-    """The checkpoint of meta-training that a run is evaluated by."""
+    """The checkpoint of meta-training that is tested."""
     return Checkpoints(place.checkpoints("meta")).selected(config["meta"]["select"])
 
 
 def backbone(config: Config, path: str) -> tuple[Params, Params]:
-    """(params, batch_stats) of a reference's or a kept network's file, for the backbone of a config, and nothing else.
+    """The backbone of a reference's or a kept network's file, (params, batch_stats), for that of a config.
 
     Raises:
-      CheckpointError: unreadable, or not that backbone's weights. ConfigError: no running averages where the config
-        needs them.
+      CheckpointError: the file cannot be read, or has the weights of another backbone.
+      ConfigError: it has no running averages, and the config needs them.
     """
     if kept_networks.is_kept(path):
         kept = kept_networks.read(Path(path))
@@ -71,10 +74,10 @@ def backbone(config: Config, path: str) -> tuple[Params, Params]:
 
 
 def model(config: Config, path: str) -> Model:
-    """The meta-trained network of a weight file, as a config's `meta.batch_norm` runs it.
+    """The meta-trained network of a weight file; the config's `meta.batch_norm` says how it runs.
 
     Raises:
-      CheckpointError: as `backbone`; or there is no head in it, or one for another way than `meta.way`.
+      CheckpointError: as `backbone`; or the file has no head, or one for another way than `meta.way`.
     """
     weights = load_reference_weights(path)
     params, batch_stats = _backbone(config, weights, path)

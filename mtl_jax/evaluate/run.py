@@ -2,7 +2,6 @@
 
 import csv
 import io
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,6 @@ from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
 from mtl_jax.launch import hosts
 
-_logger = logging.getLogger(__name__)
 BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
 
 
@@ -29,52 +27,52 @@ def evaluate(
     settings: ConfigDict, path: str, dataset: Dataset | None = None, episodes: Frozen | None = None, weights: str = "",
     other_data: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates a workdir's best checkpoint by the protocol of `settings.evaluate`, and writes its files.
+    """Tests the network of a workdir by the protocol of `settings.evaluate`, and writes the results into the workdir.
 
     Args:
-      settings: the workdir's config, with another `evaluate` group if wished.
+      settings: the workdir's config; its `evaluate` group may differ from the run's.
       path: the workdir.
-      dataset: the data, where the caller has it already.
+      dataset: the data, where the caller has already opened it.
       episodes: a file of episodes to replay; its sizes must be those of `settings` (see `with_episodes`).
-      weights: a reference's weight file to evaluate instead of a checkpoint; the workdir then takes the results alone.
-      other_data: the data of `settings` is other data than the run's (see `run_data.with_other`); results then have
-        files of their own.
+      weights: a reference's weight file to test instead of a checkpoint; the workdir then only takes the results.
+      other_data: whether the data of `settings` is not the run's (see `run_data.with_other`); results then have files
+        of their own.
 
     Returns:
-      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks. Of several
+      What `evaluation/SPLIT-{way}way-{shot}shot.json` holds; `episodes` in it is the hash of the tasks. With several
       processes each gets it, and the first writes the files.
 
     Raises:
       MtlError: what the user can mend.
     """
-    place, protocol = workdir.Workdir(path), build.protocol(settings)
+    run, protocol = workdir.Workdir(path), build.protocol(settings)
     with hosts.first_goes_first():
         dataset = dataset or build.dataset(settings.data)
-    trained = [] if weights else run_data.check(dataset, place, settings.evaluate.split, other=other_data)
+    trained = [] if weights else run_data.check(dataset, run, settings.evaluate.split, other=other_data)
     split = dataset.split(settings.evaluate.split)
     if weights:
         step, model = 0, network.model(settings, weights)
     else:
-        step, model = network.trained(settings, place, split.images.shape[1:])
+        step, model = network.trained(settings, run, split.images.shape[1:])
     tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
     content = frozen_episodes.content_hash(split, tasks)
     hosts.check_same("checkpoint or set of tasks", [step, content])
     started, every = time.monotonic(), settings.evaluate.every_step
     devices = hosts.devices(settings.runtime.devices)
-    found = accuracies(settings, model, split, protocol, tasks=tasks, every_step=every, devices=devices)
+    values = accuracies(settings, model, split, protocol, tasks=tasks, every_step=every, devices=devices)
     seconds = time.monotonic() - started
-    trajectory = found if every else found[:, None]
+    trajectory = values if every else values[:, None]
     distinct = count_distinct(*tasks)
     result = {
         **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
         "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
         "seconds": round(seconds, 2),
     }  # fmt: skip
-    own = None if weights else build.protocol(config.read(place.config))
+    own = None if weights else build.protocol(config.read(run.config))
     if weights:
         result["checkpoint_by"] = f"weight file {Path(weights).name}"
     elif (protocol.inner.steps, protocol.inner.lr) != (own.inner.steps, own.inner.lr):
-        result["inner_by"] = "command line"  # of which nobody knows by what tasks it was chosen
+        result["inner_by"] = "command line"  # nobody knows on which tasks it was chosen
     if episodes:
         result["seed"] = episodes.facts["seed"]
     if every:
@@ -85,7 +83,7 @@ def evaluate(
     is_own = episodes is None and protocol == own and not other_data
     named = {name: result[name] for name in ("dataset", "fingerprint")} if other_data else {}
     sizes = {"way": result["way"], "shot": result["shot"], "episodes": content if episodes else "", **named}
-    _write(place, split.name, result, trajectory, is_own, sizes)
+    _write(run, split.name, result, trajectory, is_own, sizes)
     return result
 
 
@@ -116,7 +114,7 @@ def _interval(values: np.ndarray, distinct: int) -> dict[str, float | None]:
 
 
 def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, Any]:
-    """What a figure must not be printed without."""
+    """What must stand beside a figure: the tasks, the inner loop, the network."""
     transductive = settings.meta.batch_norm == "batch"
     return {
         "split": settings.evaluate.split, "num_tasks": protocol.num_tasks,
@@ -129,30 +127,30 @@ def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, 
 
 
 def _chosen_by(settings: ConfigDict) -> str:
-    """What chose the checkpoint. Nothing can choose it by the test split: training never opens it."""
+    """What chose the checkpoint. The test split cannot have: training never opens it."""
     phase = settings.pretrain if settings.meta.learn == "none" else settings.meta
     by_tasks = phase.select == "best" and phase.val_every and phase.val_tasks
     return "validation" if by_tasks else "last step"
 
 
 def _step_warning(split: str) -> str:
-    """What accuracies by inner step carry, but on validation tasks: they are there to be chosen by."""
+    """The note beside accuracies by inner step. Validation tasks need none: they are there to choose a step."""
     return "" if split == "val" else BY_STEP
 
 
-def _write(place: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
-    path = place.evaluation(split, "json", **sizes)
+def _write(run: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray, is_own: bool, sizes: Any) -> None:
+    path = run.evaluation(split, "json", **sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_json_atomic(path, result)
     if is_own:
-        workdir.write_json_atomic(place.evaluation(split, "json"), result)
+        workdir.write_json_atomic(run.evaluation(split, "json"), result)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     last = range(trajectory.shape[1])[-1]
     names = [f"accuracy{step}" for step in range(last)] if last else []
     rows.writerow(["task", *names, "accuracy"])
     rows.writerows([task, *map(float, row)] for task, row in enumerate(trajectory))
-    workdir.write_bytes_atomic(place.evaluation(split, "csv", **sizes), text.getvalue().encode())
+    workdir.write_bytes_atomic(run.evaluation(split, "csv", **sizes), text.getvalue().encode())
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -161,7 +159,7 @@ def describe(result: Mapping[str, Any]) -> str:
 
 
 def protocol_line(facts: Mapping[str, Any], figure: str = "") -> str:
-    """What a figure must not be printed without, as one line.
+    """The protocol of a figure in one line: no figure is printed without it.
 
     Args:
       facts: `protocol_facts`, the facts of the data, `episodes` and `distinct_tasks`, as an evaluation's JSON has them.
@@ -200,15 +198,15 @@ def _tasks(facts: Mapping[str, Any], data: str, figure: str = "") -> str:
     return f"{facts['split']} {facts['way']}-way {facts['shot']}-shot{over}{tasks} of {data}"
 
 
-def with_episodes(settings: ConfigDict, episodes: Frozen, given: Mapping[str, Any] | None = None) -> ConfigDict:
-    """A copy of a config with the sizes of a file of episodes in its `evaluate` group.
+def with_episodes(settings: ConfigDict, episodes: Frozen, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """A copy of a config whose `evaluate` group has the sizes of a file of episodes.
 
     Raises:
-      ConfigError: something else was `given` on the command line.
+      ConfigError: `changes`, the sizes on the command line, has another value than the file.
     """
     settings = ConfigDict(settings.to_dict())
     facts = {name: episodes.facts[name] for name in ("split", "num_tasks", "way", "shot", "query")}
-    for name, value in (given or {}).items():
+    for name, value in (changes or {}).items():
         if facts[name] != value:
             raise ConfigError(f"--{name}={value}, but the file of episodes has {facts[name]}; leave the flag out")
     settings.evaluate.update(facts)

@@ -1,4 +1,4 @@
-"""What a report is made of: every answer that a run gives on its test tasks, and the figures that follow from them."""
+"""The numbers of a report: every answer of a run on its test tasks, and the figures that follow from them."""
 
 import re
 from collections import defaultdict
@@ -32,8 +32,8 @@ class Tested(NamedTuple):
     """A run's answers on test tasks.
 
     place, settings: the workdir and its config. dataset, split, tasks, protocol: what it was tested on. model: the
-    network. facts: what stands beside a figure, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the class
-    0..N-1 that was answered after 0, 1, ... inner steps.
+    network. facts: what must stand beside a figure, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the
+    answered class 0..N-1 after 0, 1, ... inner steps.
     """
 
     place: Workdir
@@ -58,7 +58,7 @@ class Tested(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two classes and how often one is taken for the other, of so many queries of tasks that had both."""
+    """Two classes, the fraction of queries answered with the other class, and how many queries of tasks with both."""
 
     first: int
     second: int
@@ -67,9 +67,9 @@ class Pair(NamedTuple):
 
 
 def settings_of(path: str | Path, changes: Mapping[str, Any], episodes: Frozen | None, data: str = "") -> ConfigDict:
-    """A workdir's config with `changes` in its evaluate group, or with the sizes of a file of episodes.
+    """A workdir's config with `changes` to its `evaluate` group, or with the sizes of a file of episodes.
 
-    `data` is NAME:PATH of other data than the run's, if any.
+    `data` is NAME:PATH of other data than the run's, or empty.
 
     Raises:
       ConfigError: no such run, a value that is not allowed, or a change that contradicts the file.
@@ -86,12 +86,12 @@ def settings_of(path: str | Path, changes: Mapping[str, Any], episodes: Frozen |
 
 
 def planned_facts(settings: ConfigDict) -> dict[str, Any]:
-    """What a run will be tested by, before anything is computed."""
+    """The protocol that a run will be tested by, known before anything is computed."""
     return protocol_facts(settings, build.protocol(settings), 0)
 
 
 def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = None, other_data: bool = False) -> Tested:
-    """Evaluates a workdir and keeps every answer.
+    """Tests the network of a workdir and keeps every answer.
 
     Raises:
       MtlError: as `evaluate.evaluate`.
@@ -114,7 +114,7 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
 
 
 def freeze(tested: Tested) -> Frozen:
-    """The tasks that a run was tested on, for another run."""
+    """The tasks that a run was tested on, to test another run on them."""
     facts = {"dataset": tested.dataset.name, "fingerprint": tested.dataset.fingerprint, "seed": tested.facts["seed"]}
     return frozen_episodes.freeze(tested.split, tested.tasks, **facts)
 
@@ -124,7 +124,7 @@ def _short_answers(logits: Array, labels: Array) -> Array:
 
 
 def class_counts(tested: Tested) -> np.ndarray:
-    """How often queries of each class were answered with each class: int [C, C], rows the true ones."""
+    """How often queries of class i were answered with class j: int [C, C]."""
     classes = tested.split.labels[tested.tasks.query[:, :, 0]]  # [T, N]
     truth = np.repeat(classes, tested.protocol.query, axis=1)
     answered = np.take_along_axis(classes, tested.answers[:, -1].astype(np.int64), axis=1)
@@ -134,7 +134,7 @@ def class_counts(tested: Tested) -> np.ndarray:
 
 
 def met_counts(tested: Tested) -> np.ndarray:
-    """How many queries of each class were in a task with each class: int [C, C]; the diagonal has all of a class."""
+    """How many queries of class i were in a task that had class j: int [C, C]; the diagonal has all of a class."""
     classes = tested.split.labels[tested.tasks.query[:, :, 0]]
     met = np.zeros((len(tested.split.class_names),) * 2, np.int64)
     np.add.at(met, (classes[:, :, None], classes[:, None, :]), tested.protocol.query)
@@ -148,7 +148,7 @@ def confusion(tested: Tested) -> np.ndarray:
 
 
 def hardest_pairs(tested: Tested, count: int = 6) -> list[Pair]:
-    """The classes that are most often taken for each other, among those that met in two tasks at least."""
+    """The classes that are most often taken for each other, among those that were together in two tasks at least."""
     counts, met = class_counts(tested), met_counts(tested)
     both, wrong = np.triu(met + met.T, 1), np.triu(counts + counts.T, 1)
     enough = both >= 2 * 2 * tested.protocol.query
@@ -168,7 +168,7 @@ def ranked_classes(tested: Tested) -> list[tuple[int, float, int]]:
 
 
 def feature_map(tested: Tested) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first two principal components of the features of some images of some classes, from hard to easy ones.
+    """The first two principal components of the features of some classes' images; the classes range from hard to easy.
 
     Returns:
       (points [M, 2], classes [M], fraction of the variance on each axis [2]).
@@ -197,36 +197,36 @@ def extreme_tasks(tested: Tested, count: int = 2) -> tuple[list[int], list[int]]
 
 
 def mined_classes(log: Path) -> dict[int, dict[str, int]]:
-    """The failure classes that hard-task mining found, by step, from a run's log; a step that ran twice counts once."""
+    """The failure classes that hard-task mining found, by step, from a run's log. A step that ran twice counts once."""
     if not log.exists():
         return {}
-    found = {}
+    by_step = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         if match := _MINED.search(line):
-            found[int(match[1])] = {name: int(count) for name, count in _MINED_CLASS.findall(match[2])}
-    return found
+            by_step[int(match[1])] = {name: int(count) for name, count in _MINED_CLASS.findall(match[2])}
+    return by_step
 
 
 def costs(timing: Path) -> dict[str, dict[str, float]]:
-    """By phase: `seconds` over all starts of a run, and the peaks of its memory in megabytes where they are known."""
-    phases_seen: dict[str, dict[str, float]] = defaultdict(dict)
+    """By phase: `seconds` over all starts of a run, and its peaks of memory in megabytes where they were recorded."""
+    by_phase: dict[str, dict[str, float]] = defaultdict(dict)
     before: dict[str, float] = defaultdict(float)
     if not timing.exists():
         return {}
     for record in read_jsonl(timing):
         for name, value in record.items():
             phase, _, what = name.partition("/")
-            if what == "seconds":  # counts from the start of a process: less than before is another start
-                total = phases_seen[phase].get(what, 0.0)
-                phases_seen[phase][what] = total + value - (before[phase] if value >= before[phase] else 0)
+            if what == "seconds":  # counted from a process's start: less than before means another start
+                total = by_phase[phase].get(what, 0.0)
+                by_phase[phase][what] = total + value - (before[phase] if value >= before[phase] else 0)
                 before[phase] = value
             elif what.endswith("memory_mb"):
-                phases_seen[phase][what] = max(value, phases_seen[phase].get(what, 0))
-    return dict(phases_seen)
+                by_phase[phase][what] = max(value, by_phase[phase].get(what, 0))
+    return dict(by_phase)
 
 
 def commands(place: Workdir) -> list[dict[str, Any]]:
-    """The commands that were started in a workdir, with their times and versions."""
+    """The commands that were run in a workdir, with their times and versions."""
     return list(read_jsonl(place.commands)) if place.commands.exists() else []
 
 
