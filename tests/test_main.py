@@ -12,12 +12,10 @@ import mtl_jax
 from mtl_jax import __main__ as listing
 
 PACKAGE = Path(mtl_jax.__file__).parent
-# The programs' parts that are run under the names of other modules.
-PARTS = {"frozen_episodes_cli", "__main__"}
 
 
 def test_the_list_is_of_all_programs_and_each_has_a_line(capsys):
-    guarded = {p.stem for p in PACKAGE.glob("*.py") if 'if __name__ == "__main__"' in p.read_text()} - PARTS
+    guarded = {p.stem for p in PACKAGE.glob("*.py") if 'if __name__ == "__main__"' in p.read_text()} - {"__main__"}
     packages = {p.parent.name for p in PACKAGE.glob("*/__main__.py")}
     assert guarded | packages == set(listing.PROGRAMS)
     assert listing.main(["mtl_jax"]) == 0
@@ -32,8 +30,6 @@ def test_help_has_an_example_and_every_flag_of_it(program, capsys):
     module = importlib.import_module(f"mtl_jax.{program}")
     if hasattr(module, "__path__"):
         module = importlib.import_module(f"mtl_jax.{program}.__main__")
-    elif program == "frozen_episodes":
-        module = importlib.import_module("mtl_jax.frozen_episodes.__main__")
     argv = ["--help"] if program == "data" else [program, "--help"]
     with pytest.raises(SystemExit) as done:
         module.main(argv)

@@ -3,7 +3,7 @@
     python -m mtl_jax.classify --support=my_classes --query=unsorted
     python -m mtl_jax.classify --support=my_classes --query=unsorted --workdir=runs/mine --unknown=0.5
 
-my_classes/ has one folder per class, with any number of images in each; unsorted/ has images at any depth. Written are
+my_classes/ has one folder per class, with any number of images in each; unsorted/ has images at any depth. It writes
 predictions.csv (file, class, probability, runner-up and its probability) and predictions.png, a contact sheet.
 With --unknown=P, an image whose most probable class is less probable than P is 'unknown'. The table then gives that
 class as the runner-up, and its probability in both columns.

@@ -81,8 +81,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
           **parameters: as for the class, e.g. unknown_threshold=0.5 or another number of steps.
 
         Raises:
-          MtlError: no such run; or an image's features depend on the other images (see `embedding.load`), on the task,
-            or are changed before the head.
+          MtlError: no such run; or its features depend on other images (see `embedding.load`) or on the task, or its
+            inner loop changes them before the head.
         """
         embed = embedding.load(path)
         if embed.inner.adapt != "head":

@@ -1,6 +1,7 @@
-"""What people hand to a classifier: images of any size and kind as one uint8 array, labels, and repeated photographs.
+"""Turns images of any size and kind into one uint8 array, and checks labels and repeated photographs.
 
-A support set must not contain a photograph under two labels; one that is there twice under one label counts twice.
+A photograph with two labels contradicts itself and is refused; one that is there twice with the same label counts
+twice, so there is a warning.
 """
 
 import os

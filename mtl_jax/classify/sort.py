@@ -84,7 +84,7 @@ def find_support(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> list[Photo | MtlError]:
-    """Decodes files. In place of a file that cannot be read stands the error that says why."""
+    """Decodes files. For one that cannot be read, the list has the error that says why."""
 
     def read(file: str) -> Photo | MtlError:
         path = folder / file
@@ -140,7 +140,7 @@ def make_classifier(
 
 
 def warn_of_copies(classifier: FewShotClassifier, photos: Sequence[Photo]) -> None:
-    """Names photographs that are also support images: their answers are not predictions."""
+    """Warns of photographs that are also support images: their answers are not predictions."""
     support = {source.digest for source in getattr(classifier, "support_images_", ())}  # a saved classifier has none
     copies = [photo.file for photo in photos if photo.digest in support]
     if copies:
@@ -166,7 +166,7 @@ def predict(classifier: FewShotClassifier, photos: Sequence[Photo]) -> list[Pred
 
 
 def write_table(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Writes the predictions as CSV, with probabilities rounded to four digits."""
+    """Writes the predictions as CSV, with probabilities rounded to four decimals."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)

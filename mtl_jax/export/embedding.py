@@ -94,7 +94,7 @@ def _pad(images: np.ndarray, batch: int) -> np.ndarray:
 
 
 def load(path: str | Path) -> Embedding:
-    """The embedding of a workdir: the checkpoint that its evaluation uses.
+    """The embedding of a run, from the checkpoint that its evaluation uses.
 
     Raises:
       MtlError: no such run; or its batch norm uses batch statistics, so that features depend on the other images.

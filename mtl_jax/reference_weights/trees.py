@@ -86,7 +86,7 @@ def width_of(arrays: Mapping[str, Any], key: str, axis: int, channels: int, sour
       CheckpointError: no such key, or not a kernel.
     """
     if key not in arrays:
-        raise CheckpointError(f"{source}: no {key}, so not the reference's network; the file has {_some(arrays)}")
+        raise CheckpointError(f"{source}: no {key}, so not the reference's network; the file has {_first_keys(arrays)}")
     shape = np.shape(to_numpy(arrays[key]))
     if len(shape) != 4:
         raise CheckpointError(f"{source}: {key} has shape {shape}, expected a convolution's four axes")
@@ -118,7 +118,7 @@ def assemble(
         ours = to_ours(theirs)
         if not _fits(ours.shape, expected) or ours.dtype.kind != "f":
             problems.append(f"{key} is {theirs.dtype}{list(theirs.shape)}, in this layout {list(ours.shape)}, "
-                            f"expected float {_text(expected)}")  # fmt: skip
+                            f"expected float {_shape_text(expected)}")  # fmt: skip
         elif path in flat and not np.array_equal(flat[path], ours):
             problems.append(f"{key} contradicts another key for the same array")
         flat[path] = np.ascontiguousarray(ours)
@@ -146,7 +146,7 @@ def disassemble(
         if array is None:
             problems.append(f"missing {path}")
         elif not _fits(array.shape, expected):
-            problems.append(f"{path} has shape {list(array.shape)}, expected {_text(expected)}")
+            problems.append(f"{path} has shape {list(array.shape)}, expected {_shape_text(expected)}")
         else:
             state[key] = np.ascontiguousarray(to_theirs(array))
     if problems:
@@ -172,10 +172,10 @@ def _fits(shape: tuple[int, ...], expected: Shape) -> bool:
     return len(shape) == len(expected) and all(b in (None, a) for a, b in zip(shape, expected, strict=True))
 
 
-def _text(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     return f"[{', '.join('way' if n is None else str(n) for n in shape)}]"
 
 
-def _some(arrays: Mapping[str, Any]) -> str:
+def _first_keys(arrays: Mapping[str, Any]) -> str:
     listed = ", ".join(sorted(map(str, arrays))[:5])
     return f"{len(arrays)} keys: {listed}, ..." if len(arrays) > 5 else listed or "no keys"

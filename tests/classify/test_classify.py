@@ -31,11 +31,13 @@ def folders(tmp_path):
 
 
 def _run(workdir, folders, *words):
-    place = {"support": folders / "support", "query": folders / "query", "output": folders / "out" / "p.csv"}
-    given = [f"--{name}={path}" for name, path in place.items() if not any(w.startswith(f"--{name}=") for w in words)]
-    given = [word for word in given if not (word.startswith("--support") and "--no-support" in words)]
-    words = [word for word in words if word != "--no-support"]
-    return classify_main.main(["", f"--workdir={workdir}", *given, *words])
+    paths = {"support": folders / "support", "query": folders / "query", "output": folders / "out" / "p.csv"}
+    if "--no-support" in words:
+        del paths["support"]
+    defaults = [
+        f"--{name}={path}" for name, path in paths.items() if not any(w.startswith(f"--{name}=") for w in words)
+    ]
+    return classify_main.main(["", f"--workdir={workdir}", *defaults, *(w for w in words if w != "--no-support")])
 
 
 def _table(folders):
@@ -92,15 +94,15 @@ def test_a_single_class_has_no_runner_up(tiny_run, folders):  # noqa: F811
 
 
 def test_without_a_workdir_the_network_of_the_package_is_taken(folders):
-    place = [f"--query={folders / 'query'}", f"--output={folders / 'p.csv'}"]
+    flags = [f"--query={folders / 'query'}", f"--output={folders / 'p.csv'}"]
     saved = folders / "stripes.safetensors"
-    assert classify_main.main(["", f"--support={folders / 'support'}", *place, f"--save={saved}"]) == 0
+    assert classify_main.main(["", f"--support={folders / 'support'}", *flags, f"--save={saved}"]) == 0
     table = (folders / "p.csv").read_text()
     files = sorted((folders / "support").rglob("*.*"))
     classifier = FewShotClassifier.from_pretrained().fit(files, [file.parent.name for file in files])
     rows = list(csv.DictReader(table.splitlines()))
     assert classifier.predict([folders / "query" / row["file"] for row in rows]).tolist() == [r["class"] for r in rows]
-    assert classify_main.main(["", f"--classifier={saved}", *place]) == 0
+    assert classify_main.main(["", f"--classifier={saved}", *flags]) == 0
     assert (folders / "p.csv").read_text() == table
 
 

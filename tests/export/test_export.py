@@ -43,9 +43,9 @@ def test_folded_backbones_give_the_same_features(name, affine):
     params = mtl_jax.apply_scale_shift(params, random_tree(ss, rng))
     plain, folded = stablehlo.fold_batch_norm(module, params, stats)
     expected = jax.jit(module.apply)({"params": params, "batch_stats": stats}, images)
-    found = jax.jit(plain.apply)({"params": folded}, images)
+    features = jax.jit(plain.apply)({"params": folded}, images)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
+    np.testing.assert_allclose(features / scale, expected / scale, atol=1e-5)
     # Nothing is left but convolutions, and each of them counts.
     leaves = {str(path[-1].key) for path, _ in jax.tree_util.tree_leaves_with_path(folded)}
     assert leaves == {"kernel", "bias"}
@@ -56,8 +56,8 @@ def test_folded_backbones_give_the_same_features(name, affine):
 def test_without_batch_norm_there_is_nothing_to_fold():
     module = mtl_jax.create_backbone("conv4", width=0.1, norm="layer")
     params = {"block1": {"conv": {"kernel": jnp.ones((3, 3, 1, 6)), "bias": jnp.ones(6)}}}
-    found, same = stablehlo.fold_batch_norm(module, params, {})
-    assert found is module and same is params
+    unfolded, same = stablehlo.fold_batch_norm(module, params, {})
+    assert unfolded is module and same is params
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +72,9 @@ def test_a_file_gives_the_runs_features_at_any_batch_size(exported, tiny_run, ba
     embed = embedding.load(tiny_run)
     images = np.random.default_rng(batch).integers(0, 256, (batch, *embed.image_shape), np.uint8)
     expected = embed(images)
-    found = stablehlo.load(exported)(images)
-    assert found.shape == expected.shape and found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+    features = stablehlo.load(exported)(images)
+    assert features.shape == expected.shape and features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 def test_it_runs_in_a_process_that_has_only_jax(exported, tiny_run, tmp_path):  # noqa: F811
@@ -142,8 +142,8 @@ def test_damaged_files_are_errors_of_one_line(exported, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(tiny_run, capsys, words, message):  # noqa: F811
-    given = [] if any(word.startswith("--workdir") for word in words) else [f"--workdir={tiny_run}"]
-    assert export_main.main(["export", *given, *words]) == 2
+    workdir = [] if any(word.startswith("--workdir") for word in words) else [f"--workdir={tiny_run}"]
+    assert export_main.main(["export", *workdir, *words]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and message in err
 

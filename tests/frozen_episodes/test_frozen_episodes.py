@@ -43,10 +43,10 @@ def frozen(glyphs):
 def test_a_file_gives_its_tasks_back(frozen, tmp_path, name):
     content, tasks, split = frozen
     frozen_episodes.write(tmp_path / name, content)
-    found = frozen_episodes.file.replay(frozen_episodes.read(tmp_path / name), split)
-    assert found.by_file_name == 0
-    np.testing.assert_array_equal(found.tasks.support, tasks.support)
-    np.testing.assert_array_equal(found.tasks.query, tasks.query)
+    replayed = frozen_episodes.file.replay(frozen_episodes.read(tmp_path / name), split)
+    assert replayed.by_file_name == 0
+    np.testing.assert_array_equal(replayed.tasks.support, tasks.support)
+    np.testing.assert_array_equal(replayed.tasks.query, tasks.query)
     first = (tmp_path / name).read_bytes()
     frozen_episodes.write(tmp_path / name, content)
     assert (tmp_path / name).read_bytes() == first
@@ -97,6 +97,7 @@ def test_every_word_of_the_tasks_is_in_the_hash(frozen, tmp_path):
     change(lambda c: c["tasks"][0][0][0].__setitem__(0, 10**9))
     change(lambda c: [image.update({"class": image["class"] + "'"}) for image in c["images"]])
     change(lambda c: c.update({"version": 2}))
+    change(lambda c: c.update({"sha256": 5}))
     change(lambda c: c.pop("images"))
 
 
@@ -148,9 +149,9 @@ def test_another_decoders_images_are_known_by_their_file_names(tmp_path):
     split, there = one.splits["test"], other.splits["test"]
     tasks = evaluation.sample_all(split.table(), PROTOCOL)
     content = frozen_episodes.freeze(split, tasks, dataset="folder", fingerprint=one.fingerprint)
-    found = frozen_episodes.file.replay(content, there, other.fingerprint)
-    assert found.by_file_name == len(content.digests) > 0
-    np.testing.assert_array_equal(there.file_names[found.tasks.query], split.file_names[tasks.query])
+    replayed = frozen_episodes.file.replay(content, there, other.fingerprint)
+    assert replayed.by_file_name == len(content.digests) > 0
+    np.testing.assert_array_equal(there.file_names[replayed.tasks.query], split.file_names[tasks.query])
     nameless = content._replace(file_names=[""] * len(content.digests))
     with pytest.raises(DataError, match=r"test split: image .* of class 'ant' of the episodes is not there"):
         frozen_episodes.file.replay(nameless, there, other.fingerprint)
@@ -174,8 +175,8 @@ def test_given_tasks_are_evaluated_as_the_drawn_ones(glyphs, tiny_run, mode):  #
     tasks = evaluation.sample_all(table, protocol)
     drawn = evaluation.evaluate_tasks(model, small, table, protocol, every_step=True)
     kept = {"tasks": tasks, "chunk": 2}
-    given = evaluation.evaluate_tasks(model, small, table, protocol, every_step=True, **kept)
-    np.testing.assert_array_equal(given, drawn)
+    replayed = evaluation.evaluate_tasks(model, small, table, protocol, every_step=True, **kept)
+    np.testing.assert_array_equal(replayed, drawn)
     answers = evaluation.evaluate_tasks(model, small, table, protocol, outcome=evaluation.answers, **kept)
     truth = np.repeat(np.arange(3), 4)
     np.testing.assert_allclose((answers == truth).mean(1), drawn[:, -1], atol=1e-6)

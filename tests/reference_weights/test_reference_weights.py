@@ -44,9 +44,9 @@ def assert_same(ours, theirs):
 
 def test_a_state_dict_goes_there_and_back(state):
     assert len(state) == 202
-    found = mtl_jax.load_reference_weights({"params": state})
-    assert (found.backbone, found.width, found.head["kernel"].shape) == ("resnet25", 0.05, (32, 5))
-    back = to_state_dict(found)["params"]
+    loaded = mtl_jax.load_reference_weights({"params": state})
+    assert (loaded.backbone, loaded.width, loaded.head["kernel"].shape) == ("resnet25", 0.05, (32, 5))
+    back = to_state_dict(loaded)["params"]
     counters = {key: value for key, value in state.items() if key.endswith("num_batches_tracked")}
     assert_same(back, {**state, **dict.fromkeys(counters, 0)})
     assert {key: value.dtype for key, value in back.items()} == {key: value.dtype for key, value in state.items()}
@@ -54,19 +54,19 @@ def test_a_state_dict_goes_there_and_back(state):
 
 def test_a_bare_state_dict_and_one_of_pytorch_0_4_0_are_the_same(state):
     old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    found = [mtl_jax.load_reference_weights(mapping) for mapping in ({"params": state}, state, old)]
-    for other in found[1:]:
-        jax.tree.map(np.testing.assert_array_equal, found[0][1:], other[1:])
+    loaded = [mtl_jax.load_reference_weights(mapping) for mapping in ({"params": state}, state, old)]
+    for other in loaded[1:]:
+        jax.tree.map(np.testing.assert_array_equal, loaded[0][1:], other[1:])
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda state: {"params": state}])
 def test_a_pre_training_file_has_the_encoder_alone(wrap):
     state = formats.state_dict(np.random.default_rng(2), meta=False)
-    found = mtl_jax.load_reference_weights(wrap(state))
-    assert found.ss is None
-    assert found.head is None
-    assert found.params["stem"]["conv"]["kernel"].shape == (3, 3, 3, 4)
-    assert to_state_dict(found)["params"].keys() == state.keys()
+    loaded = mtl_jax.load_reference_weights(wrap(state))
+    assert loaded.ss is None
+    assert loaded.head is None
+    assert loaded.params["stem"]["conv"]["kernel"].shape == (3, 3, 3, 4)
+    assert to_state_dict(loaded)["params"].keys() == state.keys()
 
 
 def test_everything_that_is_wrong_is_listed(state):
@@ -101,8 +101,8 @@ WRAPPED = {
 def test_state_dicts_as_trainers_wrap_them(case):
     meta, wrap = WRAPPED[case]
     state = formats.state_dict(np.random.default_rng(2), meta=meta)
-    found = mtl_jax.load_reference_weights(wrap(state))
-    jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(state)[1:])
+    loaded = mtl_jax.load_reference_weights(wrap(state))
+    jax.tree.map(np.testing.assert_array_equal, loaded[1:], mtl_jax.load_reference_weights(state)[1:])
 
 
 def test_wrappers_without_end_end():
@@ -118,8 +118,8 @@ def test_other_suffixes_and_a_command_line_beside_the_weights(tmp_path, state, s
     torch = pytest.importorskip("torch")
     tensors, path = {key: torch.tensor(value) for key, value in state.items()}, tmp_path / f"max_acc{suffix}"
     torch.save({"params": tensors, "args": beside}, path, _use_new_zipfile_serialization=zipped)
-    found = mtl_jax.load_reference_weights(path)
-    jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(state)[1:])
+    loaded = mtl_jax.load_reference_weights(path)
+    jax.tree.map(np.testing.assert_array_equal, loaded[1:], mtl_jax.load_reference_weights(state)[1:])
     assert rules.is_weights(str(path))
 
 
@@ -145,9 +145,9 @@ def test_pth_files_old_and_new(tmp_path, state, zipped):
     torch = pytest.importorskip("torch")
     tensors = {key: torch.tensor(value) for key, value in state.items()}
     torch.save({"params": tensors}, tmp_path / "max_acc.pth", _use_new_zipfile_serialization=zipped)
-    found = mtl_jax.load_reference_weights(tmp_path / "max_acc.pth")
-    jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights({"params": state})[1:])
-    reference_weights.export_pth(found, tmp_path / "back.pth")
+    loaded = mtl_jax.load_reference_weights(tmp_path / "max_acc.pth")
+    jax.tree.map(np.testing.assert_array_equal, loaded[1:], mtl_jax.load_reference_weights({"params": state})[1:])
+    reference_weights.export_pth(loaded, tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["params"]
     assert all(torch.equal(back[key], value) for key, value in tensors.items() if "num_batches" not in key)
 
@@ -189,22 +189,22 @@ def test_damaged_files_are_named(tmp_path, suffix, content):
 @pytest.mark.parametrize("backbone", ["resnet12", "resnet18"])
 def test_tensorflow_dicts_go_there_and_back(backbone):
     dicts = formats.dicts(np.random.default_rng(3), backbone)
-    found = mtl_jax.load_reference_weights(dicts)
-    assert (found.backbone, found.batch_stats) == (backbone, None)
-    back = to_dicts(found)
+    loaded = mtl_jax.load_reference_weights(dicts)
+    assert (loaded.backbone, loaded.batch_stats) == (backbone, None)
+    back = to_dicts(loaded)
     used = {key: value for key, value in dicts["weights"].items() if key not in ("w5", "b5")}
     assert_same(back["weights"], used)
     assert_same(back["fc_weights"], dicts["fc_weights"])
     for key, value in dicts["ss_weights"].items():
         np.testing.assert_allclose(back["ss_weights"][key], value, rtol=1e-12, err_msg=key)
-    module = found.module(resize=0)
+    module = loaded.module(resize=0)
     variables = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    assert jax.tree.structure(variables["params"]) == jax.tree.structure(found.params)
+    assert jax.tree.structure(variables["params"]) == jax.tree.structure(loaded.params)
 
 
 def test_the_bias_of_the_meta_phases_is_the_one_in_ss_weights(dicts):
-    found = mtl_jax.load_reference_weights(dicts)
-    merged = mtl_jax.apply_scale_shift(found.params, found.ss)
+    loaded = mtl_jax.load_reference_weights(dicts)
+    merged = mtl_jax.apply_scale_shift(loaded.params, loaded.ss)
     np.testing.assert_allclose(merged["block2"]["conv3"]["bias"], dicts["ss_weights"]["block2_bias3"], rtol=1e-5)
 
 
@@ -213,8 +213,8 @@ def test_npy_files_one_several_and_a_folder(tmp_path, dicts):
         file_formats.write_npy(tmp_path / f"{kind}_10000.npy", arrays)
     several = ",".join(str(tmp_path / f"{kind}_10000.npy") for kind in dicts)
     for source in (several, tmp_path):
-        found = mtl_jax.load_reference_weights(source)
-        jax.tree.map(np.testing.assert_array_equal, found[1:], mtl_jax.load_reference_weights(dicts)[1:])
+        loaded = mtl_jax.load_reference_weights(source)
+        jax.tree.map(np.testing.assert_array_equal, loaded[1:], mtl_jax.load_reference_weights(dicts)[1:])
     alone = mtl_jax.load_reference_weights(tmp_path / "weights_10000.npy")
     assert alone.ss is None
     with pytest.raises(CheckpointError, match="ss_weights without the pre-trained weights"):
@@ -232,8 +232,8 @@ def test_npy_files_of_python_2_are_read(tmp_path, dicts):
     text = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
     body = pickle.dumps(np.array(dicts["weights"], dtype=object), protocol=2)
     (tmp_path / "weights.npy").write_bytes(header + text.ljust(117) + b"\n" + body)
-    found = mtl_jax.load_reference_weights(tmp_path / "weights.npy")
-    np.testing.assert_array_equal(found.params["block1"]["conv1"]["kernel"], dicts["weights"]["block1_conv1"])
+    loaded = mtl_jax.load_reference_weights(tmp_path / "weights.npy")
+    np.testing.assert_array_equal(loaded.params["block1"]["conv1"]["kernel"], dicts["weights"]["block1_conv1"])
 
 
 def test_safetensors_hold_all(tmp_path, state, dicts):
@@ -334,12 +334,12 @@ def test_a_file_that_does_not_fit_the_config_is_refused(weight_file, dicts, tmp_
 
 
 def test_evaluation_straight_from_a_file(weight_file, tmp_path):
-    place = tmp_path / "results"
-    result = evaluate.evaluate(weights_config(), str(place), weights=weight_file)
-    written = json.loads((place / "evaluation" / "test-5way-1shot.json").read_text())
+    workdir = tmp_path / "results"
+    result = evaluate.evaluate(weights_config(), str(workdir), weights=weight_file)
+    written = json.loads((workdir / "evaluation" / "test-5way-1shot.json").read_text())
     assert written["accuracy"] == result["accuracy"]
     assert written["checkpoint_by"] == "weight file theirs.safetensors"
-    assert not (place / "config.json").exists()
+    assert not (workdir / "config.json").exists()
 
 
 def test_importing_the_library_does_not_import_torch():
