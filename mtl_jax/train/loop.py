@@ -1,4 +1,4 @@
-"""The loop of a phase: steps, validation, checkpoints, logs; it goes on from the newest checkpoint of its folder."""
+"""The loop of a phase: steps, validation, checkpoints, logs. It goes on from the newest checkpoint in its folder."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""A config under several seeds: a run each, tested by the config's protocol, and how far the figures spread."""
+"""A config under several seeds: a run for each, tested by the config's protocol, and how far the figures spread."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,9 +32,9 @@ def run(
 ) -> dict[int, dict[str, Any]]:
     """Trains and tests a config under the seeds `settings.seed`, `settings.seed + 1`, ...: `path`/seed-0, seed-1, ...
 
-    Each is a workdir as any other, so runs that are done are not done again and one that was stopped goes on. All are
-    tested on the same tasks, since `evaluate.seed` is apart from `seed`; seeds share a pre-training only where the
-    config's `pretrain.init` names one.
+    Each is an ordinary workdir: a finished run is not repeated, a stopped one goes on. All are tested on the same
+    tasks, which depend on `evaluate.seed` and not on `seed`. They share a pre-training only where `pretrain.init` names
+    one.
 
     Args:
       settings: the config; its `seed` is the first.
