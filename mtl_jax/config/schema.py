@@ -15,20 +15,21 @@ from mtl_jax.data import SPLITS
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch.program import nearest
 
+_PHASE_CHOICES = {
+    "optimizer": ("adam", "sgd"), "adam_eps": ("after", "before"), "decay": optimizers.DECAYS,
+    "select": ("best", "last"),
+}  # fmt: skip
 CHOICES = {
+    **{f"{phase}.{key}": allowed for phase in ("pretrain", "meta") for key, allowed in _PHASE_CHOICES.items()},
     "data.channels": (0, 1, 3),
     "backbone.name": backbones.NAMES,
     "backbone.norm": ("batch", "layer", "none"),
-    "pretrain.optimizer": ("adam", "sgd"),
-    "pretrain.adam_eps": ("after", "before"),
     "pretrain.shuffle": ("epoch", "once"),
     "pretrain.classifier_init": ("uniform", "xavier"),
     "pretrain.rotation_views": pretrain.ROTATION_VIEWS,
     "pretrain.rotation_head": pretrain.ROTATION_HEADS,
-    "pretrain.decay": optimizers.DECAYS,
     "pretrain.augment.pad": augment.PADS,
     "pretrain.batch_norm": ("train", "batch"),
-    "pretrain.select": ("best", "last"),
     "inner.loss_scale": meta.LOSS_SCALES,
     "inner.adapt": meta.ADAPT,
     "inner.head_init": base_learner.HEAD_INITS,
@@ -38,17 +39,13 @@ CHOICES = {
     "meta.scale": scale_shift.SCALE,
     "meta.shift": scale_shift.SHIFT,
     "meta.batch_norm": backbones.BATCH_STATISTICS,
-    "meta.optimizer": ("adam", "sgd"),
-    "meta.adam_eps": ("after", "before"),
-    "meta.decay": optimizers.DECAYS,
-    "meta.select": ("best", "last"),
     "evaluate.split": SPLITS,
     "runtime.dtype": ("float32", "bfloat16", "auto"),
 }
 
 
 class Range(NamedTuple):
-    """From `low` to `high`; `under` and `over`: without these themselves. Of a tuple, of each number in it."""
+    """From `low` to `high`; `over`: without `low` itself; `under`: without `high`. Each number of a tuple must fit."""
 
     low: float
     high: float = math.inf
@@ -67,37 +64,36 @@ class Range(NamedTuple):
         return f"{low} and {'less than' if self.under else 'at most'} {self.high:g}"
 
 
-_COUNT, _FROM_ZERO, _POSITIVE = Range(1), Range(0), Range(0, over=True)
-_RATE, _FRACTION = Range(0, 1, under=True), Range(0, 1)
-_SEED = Range(0, 2**32 - 1)
-_SCHEDULE = {
-    "lr": _FROM_ZERO, "momentum": _RATE, "weight_decay": _FROM_ZERO, "decay_every": _FROM_ZERO,
-    "decay_factor": Range(0, 1, over=True), "decay_floor": _FRACTION, "decay_delay": _FROM_ZERO, "steps": _FROM_ZERO,
-    "val_every": _FROM_ZERO, "val_tasks": _FROM_ZERO, "val_shot": _COUNT, "val_query": _COUNT,
-}  # fmt: skip
-RANGES = {
-    "seed": _SEED, "evaluate.seed": _SEED, "data.split_seed": _FROM_ZERO,
-    **dict.fromkeys(("data.image_size", "data.resize", "data.crop", "data.device_budget_gb"), _FROM_ZERO),
-    "data.std": _POSITIVE, "data.fractions": _FRACTION,
-    "backbone.width": _POSITIVE, "backbone.dropout": _RATE, "backbone.norm_epsilon": _POSITIVE,
-    "backbone.norm_momentum": _FRACTION, "backbone.resize": _FROM_ZERO, "backbone.dropblock": _FROM_ZERO,
-    **{f"{phase}.{key}": allowed for phase in ("pretrain", "meta") for key, allowed in _SCHEDULE.items()},
-    "pretrain.batch_size": _COUNT, "pretrain.label_smoothing": _RATE,
-    "pretrain.average": _RATE, "pretrain.distill_weight": _FRACTION, "pretrain.temperature": _POSITIVE,
-    **dict.fromkeys(("pretrain.hidden", "pretrain.rotation", "pretrain.mixup", "pretrain.dropblock_ramp"), _FROM_ZERO),
-    **dict.fromkeys(("pretrain.augment.shift", "pretrain.augment.resized_crop"), _FROM_ZERO),
-    "pretrain.augment.resized_crop_scale": Range(0, 1, over=True), "pretrain.augment.jitter": _FRACTION,
-    "inner.steps": _FROM_ZERO, "inner.lr": _FROM_ZERO,
-    "meta.way": Range(2), "meta.shot": _COUNT, "meta.query": _COUNT, "meta.tasks_per_step": _COUNT,
-    "meta.head_lr": _FROM_ZERO, "hard_tasks.round": _COUNT, "hard_tasks.extra": _COUNT,
-    "evaluate.way": Range(2), "evaluate.shot": _COUNT, "evaluate.query": _COUNT, "evaluate.num_tasks": _COUNT,
-    "evaluate.inner_steps": _FROM_ZERO, "evaluate.inner_lr": _FROM_ZERO, "evaluate.crops": _FROM_ZERO,
-    "evaluate.crop_area": Range(0, 1, over=True),
-    **dict.fromkeys(("runtime.devices", "runtime.chunk", "runtime.skip_nonfinite"), _FROM_ZERO),
-    "runtime.memory_gb": _POSITIVE,
-    **{f"runtime.{key}": _COUNT for key in (
-        "steps_per_dispatch", "log_every", "checkpoint_every", "keep", "embed_batch", "task_chunk")},
-}  # fmt: skip
+_KEYS_BY_RANGE = {
+    Range(0): """
+        data.split_seed data.image_size data.resize data.crop data.device_budget_gb backbone.resize backbone.dropblock
+        pretrain.steps pretrain.hidden pretrain.rotation pretrain.dropblock_ramp pretrain.mixup pretrain.lr
+        pretrain.weight_decay pretrain.decay_every pretrain.decay_delay pretrain.augment.shift
+        pretrain.augment.resized_crop pretrain.val_every pretrain.val_tasks inner.steps inner.lr meta.steps meta.lr
+        meta.head_lr meta.weight_decay meta.decay_every meta.decay_delay meta.val_every meta.val_tasks
+        evaluate.inner_steps evaluate.inner_lr evaluate.crops runtime.devices runtime.chunk runtime.skip_nonfinite
+    """,
+    Range(1): """
+        pretrain.batch_size pretrain.val_shot pretrain.val_query meta.shot meta.query meta.tasks_per_step meta.val_shot
+        meta.val_query hard_tasks.round hard_tasks.extra evaluate.num_tasks evaluate.shot evaluate.query
+        runtime.steps_per_dispatch runtime.log_every runtime.checkpoint_every runtime.keep runtime.embed_batch
+        runtime.task_chunk
+    """,
+    Range(2): "meta.way evaluate.way",
+    Range(0, over=True): "data.std backbone.width backbone.norm_epsilon pretrain.temperature runtime.memory_gb",
+    Range(0, 1): """
+        data.fractions backbone.norm_momentum pretrain.distill_weight pretrain.decay_floor pretrain.augment.jitter
+        meta.decay_floor
+    """,
+    Range(0, 1, over=True): """
+        pretrain.decay_factor pretrain.augment.resized_crop_scale meta.decay_factor evaluate.crop_area
+    """,
+    Range(0, 1, under=True): """
+        backbone.dropout pretrain.label_smoothing pretrain.average pretrain.momentum meta.momentum
+    """,
+    Range(0, 2**32 - 1): "seed evaluate.seed",
+}
+RANGES = {key: allowed for allowed, keys in _KEYS_BY_RANGE.items() for key in keys.split()}
 _DESCRIPTIONS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text",
     tuple: "numbers in parentheses, such as '(0.5,0.2,0.3)'",

@@ -36,10 +36,10 @@ class Checkpoints:
     """The checkpoints of one phase: `directory/STEP/` with a folder an item and manifest.json, and best.json.
 
     Each item is an Orbax checkpoint of its own (`ocp.PyTreeCheckpointer().restore(directory / 'STEP' / 'params')` reads
-    it without this package). One process writes; any number may read at the same time. In a run of several processes
-    that is the first one: in the others `save`, `mark_best` and `remove_unfinished` do nothing. A resumed run starts
-    from the metadata, so all that decides how it goes on belongs there (step, best score so far, writers' positions);
-    best.json only tells readers which checkpoint is the best.
+    it without this package). One process writes, while any number may read. In a run of several processes the first one
+    writes: in the others `save`, `mark_best` and `remove_unfinished` do nothing. A resumed run starts from the
+    metadata, so all that decides how it goes on belongs there (step, best score so far, writers' positions); best.json
+    only tells readers which checkpoint is the best.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
@@ -115,7 +115,7 @@ class Checkpoints:
     def restore(self, like: Mapping[str, PyTree], step: int | None = None) -> Restored:
         """`read`, with the trees in the structure of `like`: dicts, NamedTuples, optax states.
 
-        Items that `like` does not ask for are left out.
+        Only the items of `like` are returned.
 
         Raises:
           CheckpointError: as `read`; or a tree differs from `like`, with what is missing, surplus or of another shape.

@@ -99,13 +99,10 @@ def read(folder: Path) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError where it is missing or not as it was written."""
     path = folder / FILE
     try:
-        data = read_bounded(path, MAX_MANIFEST_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {error.strerror}") from error
-    try:
-        return _parse(unseal(data))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint: {error}") from error
+        return _parse(unseal(read_bounded(path, MAX_MANIFEST_BYTES)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: damaged checkpoint: {reason}") from error
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
