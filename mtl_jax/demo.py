@@ -126,10 +126,7 @@ def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: P
     _, model = network.trained(settings, workdir.Workdir(path), split.images.shape[1:])
     support, query = (np.asarray(part[0]) for part in evaluation.sample(split.table(), protocol, 0, 1))
     predictions = evaluation.predict_task(model, split.images, support, query, protocol)
-    names = [split.class_names[split.labels[row[0]]] for row in support]
-    labels = np.repeat(np.arange(protocol.way), protocol.query)
-    images = split.images[support.ravel()], split.images[query.ravel()]
-    return pictures.episode(*images, labels, predictions, names)
+    return pictures.task_episode(split, support, query, predictions)
 
 
 def main(argv: Sequence[str]) -> int:

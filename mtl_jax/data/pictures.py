@@ -110,6 +110,16 @@ def episode(
     return grid(rows, title=f"{caption}: {right} of {len(labels)} right", theme=theme, largest=LARGEST)
 
 
+def task_episode(
+    split: Split, support: np.ndarray, query: np.ndarray, predictions: Sequence[int], **options: Any
+) -> Image.Image:
+    """The `episode` of a task in a split, from positions (support [N, K], query [N, Q]) and predictions [N Q]."""
+    names = [split.class_names[split.labels[row[0]]] for row in support]
+    labels = np.repeat(np.arange(len(names)), query.shape[1])
+    images = split.images[support.ravel()], split.images[query.ravel()]
+    return episode(*images, labels, predictions, names, **options)
+
+
 def grid(rows: Sequence[Row], *, title: str = "", theme: Theme = LIGHT, largest: int | None = None) -> Image.Image:
     """Rows of images of one size as one picture; small images are magnified by a whole factor.
 

@@ -168,10 +168,7 @@ def _episodes(tested: Tested, album: Album) -> str:
 
 def _draw_episode(tested: Tested, number: int, theme: pictures.Theme) -> Image.Image:
     support, query = (part[number] for part in tested.tasks)
-    labels = np.repeat(np.arange(tested.protocol.way), tested.protocol.query)
-    names = measure.class_names(tested, tested.split.labels[support[:, 0]])
-    images = tested.split.images[support.ravel()], tested.split.images[query.ravel()]
-    return pictures.episode(*images, labels, tested.answers[number, -1], names, theme=theme)
+    return pictures.task_episode(tested.split, support, query, tested.answers[number, -1], theme=theme)
 
 
 def _features(tested: Tested, album: Album) -> str:

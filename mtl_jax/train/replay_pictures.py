@@ -24,12 +24,8 @@ def task(
     split: Split, sets: tuple[np.ndarray, np.ndarray], predictions: np.ndarray, number: int, loss: float, finite: bool
 ) -> Drawn:
     """A task of positions (support [N, K], query [N, Q]) with the predictions [N Q] of its query images."""
-    support, query = sets
-    names = [split.class_names[split.labels[row[0]]] for row in support]
-    labels = np.repeat(np.arange(len(names)), query.shape[1])
     caption = f"task {number}: {_describe(loss, finite)}; support images | query images"
-    shown = split.images[support.ravel()], split.images[query.ravel()]
-    return Drawn(pictures.episode(*shown, labels, predictions, names, caption=caption), finite)
+    return Drawn(pictures.task_episode(split, *sets, predictions, caption=caption), finite)
 
 
 def batch(split: Split, rows: np.ndarray, predictions: np.ndarray, number: int, loss: float, finite: bool) -> Drawn:
