@@ -18,9 +18,9 @@ from mtl_jax.errors import DataError
 
 # kind -> a sentence about it: of one, of several, and where
 KINDS = {
-    "shared_classes": ("class stands", "classes stand", "in more than one split"),
-    "shared_images": ("image stands", "images stand", "in more than one split"),
-    "repeated_images": ("image stands", "images stand", "twice in a split"),
+    "shared_classes": ("class is", "classes are", "in more than one split"),
+    "shared_images": ("image is", "images are", "in more than one split"),
+    "repeated_images": ("image occurs", "images occur", "twice in a split"),
 }
 SHOWN = 10  # lines of one kind that are kept
 ROTATIONS = ("090", "180", "270")

@@ -1,4 +1,4 @@
-"""Classes and images that stand in two splits or twice in one: refused, let through with a caveat, or published so."""
+"""Classes and images in two splits or twice in one: refused, let through with a caveat, or published so."""
 
 import dataclasses
 import json
@@ -24,10 +24,10 @@ from mtl_jax.report import __main__ as report_main
 
 EACH = 8  # images a class
 CAVEATS = {
-    "shared_classes": "1 class stands in more than one split (class 'train0' is in train and in test)",
-    "shared_images": "1 image stands in more than one split "
+    "shared_classes": "1 class is in more than one split (class 'train0' is in train and in test)",
+    "shared_images": "1 image is in more than one split "
     "(test/test0/x.png: the same image as train/train0/0.png in train)",
-    "repeated_images": "2 images stand twice in a split (test/test",
+    "repeated_images": "2 images occur twice in a split (test/test",
 }
 
 
@@ -262,7 +262,7 @@ def test_numbers_as_labels_of_two_files_are_no_class_names(root, tmp_path, capsy
     assert program.main(["check", "folder", str(tmp_path / "numbers"), "--way=3", "--shot=1", "--query=2"]) == 0
     assert data.load("folder", str(tmp_path / "numbers")).overlaps == {}
     save_arrays(tmp_path / "names", class_names=["cat", "dog", "cow", "pig"])
-    with pytest.raises(DataError, match="3 classes stand in more than one split"):
+    with pytest.raises(DataError, match="3 classes are in more than one split"):
         data.load("folder", str(tmp_path / "names"))
     (root / "val" / "val0").rename(root / "val" / "007")
     (root / "test" / "test0").rename(root / "test" / "007")

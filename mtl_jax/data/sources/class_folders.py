@@ -38,9 +38,11 @@ def omniglot(tree: Tree, name: str, splitting: Splitting) -> Source | None:
 
 def cub(tree: Tree, name: str, splitting: Splitting) -> Source | None:
     """Returns the source if 'cub' is asked for and this is its published layout, else None."""
+    if name != "cub" or has_split_folders(tree):
+        return None
     matches = filter(None, map(CUB_FIRST_CLASS.fullmatch, tree.files))
     folder = next((match[1] for match in matches), None)  # of the class folders, with its slash; '' is the top
-    if name != "cub" or folder is None or has_split_folders(tree):
+    if folder is None:
         return None
     return tree.source("CUB-200-2011", lambda _: read_cub(tree, folder, splitting))
 
