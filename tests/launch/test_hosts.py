@@ -17,8 +17,9 @@ import pytest
 from absl import flags
 from mtl_jax.configs import default
 
-from mtl_jax import launch, parallel
+from mtl_jax import parallel
 from mtl_jax.errors import ConfigError
+from mtl_jax.launch import __main__ as launch_main
 from mtl_jax.launch import hosts
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER, StopRequest
 from mtl_jax.workdir.checkpoint import Checkpoints
@@ -74,7 +75,7 @@ def descendants(process):
 
 def start_each(start, folder, what):
     """Two processes without a launcher."""
-    address = f"127.0.0.1:{launch.__main__.free_port()}"
+    address = f"127.0.0.1:{launch_main.free_port()}"
     shared = SCRIPT, folder, what, f"--coordinator_address={address}", "--num_processes=2"
     return [start(*shared, f"--process_id={number}") for number in range(2)]
 
@@ -160,7 +161,7 @@ time.sleep(0 if sys.argv[2] == "ends" else 60)
 ])  # fmt: skip
 def test_the_launcher_ends_all_processes_when_one_dies_and_says_so(tmp_path, capfd, what, status, message):
     started = time.monotonic()
-    assert launch.__main__.launch(["-c", CHILD, str(tmp_path), what], 3) == status
+    assert launch_main.launch(["-c", CHILD, str(tmp_path), what], 3) == status
     assert time.monotonic() - started < 50
     assert message in capfd.readouterr().err
     if what == "ends":
@@ -176,7 +177,7 @@ def test_the_launcher_passes_a_signal_on_and_waits(tmp_path):
     thread = threading.Thread(target=interrupt)
     thread.start()
     before = signal.getsignal(signal.SIGTERM)
-    assert launch.__main__.launch(["-c", CHILD, str(tmp_path), "waits"], 3) == EXIT_GO_ON_LATER
+    assert launch_main.launch(["-c", CHILD, str(tmp_path), "waits"], 3) == EXIT_GO_ON_LATER
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -184,13 +185,13 @@ def test_the_launcher_passes_a_signal_on_and_waits(tmp_path):
 def test_the_launcher_marks_what_the_other_processes_say():
     with subprocess.Popen(["printf", "one\\ntwo\\n"], stdout=subprocess.PIPE) as child:
         said = io.StringIO()
-        launch.__main__.relay(1, child.stdout, said)
+        launch_main.relay(1, child.stdout, said)
     assert said.getvalue() == "[1] one\n[1] two\n"
 
 
 def test_the_launcher_needs_a_command(capfd):
     with pytest.raises(ConfigError, match="nothing to run"):
-        launch.__main__.main(["launch", "--num_processes=2"])
+        launch_main.main(["launch", "--num_processes=2"])
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, start):
@@ -206,7 +207,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, start):
 
 @pytest.mark.slow
 def test_the_tasks_of_a_step_of_slurm_find_each_other(tmp_path, start):
-    job = {"SLURM_JOB_ID": str(launch.__main__.free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    job = {"SLURM_JOB_ID": str(launch_main.free_port()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
     children = [start(SCRIPT, tmp_path, "loop", SLURM_PROCID=n, SLURM_LOCALID=n, **job) for n in "01"]
     wait_for(lambda: len(list(tmp_path.glob("*.started"))) == 2, children[0])
