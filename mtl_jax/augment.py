@@ -179,7 +179,9 @@ def _resize_weights(start: Array, length: Array, pixels: int, size: int) -> Arra
     return weights / weights.sum(1, keepdims=True)
 
 
-def _random_box(key, height, width, scale, ratio):
+def _random_box(
+    key: Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Array, ...]:
     """Top, left, height and width of the first of ten random boxes that fits, as floats of whole pixels."""
     area_key, ratio_key, corner_key = jax.random.split(key, 3)
     area = height * width * jax.random.uniform(area_key, (10,), minval=scale[0], maxval=scale[1])

@@ -51,7 +51,10 @@ def adapted_outcomes(
     return jnp.stack([_unrolled(adaptation, params, batch_stats, head, task, rates, weights) for task in each])
 
 
-def _unrolled(adaptation, params, batch_stats, head, task, rates, weights):
+def _unrolled(
+    adaptation: Adaptation, params: Params, batch_stats: Params, head: Params, task: Episode, rates: np.ndarray,
+    weights: Array,
+) -> Array:  # fmt: skip
     embed, moves, outcome, every_step = adaptation
     fast, kept = fast_weights(params, head, moves), []
     for rate in rates:
@@ -63,7 +66,10 @@ def _unrolled(adaptation, params, batch_stats, head, task, rates, weights):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scanned(adaptation, params, batch_stats, head, tasks, rates, weights):
+def _scanned(
+    adaptation: Adaptation, params: Params, batch_stats: Params, head: Params, tasks: Episode, rates: Array,
+    weights: Array,
+) -> Array:  # fmt: skip
     embed, moves, outcome, every_step = adaptation
 
     def run(task):
@@ -79,10 +85,14 @@ def _scanned(adaptation, params, batch_stats, head, tasks, rates, weights):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _inner_step(embed, fast, params, batch_stats, task, weights, lr):
+def _inner_step(
+    embed: Embed, fast: Params, params: Params, batch_stats: Params, task: Episode, weights: Array, lr: Array
+) -> Params:
     return adapt(lambda fast: support_loss(fast, params, batch_stats, task, weights, embed), fast, steps=1, lr=lr)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _outcome(embed, outcome, fast, params, batch_stats, task):
+def _outcome(
+    embed: Embed, outcome: Callable, fast: Params, params: Params, batch_stats: Params, task: Episode
+) -> Array:
     return outcome(fast_logits(fast, params, batch_stats, task.query, embed)[0], task.query_labels)

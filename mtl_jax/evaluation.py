@@ -57,7 +57,15 @@ class Tasks(NamedTuple):
     query: np.ndarray
 
 
-Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is kept of a task
+Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is returned of a task
+
+
+class _Static(NamedTuple):
+    """What compiled functions depend on besides arrays; the arguments of `evaluate_tasks`."""
+
+    protocol: Protocol
+    every_step: bool
+    outcome: Outcome
 
 
 def embed_all(
@@ -185,7 +193,7 @@ def _drawer(
         )
     episodes.check_sizes(table, way=protocol.way, shot=protocol.shot, query=protocol.query)
     table, static = ClassTable(*map(jnp.asarray, table)), _without_numbers(protocol)
-    return lambda start, count: _sample(table, protocol.seed, start, static, count)
+    return lambda start, count: _sample(static, count, table, protocol.seed, start)
 
 
 def _check_tasks(tasks: Tasks, protocol: Protocol) -> None:
@@ -199,8 +207,8 @@ def _check_tasks(tasks: Tasks, protocol: Protocol) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "count"))
-def _sample(table, seed, start, protocol, count):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(protocol: Protocol, count: int, table: ClassTable, seed: Array, start: Array) -> tuple[Array, Array]:
     return sample(table, protocol._replace(seed=seed), start, count)
 
 
@@ -222,12 +230,12 @@ def adapt_on_bank(
     Returns:
       As `evaluate_tasks`.
     """
-    draw, static, lr = _drawer(table, protocol, tasks, len(bank)), _without_numbers(protocol), _rates(protocol)
+    draw, lr = _drawer(table, protocol, tasks, len(bank)), _rates(protocol)
+    static = _Static(_without_numbers(protocol), every_step, outcome)
     shared = parallel.replicate((head, bank, further), devices)
 
     def run(start, count):
-        drawn = parallel.spread(draw(start, count), devices)
-        return _adapt_chunk(*shared, *drawn, lr, static, every_step, outcome)
+        return _adapt_chunk(static, *shared, parallel.spread(draw(start, count), devices), lr)
 
     return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
@@ -241,25 +249,28 @@ def _rates(protocol: Protocol) -> Array:
     return jnp.asarray(base_learner.step_rates(protocol.inner.lr, protocol.inner.steps), jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "every_step", "outcome"))
-def _adapt_chunk(head, bank, further, support, query, lr, protocol, every_step, outcome):
+@functools.partial(jax.jit, static_argnums=0)
+def _adapt_chunk(
+    static: _Static, head: Params, bank: Array, further: Array | None, tasks: tuple[Array, Array], lr: Array
+) -> Array:
     def run(support, query):
         task = episodes.gather(bank, support, query)
         features = [task.support, *([] if further is None else further[:, support.reshape(-1)])]
-        return _adapt_task(head, jnp.concatenate(features), task, lr, protocol, every_step, outcome)
+        return _adapt_task(static, head, jnp.concatenate(features), task, lr)
 
-    return jax.vmap(run)(support, query)
+    return jax.vmap(run)(*tasks)
 
 
-def _adapt_task(head, support, task, lr, protocol, every_step, outcome):
+def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Array) -> Array:
     """The outcome of one task from features; `support` may have those of further views after the images' own."""
+    protocol, inner = static.protocol, static.protocol.inner
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
-    support, query = feature_transform.transform(protocol.inner.features, support, task.query)
+    support, query = feature_transform.transform(inner.features, support, task.query)
     logits = base_learner.adapted_logits(
-        head, support, labels, query, steps=protocol.inner.steps, lr=lr, trajectory=every_step,
-        weights=loss_weights(labels, protocol.way, protocol.inner.loss_scale, protocol.shot),
+        head, support, labels, query, steps=inner.steps, lr=lr, trajectory=static.every_step,
+        weights=loss_weights(labels, protocol.way, inner.loss_scale, protocol.shot),
     )  # fmt: skip
-    return outcome(logits, task.query_labels)
+    return static.outcome(logits, task.query_labels)
 
 
 def adapt_per_task(
@@ -273,8 +284,9 @@ def adapt_per_task(
     backbone. Arguments and result are as in `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
     On a CPU, tasks that move the backbone run one by one, on one device of each process.
     """
-    draw, static, lr = _drawer(table, protocol, tasks, len(images)), _without_numbers(protocol), _rates(protocol)
-    inner, adaptation = protocol.inner, Adaptation(model.embed, protocol.inner.adapt, outcome, every_step)
+    inner, draw, lr = protocol.inner, _drawer(table, protocol, tasks, len(images)), _rates(protocol)
+    static = _Static(_without_numbers(protocol), every_step, outcome)
+    adaptation = Adaptation(model.embed, inner.adapt, outcome, every_step)
     if inner.adapt != "head" and on_cpu():
         chunk, devices = 1, parallel.one_of_each(devices)
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
@@ -282,31 +294,26 @@ def adapt_per_task(
 
     def run(start, count):
         support, query = (np.asarray(part) for part in draw(start, count))
-        episode = _with_flips(episodes.gather(np.asarray(images), support, query), protocol.flips)
+        episode = episodes.gather(np.asarray(images), support, query)
+        episode = support_views.with_flips(episode) if protocol.flips else episode
         rows = loss_weights(episode.support_labels[0], protocol.way, inner.loss_scale, protocol.shot)
         episode = parallel.spread(episode, devices)
         if inner.adapt == "head":
-            return _embed_and_adapt(model.embed, *weights, episode, lr, static, every_step, outcome)
+            return _embed_and_adapt(static, model.embed, *weights, episode, lr)
         rates = np.broadcast_to(base_learner.step_rates(inner.lr, inner.steps), inner.steps)
         return adapted_outcomes(adaptation, *weights, episode, rates=rates, weights=rows)
 
     return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
-def _with_flips(tasks: Episode, flips: bool) -> Episode:
-    """Tasks with the mirror images of their support sets [T, S, H, W, C] added, with `flips`."""
-    if not flips:
-        return tasks
-    support = np.concatenate([tasks.support, tasks.support[..., ::-1, :]], axis=1)
-    return tasks._replace(support=support, support_labels=jnp.tile(tasks.support_labels, 2))
-
-
-@functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step", "outcome"))
-def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, every_step, outcome):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_and_adapt(
+    static: _Static, embed: Embed, params: Params, batch_stats: Params, head: Params, tasks: Episode, lr: Array
+) -> Array:
     def run(task):
         support, _ = embed(params, batch_stats, task.support)
         query, _ = embed(params, batch_stats, task.query)
-        return _adapt_task(head, support, task._replace(query=query), lr, protocol, every_step, outcome)
+        return _adapt_task(static, head, support, task._replace(query=query), lr)
 
     return jax.vmap(run)(tasks)
 

@@ -163,7 +163,9 @@ def check_inner(inner: Inner) -> None:
         raise ConfigError(f"features is {inner.features!r}, expected 'plain': adapt {inner.adapt!r} reads no other")
 
 
-def _embed_both(params, stats, episode, embed, first_order):
+def _embed_both(
+    params: Params, stats: Params, episode: Episode, embed: Embed, first_order: bool
+) -> tuple[Array, Array, Params]:
     """Features of both sets. In first order the support set needs no backward pass, so it is embedded separately."""
     if embed.batch_statistics == "running" and not first_order:
         both, _ = embed(params, stats, jnp.concatenate([episode.support, episode.query]))
@@ -195,7 +197,9 @@ def support_loss(
     return (weights * cross_entropy(logits, episode.support_labels)).sum()
 
 
-def _adapted_backbone_logits(params, head, stats, episode, weights, embed, inner):
+def _adapted_backbone_logits(
+    params: Params, head: Params, stats: Params, episode: Episode, weights: Array, embed: Embed, inner: Inner
+) -> tuple[Array, Params]:
     fast = base_learner.adapt(
         lambda fast: support_loss(fast, params, stats, episode, weights, embed),
         fast_weights(params, head, inner.adapt),

@@ -9,6 +9,7 @@ import numpy as np
 
 from mtl_jax import augment, episodes
 from mtl_jax.errors import ConfigError
+from mtl_jax.types import Episode
 
 
 class View(NamedTuple):
@@ -54,6 +55,12 @@ def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
         keys = episodes.numbered_keys(jax.random.key(view.number), start + jnp.arange(len(images)))
         images = np.asarray(_crop(keys, images, view.area))
     return images[:, :, ::-1] if view.flip else images
+
+
+def with_flips(tasks: Episode) -> Episode:
+    """Tasks [T, S, H, W, C] with the mirror images of their support sets added: [T, 2 S, H, W, C]."""
+    support = np.concatenate([tasks.support, tasks.support[..., ::-1, :]], axis=1)
+    return tasks._replace(support=support, support_labels=jnp.tile(tasks.support_labels, 2))
 
 
 @functools.partial(jax.jit, static_argnames="area")
