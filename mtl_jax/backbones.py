@@ -297,30 +297,30 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     known = {field.name for field in dataclasses.fields(Options)} - {"kernel_init"}
     for key in options.keys() - known:
         raise ConfigError(f"backbone option {key!r} is unknown, expected one of {', '.join(sorted(known))}")
-    given = {key: value for key, value in options.items() if value is not None}
+    chosen = {key: value for key, value in options.items() if value is not None}
     for key, allowed in (("norm", ("batch", "layer", "none")), ("activation", tuple(ACTIVATIONS))):
-        if given.get(key, allowed[0]) not in allowed:
-            raise ConfigError(f"backbone option {key} is {given[key]!r}, expected one of {', '.join(allowed)}")
-    if given.get("width", 1) <= 0 or not 0 <= given.get("dropout", 0) < 1:
-        raise ConfigError(f"backbone options {given}: expected a width of more than 0, a dropout of 0 or more, below 1")
-    check_unread(name, given, "backbone option ")
-    return module(Options(**{**defaults, **given}))
+        if chosen.get(key, allowed[0]) not in allowed:
+            raise ConfigError(f"backbone option {key} is {chosen[key]!r}, expected one of {', '.join(allowed)}")
+    if chosen.get("width", 1) <= 0 or not 0 <= chosen.get("dropout", 0) < 1:
+        raise ConfigError(f"backbone options {chosen}: expected a width of more than 0, a dropout from 0 to below 1")
+    check_unread(name, chosen, "backbone option ")
+    return module(Options(**{**defaults, **chosen}))
 
 
 def unread(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are set but not used by a backbone or its norm, with the values that leave them unset."""
-    unset = {field.name: field.default for field in dataclasses.fields(Options)} | _BACKBONES[name][1]
+    reference = {field.name: field.default for field in dataclasses.fields(Options)} | _BACKBONES[name][1]
     special = {"resnet18": "resize", "resnet12_640": "dropblock"}
     keys = tuple(option for owner, option in special.items() if owner != name)
     if options.get("norm", "batch") != "batch":
-        keys += tuple(key for key in unset if key.startswith("norm_"))
-    return {key: unset[key] for key in keys if options.get(key) not in (None, unset[key])}
+        keys += tuple(key for key in reference if key.startswith("norm_"))
+    return {key: reference[key] for key in keys if options.get(key) not in (None, reference[key])}
 
 
 def check_unread(name: str, options: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError if options are `unread`. The message has all of them, with `where` before each."""
-    if unset := unread(name, options):
-        values = ", ".join(f"{where}{key} is {options[key]!r}" for key in unset)
-        expected = ", ".join(f"{key} {value!r}" for key, value in unset.items())
+    if unused := unread(name, options):
+        values = ", ".join(f"{where}{key} is {options[key]!r}" for key in unused)
+        expected = ", ".join(f"{key} {value!r}" for key, value in unused.items())
         norm = options.get("norm", "batch")
         raise ConfigError(f"{values}, but {name} with norm {norm!r} does not read that; leave {expected}")
