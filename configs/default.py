@@ -1,6 +1,6 @@
-"""Every key of a config, with its meaning and the project's default. The other configs change a few of them.
+"""Every key of a config, with its meaning and default. The other configs change a few of them.
 
-Defaults are the best that the project can do honestly: BN by its running averages (inductive), second-order
+The defaults are the best that the project can do honestly: BN by its running averages (inductive), second-order
 meta-gradients, 15 query images, selection on validation tasks only.
 """
 
@@ -26,22 +26,22 @@ def get_config() -> ConfigDict:
 def _data() -> ConfigDict:
     return ConfigDict({
         "name": "glyphs",  # glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder, tfds:NAME
-        "path": "",  # where the user's copy is; its format is found out by looking
-        "image_size": 0,  # stored pixels (square); 0: as they are
-        "resize": 0,  # shorter side before the centre crop to image_size; 0: image_size
-        "crop": 0,  # centre crop on device, after augmentation; 0: none
+        "path": "",  # where your copy of the data is; its format is recognised
+        "image_size": 0,  # side of the stored square images, in pixels; 0: as they are
+        "resize": 0,  # shorter side before the centre crop to image_size, in pixels; 0: image_size
+        "crop": 0,  # side of a centre crop on the device, after augmentation, in pixels; 0: none
         "channels": 0,  # 1 or 3; 0: as they are
-        "mean": (0.5,),  # per channel, of images in 0..1
-        "std": (0.5,),
-        "rotations": False,  # training classes turned by 90, 180 and 270 degrees are classes of their own
-        "fractions": (),  # of the classes for train, val and test, where they come without a split: (0.6, 0.2, 0.2)
-        "lists": "",  # or which classes are in which split: a folder with {train,val,test}.txt, or a JSON file
-        "split_seed": 0,  # which classes the fractions pick
-        "convert": False,  # take 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, not refuse them
-        "skip_corrupt": False,  # leave damaged images out instead of refusing them
-        "allow": "",  # let through shared_classes, shared_images, repeated_images: any of these, with commas between
-        "cache_dir": "",  # default: $MTL_JAX_CACHE, or the user's cache folder
-        "device_budget_gb": 2.0,  # a split up to this size lives on the device, a larger one on the host
+        "mean": (0.5,),  # of each channel, for pixel values from 0 to 1; subtracted from the images
+        "std": (0.5,),  # of each channel; divides the images after that
+        "rotations": False,  # training classes rotated by 90, 180 and 270 degrees count as further classes
+        "fractions": (),  # of classes for train, val and test, for data without a split: (0.6, 0.2, 0.2)
+        "lists": "",  # the classes of each split instead: a folder with {train,val,test}.txt, or a JSON file
+        "split_seed": 0,  # decides which classes the fractions pick
+        "convert": False,  # accept 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, do not refuse them
+        "skip_corrupt": False,  # leave out damaged images instead of refusing them
+        "allow": "",  # problems to accept, separated by commas: shared_classes, shared_images, repeated_images
+        "cache_dir": "",  # empty: $MTL_JAX_CACHE, or else the user's cache folder
+        "device_budget_gb": 2.0,  # splits up to this size are kept in device memory, larger ones on the host
     })  # fmt: skip
 
 
@@ -52,145 +52,145 @@ def _backbone() -> ConfigDict:
         "norm": "batch",  # batch, layer, none
         "activation": placeholder(str),  # relu, leaky_relu, none; unset: the reference's
         "dropout": placeholder(float),  # rate, in pre-training only; unset: the reference's
-        "dropblock": 0,  # resnet12_640: pixels of the squares that are dropped after blocks 3 and 4; 0: single pixels
-        "conv_bias": placeholder(bool),  # biases on all convolutions or on none; unset: where the reference has them
-        "norm_scale": True,  # batch norm's trained scale
-        "norm_bias": True,  # and offset
-        "norm_epsilon": 1e-5,  # batch norm's, as all of norm_...; with another norm leave them as here
-        "norm_momentum": 0.9,
-        "norm_unbiased": placeholder(bool),  # average the unbiased variance; unset: the reference's
-        "resize": 0,  # resnet18 alone: TensorFlow 1's bilinear resize of its input, 224 in the reference; 0: none
+        "dropblock": 0,  # resnet12_640: side of the squares dropped after blocks 3 and 4, in pixels; 0: single pixels
+        "conv_bias": placeholder(bool),  # biases on all convolutions, or on none; unset: where the reference has them
+        "norm_scale": True,  # whether batch norm has a trained scale
+        "norm_bias": True,  # whether batch norm has a trained offset
+        "norm_epsilon": 1e-5,  # batch norm's; like all norm_... keys, leave it alone with another norm
+        "norm_momentum": 0.9,  # new average = norm_momentum * old average + (1 - norm_momentum) * batch
+        "norm_unbiased": placeholder(bool),  # whether averages use the unbiased variance; unset: as the reference
+        "resize": 0,  # resnet18: TensorFlow 1's bilinear resize of the input to this side (reference: 224); 0: none
     })  # fmt: skip
 
 
 def _pretrain() -> ConfigDict:
     return ConfigDict({
         "init": "",  # a workdir or weight file to start from instead of pre-training
-        "steps": 2000,
-        "batch_size": 64,
-        "drop_last": True,  # leave out an epoch's last, partial batch
-        "shuffle": "epoch",  # a new order every epoch; once: the same order in all
+        "steps": 2000,  # optimiser steps
+        "batch_size": 64,  # images per step
+        "drop_last": True,  # leave out the last batch of an epoch if it is not full
+        "shuffle": "epoch",  # epoch: a new order every epoch; once: one order for all epochs
         "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
-        "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), PyTorch's; xavier: Xavier-uniform, biases 0
-        "label_smoothing": 0.0,
-        "rotation": 0.0,  # weight of telling by what angle an image was turned; 0: images are not turned
-        "rotation_views": "all",  # all: a batch in all four angles; quarter: each image in one, at no cost
-        "rotation_head": "features",  # what the angle is told from: features; logits, those of the classes
-        "dropblock_ramp": 0,  # steps over which the rate of backbone.dropblock rises from 0; 0: the whole rate at once
-        "teacher": "",  # a workdir whose pre-trained network this run's learns from, beside the labels
-        "distill_weight": 0.5,  # of the teacher's part of the loss; the rest is the labels'
-        "temperature": 4.0,  # that teacher's and student's logits are divided by
-        "mixup": 0.0,  # α of the Beta distribution that images and labels are mixed by; 0: none
-        "average": 0.0,  # decay of a moving average of the weights, which is the network then; 0: the last weights are
+        "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), as PyTorch; xavier: Xavier-uniform with biases 0
+        "label_smoothing": 0.0,  # part of each label that is spread over all classes
+        "rotation": 0.0,  # weight of the rotation-prediction loss, see rotation_views; 0: images are not rotated
+        "rotation_views": "all",  # all: each image is used at 0, 90, 180 and 270 degrees; quarter: at one of these
+        "rotation_head": "features",  # what predicts the rotation: the backbone's features, or the classifier's logits
+        "dropblock_ramp": 0,  # steps over which the rate of backbone.dropblock rises from 0; 0: full rate at once
+        "teacher": "",  # a workdir whose pre-trained network this run learns from (distillation), besides the labels
+        "distill_weight": 0.5,  # weight of the distillation loss; the loss of the labels has the rest of 1
+        "temperature": 4.0,  # divides the teacher's and the student's logits in distillation
+        "mixup": 0.0,  # α of mixup's Beta distribution; 0: no mixup
+        "average": 0.0,  # decay of a moving average of the weights, which then is the network; 0: the last weights
         "optimizer": "adam",  # adam, sgd (Nesterov)
-        "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
-        "lr": 1e-3,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "decay": "cosine",  # constant, cosine, steps, restarts (cosine again and again)
-        "decay_every": 0,  # steps, restarts: updates between them
-        "decay_factor": 0.5,  # of the rate at each
-        "decay_floor": 0.0,  # the least rate, as a fraction of the first; restarts: of each period's first
-        "decay_delay": 0,  # steps: updates before the first period begins
+        "adam_eps": "after",  # eps is added after Adam's bias correction, or before it (PyTorch 0.4, TensorFlow 1)
+        "lr": 1e-3,  # learning rate at the start
+        "momentum": 0.9,  # of sgd
+        "weight_decay": 0.0,  # added to the gradient, as in PyTorch
+        "decay": "cosine",  # of the learning rate: constant, cosine, steps, restarts (cosine, repeated)
+        "decay_every": 0,  # steps, restarts: length of a period, in optimiser steps
+        "decay_factor": 0.5,  # steps, restarts: factor on the rate after each period
+        "decay_floor": 0.0,  # lowest rate, as a fraction of the first one; restarts: of each period's first one
+        "decay_delay": 0,  # steps: optimiser steps before the first period
         "augment": {
-            "shift": 0,  # pixels
-            "pad": "edge",  # what a shift moves in: edge, the edge's pixels again; zero, black
-            "jitter": 0.0,  # of brightness, contrast and saturation: factors within 1 +- this
-            "flip": False,  # left to right
-            "resized_crop": 0,  # output pixels of a random resized crop; 0: none
-            "resized_crop_scale": (0.08, 1.0),  # its area, as a fraction of the image's
+            "shift": 0,  # random shift by up to this many pixels
+            "pad": "edge",  # what a shift moves in: edge: the edge pixels, repeated; zero: black
+            "jitter": 0.0,  # random brightness, contrast and saturation: factors within 1 +- this
+            "flip": False,  # random mirroring, left to right
+            "resized_crop": 0,  # side of a random resized crop, in pixels; 0: none
+            "resized_crop_scale": (0.08, 1.0),  # range of the crop's area, as a fraction of the image's
         },
-        "batch_norm": "train",  # train: batch statistics and averages; batch: batch statistics alone
-        "val_every": 500,  # steps between validations by few-shot tasks; 0: none
-        "val_tasks": 600,
+        "batch_norm": "train",  # train: batch statistics, and averages of them; batch: batch statistics alone
+        "val_every": 500,  # steps between validations on few-shot tasks; 0: none
+        "val_tasks": 600,  # tasks per validation
         "val_shot": placeholder(int),  # unset: meta.shot
         "val_query": placeholder(int),  # unset: meta.query
-        "select": "best",  # the checkpoint that meta-training starts from: best (on validation), last
+        "select": "best",  # checkpoint that meta-training starts from: best (on validation), last
     })  # fmt: skip
 
 
 def _inner() -> ConfigDict:
     return ConfigDict({
-        "steps": 20,
-        "lr": 0.1,
-        "first_order": False,
-        "loss_scale": "mean",  # mean over support rows; per_shot: their sum divided by K
-        "adapt": "head",  # head; last_block, all: the backbone's weights as well
+        "steps": 20,  # updates in the inner loop
+        "lr": 0.1,  # learning rate β of the inner loop
+        "first_order": False,  # treat inner gradients as constants in the meta-gradient
+        "loss_scale": "mean",  # mean: mean over the support images; per_shot: their sum divided by K
+        "adapt": "head",  # what the inner loop updates: head; last_block, all: that part of the backbone as well
         "head_init": "zero",  # zero, he, xavier
-        "features": "plain",  # before the head: plain; l2; centered_l2: less the support set's mean, then l2
-        "remat": False,  # recompute activations of inner steps that move the backbone
+        "features": "plain",  # of the head: plain; l2: scaled to length 1; centered_l2: minus the support mean, then l2
+        "remat": False,  # recompute activations instead of storing them, where the inner loop updates the backbone
     })  # fmt: skip
 
 
 def _meta() -> ConfigDict:
     return ConfigDict({
-        "way": 5,
-        "shot": 1,
-        "query": 15,  # per class
-        "tasks_per_step": 4,
-        "steps": 500,
-        "learn": "ss",  # ss and head; weights (fine-tuning) and head; head; none: no meta-training
-        "blocks": "all",  # all, last (Θ4): the blocks that `learn` and `norm_affine` keep to
+        "way": 5,  # classes per task, N
+        "shot": 1,  # support images per class, K
+        "query": 15,  # query images per class, Q
+        "tasks_per_step": 4,  # tasks per meta-batch
+        "steps": 500,  # optimiser steps
+        "learn": "ss",  # ss: SS and head; weights: all weights and head (fine-tuning); head; none: no meta-training
+        "blocks": "all",  # blocks that learn and norm_affine apply to: all, last (Θ4)
         "scale": "all",  # convolutions with SS: all, main (no shortcuts)
-        "shift": "bias",  # bias: where a convolution has one; nowhere
+        "shift": "bias",  # where SS shifts: bias: convolutions that have a bias; nowhere
         "norm_affine": False,  # meta-learn batch norm's scale and offset as well, in the same blocks
-        "batch_norm": "running",  # running, batch, train
+        "batch_norm": "running",  # statistics: running, batch, train
         "optimizer": "adam",  # adam, sgd (Nesterov)
-        "adam_eps": "after",  # after the bias correction; before: as PyTorch 0.4 and TensorFlow 1 add it
-        "lr": 1e-3,  # of all that is learned but the head
-        "head_lr": 1e-3,
-        "momentum": 0.9,
-        "weight_decay": 0.0,  # pulls SS to where it changes nothing (scales to 1), all else to 0
-        "decay": "constant",  # constant, cosine, steps, restarts
+        "adam_eps": "after",  # eps is added after Adam's bias correction, or before it (PyTorch 0.4, TensorFlow 1)
+        "lr": 1e-3,  # learning rate of everything but the head
+        "head_lr": 1e-3,  # learning rate of the head
+        "momentum": 0.9,  # of sgd
+        "weight_decay": 0.0,  # pulls SS towards no effect (scales to 1), everything else to 0
+        "decay": "constant",  # as in pretrain: constant, cosine, steps, restarts
         "decay_every": 0,
         "decay_factor": 0.5,
         "decay_floor": 0.0,
         "decay_delay": 0,
         "val_every": 100,  # steps between validations; 0: none
-        "val_tasks": 600,
+        "val_tasks": 600,  # tasks per validation
         "val_shot": placeholder(int),  # unset: meta.shot
         "val_query": placeholder(int),  # unset: meta.query
-        "select": "best",  # the checkpoint that is evaluated: best (on validation), last
+        "select": "best",  # checkpoint that is tested: best (on validation), last
     })  # fmt: skip
 
 
 def _hard_tasks() -> ConfigDict:
     return ConfigDict({
-        "enabled": False,
-        "round": 10,  # meta-batches whose failure classes are pooled
-        "extra": 8,  # K': tasks made of the pool after a round, in meta-batches of tasks_per_step
+        "enabled": False,  # train on tasks made of classes that the network failed at
+        "round": 10,  # meta-batches whose failure classes are collected
+        "extra": 8,  # K': tasks made of them after each round, in meta-batches of tasks_per_step
     })  # fmt: skip
 
 
 def _evaluate() -> ConfigDict:
     return ConfigDict({
-        "split": "test",
-        "num_tasks": 600,
+        "split": "test",  # train, val, test
+        "num_tasks": 600,  # tasks of a test
         "way": placeholder(int),  # unset: meta.way
         "shot": placeholder(int),  # unset: meta.shot
-        "query": 15,
-        "seed": 1,  # of the tasks, apart from `seed`; on val not those that training's validation has
+        "query": 15,  # query images per class
+        "seed": 1,  # of the test tasks; tasks on val always differ from those of validation in training
         "inner_steps": placeholder(int),  # unset: inner.steps
         "inner_lr": placeholder(float),  # unset: inner.lr
-        "flips": False,  # double the support set by its mirror images
-        "crops": 0,  # random parts of every support image that join it in the support set
-        "crop_area": 0.5,  # the least area of such a part, as a fraction of the image's
-        "every_step": False,  # accuracy after each inner step as well
+        "flips": False,  # add the mirror image of each support image to the support set
+        "crops": 0,  # random crops of each support image added to the support set
+        "crop_area": 0.5,  # smallest area of such a crop, as a fraction of the image's
+        "every_step": False,  # also report the accuracy after each inner step
     })  # fmt: skip
 
 
 def _runtime() -> ConfigDict:
     return ConfigDict({
         "devices": 0,  # local devices to use; 0: all
-        "chunk": 0,  # tasks of a device whose activations are in memory at once; 0: as many as memory_gb holds
-        "memory_gb": 16.0,  # of a device, for what a step needs by the estimate from its shapes
-        "steps_per_dispatch": 1,  # optimiser steps in one call of the device; 1 on CPUs
-        "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto
-        "deterministic": False,  # GPU kernels that add up in a fixed order, so that the same run gives the same bytes
-        "log_every": 20,  # steps
-        "checkpoint_every": 500,  # steps
-        "keep": 2,  # checkpoints kept, besides the best
-        "skip_nonfinite": 0,  # steps of a phase that may be left out as not finite; one more stops the run
+        "chunk": 0,  # tasks per device whose activations are in memory at once; 0: as many as memory_gb holds
+        "memory_gb": 16.0,  # memory of a device; what a step needs is estimated from its shapes
+        "steps_per_dispatch": 1,  # optimiser steps per call of the device; leave it at 1 on CPUs
+        "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto (bfloat16 on accelerators)
+        "deterministic": False,  # GPU kernels that sum in a fixed order, so that the same run gives the same bytes
+        "log_every": 20,  # steps between lines of the log
+        "checkpoint_every": 500,  # steps between checkpoints
+        "keep": 2,  # latest checkpoints to keep, besides the best one
+        "skip_nonfinite": 0,  # steps of a phase that may be skipped because they are not finite; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
-        "task_chunk": 1000,  # tasks adapted at once in evaluation; under batch statistics 2 at most
+        "task_chunk": 1000,  # tasks adapted at once in evaluation; at most 2 where each task has its own features
     })  # fmt: skip

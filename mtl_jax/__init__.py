@@ -38,11 +38,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FewShotClassifier":  # imported when it is asked for: it brings scikit-learn with it
+    if name == "FewShotClassifier":  # imported only when used: it needs scikit-learn
         from mtl_jax.classify.classifier import FewShotClassifier
 
         return FewShotClassifier
-    if name in ("ReferenceWeights", "load_reference_weights"):  # brings safetensors and the readers of files
+    if name in ("ReferenceWeights", "load_reference_weights"):  # needs safetensors and the readers of files
         from mtl_jax import reference_weights
 
         return getattr(reference_weights, name)

@@ -1,6 +1,6 @@
 """Batched image transforms on device: uint8 or float images [B, H, W, C] in, float images out.
 
-Random ones take one key per image: how a batch is split over devices makes no difference.
+Random transforms take one key per image, so it makes no difference how a batch is split over devices.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,12 @@ def normalize(images: Array, *, mean: Sequence[float], std: Sequence[float], dty
 
 
 def center_crop(images: Array, size: int) -> Array:
-    """The middle `size` x `size` pixels of [..., H, W, C], offsets rounded half to even as torchvision does; 0: all.
+    """The middle `size` x `size` pixels of images [..., H, W, C]; size 0: the whole images.
+
+    Offsets are rounded half to even, as torchvision does.
 
     Raises:
-      ConfigError: the images are smaller.
+      ConfigError: the images are smaller than `size`.
     """
     if not size:
         return images
@@ -44,14 +46,14 @@ def random_flip(keys: Array, images: Array) -> Array:
 
 
 def random_shift(keys: Array, images: Array, pixels: int, pad: str = "edge") -> Array:
-    """Moves each image by up to `pixels` in both directions: keys [B], images [B, H, W, C].
+    """Shifts each image by up to `pixels` in both directions: keys [B], images [B, H, W, C].
 
-    pad: what moves in: 'edge', the edge's pixels again; 'zero', black (torchvision's RandomCrop with padding).
+    pad: what moves in: 'edge': the edge pixels, repeated; 'zero': black (torchvision's RandomCrop with padding).
     """
     if not pixels:
         return images
-    around = (0, 0), (pixels, pixels), (pixels, pixels), (0, 0)
-    padded = jnp.pad(images, around, "edge" if pad == "edge" else "constant")
+    margins = (0, 0), (pixels, pixels), (pixels, pixels), (0, 0)
+    padded = jnp.pad(images, margins, "edge" if pad == "edge" else "constant")
     corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pixels + 1))(keys)
 
     def crop(image, corner):
@@ -61,15 +63,15 @@ def random_shift(keys: Array, images: Array, pixels: int, pad: str = "edge") -> 
 
 
 def color_jitter(keys: Array, images: Array, strength: float) -> Array:
-    """Brightness, contrast and saturation changed at random, in a random order (torchvision's ColorJitter).
+    """Changes brightness, contrast and saturation at random, in a random order (torchvision's ColorJitter).
 
-    Each is a blend f x + (1 - f) y, cut to 0..255, with f uniform within 1 +- `strength`; y is black, the mean grey of
-    the image, or its own grey version.
+    Each change is a blend f x + (1 - f) y, clipped to 0..255, with f uniform within 1 +- `strength`. y is black, the
+    image's mean grey, or the image in grey.
 
     Args:
       keys: [B].
       images: [B, H, W, 3] on the 0..255 scale.
-      strength: 0 to 1, of all three; 0: none.
+      strength: 0 to 1, for all three; 0 changes nothing.
 
     Returns:
       float [B, H, W, 3].
@@ -93,41 +95,40 @@ def color_jitter(keys: Array, images: Array, strength: float) -> Array:
 
 
 def all_rotations(images: Array) -> Array:
-    """Square images [B, H, H, C] turned by 0, 90, 180 and 270 degrees, [4 B, H, H, C]: all by 0 first, and so on."""
+    """Square images rotated by 0, 90, 180 and 270 degrees: [B, H, H, C] -> [4 B, H, H, C], all by 0 first."""
     return jnp.concatenate([jnp.rot90(images, turns, axes=(1, 2)) for turns in range(4)])
 
 
 def turned(images: Array, turns: Array) -> Array:
-    """Each square image of [B, H, H, C] turned by its own number of right angles, `turns` int [B], 0 to 3."""
+    """Rotates each square image of [B, H, H, C] by its own number of right angles: `turns`, int [B], 0 to 3."""
     turns = turns[:, None, None, None]
     images = jnp.where(turns % 2 == 1, jnp.rot90(images, axes=(1, 2)), images)
     return jnp.where(turns >= 2, images[:, ::-1, ::-1], images)
 
 
 def mixup(keys: Array, images: Array, labels: Array, *, alpha: float, classes: int) -> tuple[Array, Array]:
-    """Each image mixed with its neighbour in the batch, λ x + (1 - λ) x', λ ~ Beta(α, α) (Zhang et al., 2018).
+    """Mixes each image with its neighbour in the batch: λ x + (1 - λ) x', λ ~ Beta(α, α) (Zhang et al., 2018).
 
-    Images 2 i and 2 i + 1 are neighbours, the last of an odd batch is its own: in an order drawn by chance that is a
-    random partner, and however a batch is split over devices into even parts it is the same one.
+    Images 2 i and 2 i + 1 are neighbours; the last of an odd batch is its own. In a shuffled batch the neighbour is a
+    random partner. It stays the same if the batch is split over devices into even parts.
 
     Args:
       keys: [B].
       images: float [B, H, W, C].
       labels: int [B].
-      alpha: α > 0; 1 draws λ uniformly, small values leave most images almost as they are.
+      alpha: α > 0. With 1, λ is uniform; small values leave most images almost unchanged.
       classes: the number of classes C.
 
     Returns:
-      (images [B, H, W, C], the same mixture of the one-hot labels, float [B, classes]).
+      (mixed images [B, H, W, C], one-hot labels mixed likewise, float [B, classes]).
     """
-    place = jnp.arange(len(images))
-    other = jnp.minimum(place ^ 1, len(images) - 1)
+    neighbour = jnp.minimum(jnp.arange(len(images)) ^ 1, len(images) - 1)
     share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=images.dtype))(keys)
     targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
 
     def mix(x: Array) -> Array:
         own = share.reshape(-1, *[1] * (x.ndim - 1))
-        return own * x + (1 - own) * x[other]
+        return own * x + (1 - own) * x[neighbour]
 
     return mix(images), mix(targets)
 
@@ -140,18 +141,18 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Array:
-    """A random part of each image, resized to `size` x `size`, bilinear with antialiasing (torchvision's transform).
+    """A random crop of each image, resized to `size` x `size`: bilinear, antialiased (torchvision's RandomResizedCrop).
 
     Args:
       keys: [B].
       images: [B, H, W, C].
       size: output pixels.
-      scale: range of the part's area as a fraction of the image's.
-      ratio: range of width / height, drawn uniformly in its logarithm.
+      scale: range of the crop's area, as a fraction of the image's.
+      ratio: range of the crop's width / height, uniform in its logarithm.
 
     Returns:
-      float32 [B, size, size, C]. The first of ten draws that fits into the image is taken, or else the largest middle
-      part of an allowed ratio. Only pixels of the part count: it is cut out before it is resized.
+      float32 [B, size, size, C]. The crop is the first of ten random ones that fits into the image, or else the largest
+      central one with an allowed ratio. Pixels outside of it have no effect.
     """
     height, width = images.shape[1:3]
 
@@ -165,9 +166,10 @@ def random_resized_crop(
 
 
 def _resize_weights(start: Array, length: Array, pixels: int, size: int) -> Array:
-    """How much each of `pixels` adds to each of `size` outputs: bilinear resize of a part of a line, antialiased.
+    """The weight [size, pixels] of each input pixel of a line in each output: bilinear resize of a part, antialiased.
 
-    A triangle around each output's place in the part, as wide as the outputs lie apart where the part shrinks.
+    Weights are a triangle around each output's centre in the part. It is one pixel wide to each side, or as wide as
+    the distance between outputs, whichever is more.
     """
     zoom = length / size
     centre = start + (jnp.arange(size) + 0.5) * zoom - 0.5
@@ -177,7 +179,9 @@ def _resize_weights(start: Array, length: Array, pixels: int, size: int) -> Arra
     return weights / weights.sum(1, keepdims=True)
 
 
-def _random_box(key, height, width, scale, ratio):
+def _random_box(
+    key: Array, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Array, ...]:
     """Top, left, height and width of the first of ten random boxes that fits, as floats of whole pixels."""
     area_key, ratio_key, corner_key = jax.random.split(key, 3)
     area = height * width * jax.random.uniform(area_key, (10,), minval=scale[0], maxval=scale[1])

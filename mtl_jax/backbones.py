@@ -1,7 +1,7 @@
-"""The backbones of the field as Flax Linen modules: images [B, H, W, C] in, features [B, F] out.
+"""The field's backbones as Flax Linen modules: images [B, H, W, C] in, features [B, F] out.
 
-They know nothing of scale-and-shift, of heads or of episodes. Features are the average over the whole last map, so any
-input size from 28 pixels up works.
+They know nothing of scale and shift, heads or episodes. Features are the average over the whole last map, so any input
+of at least 28 pixels works.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def _resolve(train: bool, batch_statistics: str | None) -> str:
 class Conv4(nn.Module):
     """Four times conv 3x3 (64, with bias) - norm - activation - 2x2 max-pool, then the average over the map: F = 64.
 
-    Mind that much of the literature flattens conv4's last map to 1,600 features at 84 pixels instead.
+    Much of the literature flattens conv4's last map instead, to 1,600 features at 84 pixels.
     """
 
     options: Options
@@ -97,9 +97,9 @@ class _ResNet12Block(nn.Module):
 class ResNet12x640(nn.Module):
     """The ResNet-12 of MetaOptNet, RFS, FEAT and DeepEMD: four blocks of three 3x3 convolutions, 64 to 640: F = 640.
 
-    Unlike the TensorFlow implementation's `ResNet12` it normalises its shortcuts and activates its sums, so it trains
-    at the rates that those publications use. With `dropblock`, DropBlock is what drops after the last two blocks, at
-    `dropblock_share` of the rate, 0 to 1.
+    Unlike the TensorFlow implementation's `ResNet12`, it normalises its shortcuts and activates its sums, so it trains
+    at those publications' learning rates. With `dropblock`, the last two blocks end in DropBlock instead of dropout, at
+    the rate times `dropblock_share`, 0 to 1.
     """
 
     options: Options
@@ -122,7 +122,7 @@ class ResNet12x640(nn.Module):
 
 
 class _ResNet12x640Block(nn.Module):
-    """Three times conv - norm, activated but for the last, plus a normalised 1x1 shortcut; activation, 2x2 max-pool."""
+    """Three times conv - norm (- activation but for the last), plus a normalised 1x1 shortcut; activation, max-pool."""
 
     options: Options
     features: int
@@ -161,7 +161,7 @@ class ResNet18(nn.Module):
 
 
 def _resize_tensorflow1(images: Array, size: int) -> Array:
-    """TensorFlow 1's bilinear resize: source = i * in / out without half-pixel centres, upper index clamped."""
+    """TensorFlow 1's bilinear resize: source = i * in / out, without half-pixel centres, the upper index clamped."""
     for axis in (1, 2):
         length = images.shape[axis]
         source = jnp.arange(size) * (length / size)
@@ -267,23 +267,29 @@ _BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 def create_backbone(name: str, **options: Any) -> nn.Module:
     """A backbone by its name: `conv4`, `resnet12`, `resnet12_640`, `resnet18` or `resnet25`.
 
-    The module is called as `module.apply(variables, images, train=False, batch_statistics=None)`, [B, H, W, C] float
-    images to [B, F] features; `train` means dropout, `batch_statistics` is one of `running`, `batch`, `train` (see
-    `BatchNorm`), by default `train` when training and `running` otherwise.
+    Call the module as `module.apply(variables, images, train=False, batch_statistics=None)`: float images [B, H, W, C]
+    to features [B, F]. `train` switches dropout on. `batch_statistics` is 'running', 'batch' or 'train' (see
+    `BatchNorm`); by default 'train' when training and 'running' otherwise.
 
     Args:
       name: the backbone.
-      **options: width (factor on every channel count, 1.0), norm ('batch', 'layer', 'none'), activation ('relu',
-        'leaky_relu' with slope 0.1, 'none'), dropout (rate), dtype (of the computation; parameters stay float32),
-        conv_bias (None: as the reference has it; True or False: all convolutions), norm_scale and norm_bias (whether
-        batch norm has them), norm_epsilon, norm_momentum, norm_unbiased (which variance is averaged), and for
-        resnet18 resize (TensorFlow's bilinear resize of the input to that many pixels, 0 for none), for resnet12_640
-        dropblock (pixels of the squares that are dropped after blocks 3 and 4, 0 for single pixels; such a module
-        takes `dropblock_share` as well); axis_name (the mapped axis that a batch is spread over, for statistics of the
-        whole batch). Left out, or None, they are the reference's own.
+      **options: each is the reference's own if left out or None.
+        width: factor on every channel count.
+        norm: 'batch', 'layer' or 'none'.
+        activation: 'relu', 'leaky_relu' (slope 0.1) or 'none'.
+        dropout: rate.
+        dropblock: resnet12_640: side of the squares dropped after blocks 3 and 4, in pixels; 0: single pixels. The
+          module then takes `dropblock_share` as well.
+        dtype: of the computation; parameters stay float32.
+        conv_bias: True or False: all convolutions have biases, or none.
+        norm_scale, norm_bias: whether batch norm has a scale and an offset.
+        norm_epsilon, norm_momentum: batch norm's.
+        norm_unbiased: whether batch norm averages the unbiased variance.
+        resize: resnet18: side in pixels that TensorFlow 1's bilinear resize gives the input; 0: none.
+        axis_name: the mapped axis that a batch is spread over, for statistics of the whole batch.
 
     Raises:
-      ConfigError: an unknown name, option or value; or an option that this backbone, or its norm, does not read.
+      ConfigError: an unknown name, option or value, or an option that this backbone or its norm does not use.
     """
     if name not in _BACKBONES:
         raise ConfigError(f"backbone {name!r} is unknown, expected one of {', '.join(NAMES)}")
@@ -291,30 +297,30 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     known = {field.name for field in dataclasses.fields(Options)} - {"kernel_init"}
     for key in options.keys() - known:
         raise ConfigError(f"backbone option {key!r} is unknown, expected one of {', '.join(sorted(known))}")
-    given = {key: value for key, value in options.items() if value is not None}
+    chosen = {key: value for key, value in options.items() if value is not None}
     for key, allowed in (("norm", ("batch", "layer", "none")), ("activation", tuple(ACTIVATIONS))):
-        if given.get(key, allowed[0]) not in allowed:
-            raise ConfigError(f"backbone option {key} is {given[key]!r}, expected one of {', '.join(allowed)}")
-    if given.get("width", 1) <= 0 or not 0 <= given.get("dropout", 0) < 1:
-        raise ConfigError(f"backbone options {given}: expected a width of more than 0, a dropout of 0 or more, below 1")
-    check_unread(name, given, "backbone option ")
-    return module(Options(**{**defaults, **given}))
+        if chosen.get(key, allowed[0]) not in allowed:
+            raise ConfigError(f"backbone option {key} is {chosen[key]!r}, expected one of {', '.join(allowed)}")
+    if chosen.get("width", 1) <= 0 or not 0 <= chosen.get("dropout", 0) < 1:
+        raise ConfigError(f"backbone options {chosen}: expected a width of more than 0, a dropout from 0 to below 1")
+    check_unread(name, chosen, "backbone option ")
+    return module(Options(**{**defaults, **chosen}))
 
 
 def unread(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that say something which a backbone, or its norm, does not read, with the values that say nothing."""
-    unset = {field.name: field.default for field in dataclasses.fields(Options)} | _BACKBONES[name][1]
+    """The options that are set but not used by a backbone or its norm, with the values that leave them unset."""
+    reference = {field.name: field.default for field in dataclasses.fields(Options)} | _BACKBONES[name][1]
     special = {"resnet18": "resize", "resnet12_640": "dropblock"}
     keys = tuple(option for owner, option in special.items() if owner != name)
     if options.get("norm", "batch") != "batch":
-        keys += tuple(key for key in unset if key.startswith("norm_"))
-    return {key: unset[key] for key in keys if options.get(key) not in (None, unset[key])}
+        keys += tuple(key for key in reference if key.startswith("norm_"))
+    return {key: reference[key] for key in keys if options.get(key) not in (None, reference[key])}
 
 
 def check_unread(name: str, options: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError where options are `unread`, naming all of them with `where` before each."""
-    if found := unread(name, options):
-        given = ", ".join(f"{where}{key} is {options[key]!r}" for key in found)
-        wanted = ", ".join(f"{key} {value!r}" for key, value in found.items())
+    """Raises ConfigError if options are `unread`. The message has all of them, with `where` before each."""
+    if unused := unread(name, options):
+        values = ", ".join(f"{where}{key} is {options[key]!r}" for key in unused)
+        expected = ", ".join(f"{key} {value!r}" for key, value in unused.items())
         norm = options.get("norm", "batch")
-        raise ConfigError(f"{given}, but {name} with norm {norm!r} does not read that; leave {wanted}")
+        raise ConfigError(f"{values}, but {name} with norm {norm!r} does not read that; leave {expected}")

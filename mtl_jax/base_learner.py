@@ -1,6 +1,6 @@
-"""The base-learner θ: one linear layer from features to the classes of a task, adapted by plain gradient descent.
+"""The base-learner θ: a linear layer from features to a task's classes, adapted by plain gradient descent.
 
-`adapt_head` is the inner loop as the paper writes it. `adapted_logits` gives the same query logits faster: gradient
+`adapt_head` is the inner loop as the paper writes it. `adapted_logits` computes the same query logits faster: gradient
 descent on a linear layer never leaves the span of its support features, so the loop can run on S x N coefficients.
 """
 
@@ -15,11 +15,11 @@ from mtl_jax.parallel import on_cpu, vary_like
 from mtl_jax.types import Array, Params
 
 HEAD_INITS = ("he", "xavier", "zero")
-UNROLLED = 10  # inner steps in one turn of an accelerator's loop
+UNROLLED = 10  # a head's inner steps in one turn of an accelerator's loop
 
 
 def init_head(key: Array, features: int, way: int, *, init: str = "he") -> Params:
-    """A fresh head {'kernel': [F, N], 'bias': [N]}, bias 0.
+    """A new head {'kernel': [F, N], 'bias': [N]}; the bias is 0.
 
     Args:
       key: a JAX key.
@@ -58,42 +58,45 @@ def adapt(
 ) -> Params:
     """Plain gradient descent on any parameters: params <- params - lr * grad(loss), `steps` times.
 
-    The steps are unrolled, because XLA on CPUs computes gradients of convolutions inside a loop 10 to 24 times more
-    slowly than outside.
+    On CPUs the steps are unrolled, because there XLA computes gradients of convolutions inside a loop 10 to 24 times
+    more slowly than outside. On accelerators they are a `scan`.
 
     Args:
       loss: a scalar function of `params`.
       params: any tree.
       steps: number of updates.
-      lr: step size β; or one for each step, [steps]; or a tree with the structure of `params`, whose leaves are numbers
-        or have the shapes of the parameters.
-      first_order: take the gradients as constants when the result is differentiated (FOMAML).
-      remat: recompute each step's activations in the backward pass instead of keeping them.
+      lr: step size β; or one for each step, [steps]; or a tree like `params` with numbers, or arrays of the parameters'
+        shapes, as leaves.
+      first_order: treat the gradients as constants when the result is differentiated (FOMAML).
+      remat: recompute each step's activations in the backward pass instead of storing them.
 
     Returns:
       The adapted tree.
 
     Raises:
-      ConfigError: `lr` is none of these.
+      ConfigError: `lr` has another shape or structure.
     """
 
+    rates, is_by_step = _rate_trees(lr, params, steps)
+    params = vary_like(params, jax.eval_shape(loss, params))
+
     def step(params, rate):
-        value, gradients = jax.value_and_grad(loss)(params)
-        own = vary_like(params, value)
-        if own is not params:  # in a shard_map; what was computed above falls away
-            gradients = jax.grad(loss)(own)
+        gradients = jax.grad(loss)(params)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
-        return jax.tree.map(lambda p, r, g: p - r * g, params, rate, gradients)
+        return jax.tree.map(lambda p, r, g: p - r * g, params, rate, gradients), None
 
     step = jax.checkpoint(step) if remat else step
-    for rate in _rate_trees(lr, params, steps):
-        params = step(params, rate)
+    if not on_cpu():  # a loop's state keeps its types
+        params = jax.tree.map(lambda p, r: jnp.asarray(p, jnp.result_type(p, r)), params, rates)
+        return _repeat(step, params, steps, rates, is_by_step, unroll=1)[0]
+    for number in range(steps):
+        params, _ = step(params, jax.tree.map(lambda r, n=number: r[n], rates) if is_by_step else rates)
     return params
 
 
-def _rate_trees(lr, params, steps):
-    """The rate of every parameter, a tree a step."""
+def _rate_trees(lr: float | Array | Params, params: Params, steps: int) -> tuple[Params, bool]:
+    """The rates of each parameter, and whether a rate is [steps], one for each step."""
     by_step = jax.tree_util.all_leaves([lr]) and jnp.shape(lr) == (steps,)
     if by_step and jax.tree_util.all_leaves([params]) and jnp.shape(params) == (steps,):
         raise ConfigError(
@@ -102,7 +105,7 @@ def _rate_trees(lr, params, steps):
         )
     if by_step or jax.tree.structure(lr) != jax.tree.structure(params):
         lr = step_rates(lr, steps)
-        return [jax.tree.map(lambda _, rate=rate: rate, params) for rate in (lr if jnp.ndim(lr) else [lr] * steps)]
+        return jax.tree.map(lambda _: lr, params), jnp.ndim(lr) == 1
     for (path, rate), leaf in zip(jax.tree.leaves_with_path(lr), jax.tree.leaves(params), strict=True):
         if jnp.shape(rate) not in ((), jnp.shape(leaf)):
             name, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
@@ -110,14 +113,14 @@ def _rate_trees(lr, params, steps):
                 f"lr{name} has shape {jnp.shape(rate)}, expected a number or that of the parameter, {shape}; "
                 "rates of steps are no tree but one array, [steps]"
             )
-    return [lr] * steps
+    return lr, False
 
 
 def step_rates(lr: float | Sequence[float] | Array, steps: int) -> float | Array:
-    """A rate as it is, or the rates of all steps as an array [steps].
+    """A single rate unchanged, or a rate for each step as an array [steps].
 
     Raises:
-      ConfigError: anything else.
+      ConfigError: `lr` is neither.
     """
     if isinstance(lr, list | tuple) and jax.tree_util.all_leaves(lr):
         lr = jnp.asarray(lr)
@@ -149,23 +152,27 @@ def adapt_head(
       labels: int [S].
       steps: number of full-batch updates.
       lr: step size β, or one for each step, [steps].
-      first_order: the inner gradients are constants for the outer derivative, so that it passes to the initial head
-        by the identity and to the support features not at all.
-      weights: [S] weight of each row; None for 1 / S each, the mean. (The TensorFlow implementation divides the sum by
-        the shot: 1 / K each.)
+      first_order: treat inner gradients as constants in the outer derivative. It then reaches the initial head by the
+        identity, and the support features not at all.
+      weights: [S], the weight of each row; None: 1 / S each, the mean. (The TensorFlow implementation divides the sum
+        by the shot: 1 / K each.)
 
     Returns:
       The adapted head.
 
     Raises:
-      ConfigError: shapes that do not belong together, or labels outside 0..N-1; under `jit`, where labels cannot be
-        looked at, those make every number NaN.
+      ConfigError: shapes do not fit together, or labels are not 0..N-1. Under `jit` labels are unknown: a wrong one
+        makes every number NaN.
     """
-    return _head_trajectory(head, features, labels, steps, lr, first_order, weights)[0]
+    options = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
+    return _head_trajectory(head, features, labels, **options)[0]
 
 
-def _head_trajectory(head, features, labels, steps, lr, first_order, weights):
-    """The adapted head, and the heads before each step stacked along axis 0 (unused ones are compiled away)."""
+def _head_trajectory(
+    head: Params, features: Array, labels: Array, *, steps: int, lr: float | Array, first_order: bool,
+    weights: Array | None,
+) -> tuple[Params, Params]:  # fmt: skip
+    """The adapted head, and the heads before each step along axis 0, which are compiled away if unused."""
     weights, lr = _row_weights(head, features, labels, weights), step_rates(lr, steps)
     head = vary_like(head, (features, labels, weights))
 
@@ -178,7 +185,7 @@ def _head_trajectory(head, features, labels, steps, lr, first_order, weights):
             gradients = jax.lax.stop_gradient(gradients)
         return jax.tree.map(lambda p, g: p - rate * g, head, gradients), head
 
-    return _repeat(step, head, steps, lr, is_by_step=jnp.ndim(lr) == 1)
+    return _repeat(step, head, steps, lr, jnp.ndim(lr) == 1, unroll=UNROLLED)
 
 
 def adapted_logits(
@@ -193,13 +200,13 @@ def adapted_logits(
     weights: Array | None = None,
     trajectory: bool = False,
 ) -> Array:
-    """Query logits after the inner loop: the same function as `adapt_head` then `logits`, in the span form.
+    """Query logits after the inner loop: the same function as `adapt_head` and then `logits`, in the span form.
 
     With G = Z Zᵀ + 1 (the ones are the bias), L0 = Z W + b and Y one-hot,
     A <- A - lr * weights * (softmax(L0 + G A) - Y) from A = 0 gives the logits Zq W + b + (Zq Zᵀ + 1) A:
-    2 S S N operations a step instead of 4 S F N. It is an identity, so derivatives of every order agree.
-    In first order it is Zq W + b + (Zq sg(Z)ᵀ + 1) A, where only lr is no constant in A. Where S >= F the plain loop is
-    cheaper and is used.
+    2 S S N operations a step instead of 4 S F N. It is an identity, so derivatives of all orders agree.
+    In first order it is Zq W + b + (Zq sg(Z)ᵀ + 1) A, where A depends on lr alone. If S >= F, the plain loop is cheaper
+    and is used.
 
     Args:
       head: the initial θ, {'kernel': [F, N], 'bias': [N]}.
@@ -207,7 +214,7 @@ def adapted_logits(
       support_labels: int [S].
       query_features: [Q, F].
       steps, lr, first_order, weights: as in `adapt_head`.
-      trajectory: return the logits after 0, 1, ..., `steps` updates.
+      trajectory: return the logits after each of 0, 1, ..., `steps` updates.
 
     Returns:
       [Q, N], or [steps + 1, Q, N] with `trajectory`.
@@ -217,7 +224,8 @@ def adapted_logits(
     """
     rows, width = support_features.shape
     if rows >= width:
-        final, before = _head_trajectory(head, support_features, support_labels, steps, lr, first_order, weights)
+        options = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
+        final, before = _head_trajectory(head, support_features, support_labels, **options)
         if not trajectory:
             return logits(final, query_features)
         heads = jax.tree.map(lambda stack, last: jnp.concatenate([stack, last[None]]), before, final)
@@ -227,13 +235,17 @@ def adapted_logits(
     weights, lr = _row_weights(head, support, support_labels, weights), step_rates(lr, steps)
     if first_order:
         weights = jax.lax.stop_gradient(weights)
-    coefficients, before = _span_loop(initial, support, support_labels, steps, lr, weights, first_order)
+    coefficients, before = _span_loop(
+        initial, support, support_labels, steps=steps, lr=lr, first_order=first_order, weights=weights
+    )
     if trajectory:
         coefficients = jnp.concatenate([before, coefficients[None]])
     return logits(head, query_features) + (query_features @ support.T + 1) @ coefficients
 
 
-def _span_loop(head, support, labels, steps, lr, weights, first_order):
+def _span_loop(
+    head: Params, support: Array, labels: Array, *, steps: int, lr: float | Array, first_order: bool, weights: Array
+) -> tuple[Array, Array]:
     """The coefficients A [S, N] after the last step, and before each step [steps, S, N]."""
     gram = support @ support.T + 1
     start = logits(head, support)
@@ -245,38 +257,40 @@ def _span_loop(head, support, labels, steps, lr, weights, first_order):
         residual = jax.nn.softmax(start + gram @ a) - targets
         return a - rate * (jax.lax.stop_gradient(residual) if first_order else residual), a
 
-    return _repeat(step, jnp.zeros_like(start), steps, rates, is_by_step)
+    return _repeat(step, jnp.zeros_like(start), steps, rates, is_by_step, unroll=UNROLLED)
 
 
-def _repeat(step, start, steps, rates, is_by_step):
-    """`step` again and again, with the same rates or with those of each step along axis 0.
+def _repeat(
+    step: Callable, start: Params, steps: int, rates: Params, is_by_step: bool, *, unroll: int
+) -> tuple[Params, Params]:
+    """Scans `step`: (state, rates) -> (state, output). `is_by_step`: rates have an axis of steps first.
 
-    An accelerator spends more on a loop's turn than on an inner step.
+    An accelerator does `unroll` steps in one turn of the loop, as a turn takes longer than a head's inner step.
     """
-    unroll = 1 if on_cpu() else UNROLLED
+    unroll = 1 if on_cpu() else unroll
     if is_by_step:
         return jax.lax.scan(step, start, rates, length=steps, unroll=unroll)
-    return jax.lax.scan(lambda carry, _: step(carry, rates), start, length=steps, unroll=unroll)
+    return jax.lax.scan(lambda state, _: step(state, rates), start, length=steps, unroll=unroll)
 
 
 def _check_rows(head, features, labels, weights):
-    """Whether head, features, labels and weights belong together: what does not would be broadcast."""
+    """Raises ConfigError if shapes do not fit together (JAX might broadcast them) or labels are not 0..N-1."""
     (width, way), rows = jnp.shape(head["kernel"]), jnp.shape(features)[0]
-    wanted = {
+    expected = {
         "features": (features, (rows, width)), "head['bias']": (head["bias"], (way,)), "labels": (labels, (rows,)),
         "weights": (weights, (rows,)),
     }  # fmt: skip
-    for name, (given, shape) in wanted.items():
-        if given is not None and jnp.shape(given) != shape:
+    for name, (array, shape) in expected.items():
+        if array is not None and jnp.shape(array) != shape:
             raise ConfigError(
-                f"{name} has shape {jnp.shape(given)}, expected {shape}: there are {rows} support rows and a head of "
+                f"{name} has shape {jnp.shape(array)}, expected {shape}: there are {rows} support rows and a head of "
                 f"{width} features and {way} classes"
             )
     check_labels(labels, way)
 
 
 def _row_weights(head: Params, features: Array, labels: Array, weights: Array | None) -> Array:
-    """The weight of each support row, where all that is given belongs together; NaN for a label outside 0..N-1."""
+    """The weight of each support row, after checks; NaN where a label is not 0..N-1."""
     _check_rows(head, features, labels, weights)
     (rows, _), way = jnp.shape(features), jnp.shape(head["bias"])[0]
     weights = jnp.full(rows, 1 / rows, features.dtype) if weights is None else weights.astype(features.dtype)

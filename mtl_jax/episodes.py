@@ -1,7 +1,7 @@
-"""Stateless sampling of few-shot tasks: a key and a class table in, indices of images out, on device.
+"""Stateless sampling of few-shot tasks: a key and a class table in, positions of images out, on device.
 
-Classes are uniform without replacement over a split's classes, images uniform without replacement over a class, so
-support and query never share an image. Nothing is remembered from task to task: the key makes the task.
+Classes are drawn uniformly without replacement from a split, images uniformly without replacement from each class; so
+support and query set never share an image. The key alone determines the task.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from mtl_jax.types import Array, ClassTable, Episode
 def check_table(
     table: ClassTable, names: Sequence[str], *, way: int, shot: int, query: int, split: str = "this split"
 ) -> None:
-    """Checks once, outside `jit`, that a split can give the tasks asked for.
+    """Checks that a split has enough classes and images for its tasks. Call it once, outside `jit`.
 
     Args:
       table: the split's classes.
       names: the class names, in the table's order.
-      way, shot, query: classes, support images a class, query images a class.
+      way, shot, query: classes per task, support images per class, query images per class.
       split: the split's name, for the message.
 
     Raises:
-      DataError: fewer classes than `way`, or a class with fewer than `shot + query` images; names split and class.
+      DataError: there are fewer classes than `way`, or a class has fewer than `shot + query` images.
     """
     counts = np.asarray(table.counts)
     if len(counts) < way:
@@ -41,7 +41,7 @@ def check_table(
 
 
 def check_sizes(table: ClassTable, *, way: int, shot: int, query: int) -> None:
-    """`check_table` where a table can be looked at; under tracing, only what its shape tells.
+    """As `check_table`, without names. Of a traced table only the shape is known and checked.
 
     Raises:
       DataError: as `check_table`.
@@ -58,8 +58,8 @@ def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query:
 
     The support images are drawn before the query images, so another `query` keeps the support set of the same key.
 
-    A table that is an argument of a function under `jit` cannot be looked at: of a class with too few images the
-    missing ones are then -1, which JAX takes for the last image of all. Call `check_table` once, outside.
+    A table that is an argument under `jit` cannot be checked: the positions that a class lacks are then -1, which JAX
+    takes for the last image of all. Call `check_table` once, outside `jit`.
 
     Args:
       key: a JAX key.
@@ -67,7 +67,7 @@ def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query:
       way, shot, query: N, K, Q.
 
     Returns:
-      (support int32 [N, K], query int32 [N, Q]): positions of images, row n holding class n of the task.
+      (support int32 [N, K], query int32 [N, Q]): positions of images; row n is the task's class n.
 
     Raises:
       DataError: the table has too few classes, or a class too few images.
@@ -83,7 +83,7 @@ def sample_classes(key: Array, table: ClassTable, way: int) -> Array:
 
 
 def sample_images(key: Array, table: ClassTable, classes: Array, *, shot: int, query: int) -> tuple[Array, Array]:
-    """Draws images of the given classes [N]: (support [N, K], query [N, Q]), as `sample_episode`."""
+    """Draws images of these classes, int [N]: (support [N, K], query [N, Q]), as `sample_episode`."""
     indices, counts = jnp.asarray(table.indices)[classes], jnp.asarray(table.counts)[classes]  # also of NumPy's tables
     width = indices.shape[1]
     absent = jnp.arange(width) >= counts[:, None]
@@ -94,12 +94,12 @@ def sample_images(key: Array, table: ClassTable, classes: Array, *, shot: int, q
 
 
 def numbered_keys(key: Array, numbers: Array) -> Array:
-    """A key for each of `numbers` [T], a function of the number alone: the same wherever it is computed."""
+    """One key for each of `numbers` [T]. It depends on the number alone, so any device computes the same one."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def task_keys(key: Array, step: int | Array, numbers: Array) -> Array:
-    """The keys of the tasks `numbers` [T] of the meta-batch of a step: task t of step s is the same on any device."""
+    """The keys of tasks `numbers` [T] of a step's meta-batch. Task t of step s is the same on any device."""
     return numbered_keys(jax.random.fold_in(key, step), numbers)
 
 
@@ -109,22 +109,22 @@ def sample_tasks(keys: Array, table: ClassTable, *, way: int, shot: int, query: 
 
 
 def count_distinct(support: np.ndarray, query: np.ndarray) -> int:
-    """How many tasks differ, of positions [T, N, K] and [T, N, Q] in a split.
+    """How many of T tasks are distinct: positions [T, N, K] and [T, N, Q] in a split.
 
-    Two tasks are the same where they have the same classes and, of each class, the same support images and the same
-    query images, in whatever order classes and images stand: what is asked is then the same.
+    Two tasks are the same if they have the same classes and, for each class, the same support and the same query
+    images, in any order.
     """
     rows = np.concatenate([np.sort(support, axis=2), np.sort(query, axis=2)], axis=2)
-    order = np.argsort(rows[:, :, 0], axis=1)  # a class is known by its first support image: classes share none
+    order = np.argsort(rows[:, :, 0], axis=1)  # classes share no image, so the first support image names the class
     rows = np.take_along_axis(rows, order[:, :, None], axis=1)
     return len(np.unique(rows.reshape(len(rows), -1), axis=0))
 
 
 def gather(images: Array, support: Array, query: Array) -> Episode:
-    """The episode, or batch of episodes, of sampled positions.
+    """The episode, or batch of episodes, at sampled positions.
 
     Args:
-      images: [M, ...] the split's images, or features.
+      images: [M, ...], the split's images or their features.
       support: int [..., N, K].
       query: int [..., N, Q].
 
@@ -132,7 +132,7 @@ def gather(images: Array, support: Array, query: Array) -> Episode:
       An Episode with rows in class-major order: [..., N K, ...] and [..., N Q, ...].
 
     Raises:
-      DataError: positions that are none of an image; under `jit`, where they cannot be looked at, JAX takes another.
+      DataError: a position is not one of 0..M-1. Under `jit` this is not checked, and JAX takes another image.
     """
     check_positions(len(images), support, query)
     return Episode(
@@ -142,16 +142,16 @@ def gather(images: Array, support: Array, query: Array) -> Episode:
 
 
 def check_positions(count: int, *positions: Array) -> None:
-    """Whether positions, where they can be looked at, are those of `count` images. Raises DataError."""
-    for found in (np.asarray(part) for part in positions if not isinstance(part, jax.core.Tracer)):
-        if found.size and (found.min() < 0 or found.max() >= count):
+    """Raises DataError unless all positions are 0..`count` - 1. Under `jit` they are unknown and not checked."""
+    for values in (np.asarray(part) for part in positions if not isinstance(part, jax.core.Tracer)):
+        if values.size and (values.min() < 0 or values.max() >= count):
             raise DataError(
-                f"positions of images are {found.min()} to {found.max()}, expected 0 to {count - 1}: these are tasks "
+                f"positions of images are {values.min()} to {values.max()}, expected 0 to {count - 1}: these are tasks "
                 "of other images, or of a table that `check_table` would refuse"
             )
 
 
 def class_major_labels(indices: Array) -> Array:
-    """Labels 0..N-1 of sampled positions [..., N, K] in class-major order: int32 [..., N K]."""
+    """Labels 0..N-1 for sampled positions [..., N, K], in class-major order: int32 [..., N K]."""
     *lead, way, each = indices.shape
     return jnp.broadcast_to(jnp.repeat(jnp.arange(way, dtype=jnp.int32), each), (*lead, way * each))

@@ -2,20 +2,20 @@
 
 
 class MtlError(ValueError):
-    """A mistake in what was given to mtl_jax; the message says what was found, what was expected and what to do."""
+    """A mistake in a user's input. The message says what was found, what was expected and what to do."""
 
 
 class DataError(MtlError):
-    """A data set, or one of its files, is not what it should be."""
+    """A data set, or one of its files, is missing, damaged or unsuitable."""
 
 
 class ConfigError(MtlError):
-    """A config, or an override of it, has an unknown key or a value that is not allowed."""
+    """A config, or an argument, has an unknown key or a value that is not allowed."""
 
 
 class CheckpointError(MtlError):
-    """A checkpoint is damaged, missing, or does not belong to this run."""
+    """A checkpoint is missing, damaged, or belongs to another run."""
 
 
 class NotFiniteError(MtlError):
-    """One more loss or gradient was not finite than may be skipped; the parameters are those of before that step."""
+    """More steps were not finite than may be skipped. The parameters are those from before the last one."""

@@ -1,4 +1,4 @@
-"""Meta-test: accuracy over many few-shot tasks, from shared features where an image's do not depend on its task."""
+"""Meta-test: accuracy over many few-shot tasks. If an image's features do not depend on its task, tasks share them."""
 
 import functools
 from collections.abc import Callable
@@ -9,25 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import base_learner, episodes, feature_transform, parallel, support_views
-from mtl_jax.backbone_adaptation import adapted_outcome
+from mtl_jax.backbone_adaptation import Adaptation, adapted_outcomes
 from mtl_jax.errors import ConfigError
 from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, check_inner, loss_weights
 from mtl_jax.metrics import accuracy
-from mtl_jax.parallel import Devices
+from mtl_jax.parallel import Devices, on_cpu
 from mtl_jax.support_views import PLAIN, View
 from mtl_jax.types import Array, ClassTable, Episode, Params
 
-OWN_FEATURES = 2  # tasks embedded at once where each has features of its own: their images have to fit the memory
-FRESH = 2**30  # the number of the first task of a split that training's validation draws none of
+OWN_FEATURES = 2  # tasks embedded at once if each has its own features: their images must fit into memory
+FRESH = 2**30  # number of the first task that validation in training never draws
 
 
 class Protocol(NamedTuple):
-    """What a test figure depends on besides the model: the tasks and the inner loop.
+    """What a test result depends on besides the model: the tasks and the inner loop.
 
-    way, shot, query: N, K, Q per class. num_tasks and seed make the tasks: task t has the key fold_in(key(seed), t).
-    inner: the inner loop at test. flips: the support set doubled by its mirror images, the loss scaled as before.
-    zero_head: start from a zero head, as any other way than the trained one must. crops: so many random parts of every
-    support image, each of at least `crop_area` of it, are in the support set as well.
+    way, shot, query: N, K and Q per class. num_tasks, seed: task t has the key fold_in(key(seed), t).
+    inner: the inner loop at test. flips: mirror images added to the support set, the loss scaled as without them.
+    zero_head: start from a zero head; needed for another way than the trained one. crops: random crops of each support
+    image added to the support set. crop_area: a crop's smallest area, as a fraction of the image's.
     """
 
     way: int
@@ -43,7 +43,7 @@ class Protocol(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A trained network: the learned groups, the frozen rest, and how the backbone runs."""
+    """A trained network: how its backbone runs, its learned groups, and the frozen rest."""
 
     embed: Embed
     learned: Params
@@ -51,13 +51,21 @@ class Model(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """Tasks by the positions of their images in a split: support int [T, N, K], query int [T, N, Q]."""
+    """Tasks as positions of images in a split: support int [T, N, K], query int [T, N, Q]."""
 
     support: np.ndarray
     query: np.ndarray
 
 
-Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is kept of a task
+Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]) -> what is returned of a task
+
+
+class _Static(NamedTuple):
+    """What compiled functions depend on besides arrays; the arguments of `evaluate_tasks`."""
+
+    protocol: Protocol
+    every_step: bool
+    outcome: Outcome
 
 
 def embed_all(
@@ -65,7 +73,7 @@ def embed_all(
 ) -> Array:
     """The features of all images in a view: uint8 [M, H, W, C] -> float32 [M, F], embedded `batch` at a time.
 
-    Only for BN by running averages, with which an image's features do not depend on its neighbours. `devices` as in
+    For BN by running averages only: then an image's features do not depend on its batch. `devices` as in
     `evaluate_tasks`.
     """
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats
@@ -80,7 +88,7 @@ def embed_all(
 
 
 def banks(model: Model, images: np.ndarray, protocol: Protocol, **options: Any) -> tuple[Array, Array | None]:
-    """Features [M, F] of all images and, where a protocol has further views of the support set, [V, M, F] of those.
+    """Features of all images, [M, F], and of the protocol's further views of them, [V, M, F] or None.
 
     `options` as in `embed_all`.
     """
@@ -95,70 +103,58 @@ def _embed(embed: Embed, params: Params, batch_stats: Params, images: Array) -> 
 
 
 def evaluate_tasks(
-    model: Model,
-    images: np.ndarray,
-    table: ClassTable,
-    protocol: Protocol,
-    *,
-    tasks: Tasks | None = None,
-    every_step: bool = False,
-    outcome: Outcome = accuracy,
-    embed_batch: int = 256,
-    chunk: int = 1000,
-    devices: Devices = None,
-) -> np.ndarray:
+    model: Model, images: np.ndarray, table: ClassTable, protocol: Protocol, *,
+    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, embed_batch: int = 256,
+    chunk: int = 1000, devices: Devices = None,
+) -> np.ndarray:  # fmt: skip
     """Query accuracy of every task of a protocol.
 
-    With running averages every image is embedded once and all tasks share its features. Under batch statistics an
-    image's features depend on its task, so they are computed per task. Where the inner loop moves the backbone, tasks
-    are adapted one by one.
+    With running averages each image is embedded once, and all tasks share its features. Under batch statistics, or if
+    the inner loop moves the backbone, each task has its own features (`adapt_per_task`).
 
     Args:
-      model: the network; 'train' mode evaluates by running averages, as the PyTorch code does.
+      model: the network; 'train' mode is evaluated by running averages, as in the PyTorch code.
       images: uint8 [M, H, W, C], the split's.
       table: the split's classes.
       protocol: tasks and inner loop.
-      tasks: these tasks instead of those that the protocol's seed makes.
-      every_step: return the accuracy after 0, 1, ..., steps updates.
-      outcome: what is kept of a task instead of its accuracy, e.g. `answers`.
+      tasks: use these tasks instead of drawing them by the protocol's seed.
+      every_step: return the accuracy after each of 0, 1, ..., steps updates.
+      outcome: what to return of a task instead of its accuracy, e.g. `answers`.
       embed_batch: images embedded at once.
-      chunk: tasks adapted at once from shared features; under batch statistics at most `OWN_FEATURES` of them are
-        embedded at once.
-      devices: images and tasks are spread over them; those of several processes must call this alike, and each gets all
-        results. None: JAX's default device.
+      chunk: tasks adapted at once; at most `OWN_FEATURES` if each has its own features.
+      devices: spreads images and tasks over these devices. With several processes all of them must call this with the
+        same arguments, and each gets all results. None: JAX's default device.
 
     Returns:
-      float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; more axes as `outcome` has them.
+      float32 [num_tasks], or [num_tasks, steps + 1] with `every_step`; further axes if `outcome` has some.
 
     Raises:
-      ConfigError: crops where features are computed per task; an inner loop that contradicts itself; a learned head of
-        another way than the protocol's; `tasks` of other sizes or another number.
-      DataError: a table that cannot give the tasks, or positions that are none of an image.
+      ConfigError: crops, but tasks have their own features; an inner loop that contradicts itself; a learned head of
+        another way than the protocol's; `tasks` of other sizes or another number than the protocol's.
+      DataError: a table that is too small for the tasks, or positions outside the images.
     """
     head = initial_head(model.learned["head"], protocol)
     check_inner(protocol.inner)
     support_views.check_crops(protocol.crops, protocol.inner.adapt, model.embed.batch_statistics)
-    kept = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
+    options = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     if model.embed.batch_statistics == "train":
         model = model._replace(embed=model.embed._replace(batch_statistics="running"))
-    if protocol.inner.adapt != "head":
-        return adapt_backbone(model, head, images, table, protocol, **kept)
-    if model.embed.batch_statistics == "batch":
-        return adapt_per_task(model, head, images, table, protocol, chunk=min(chunk, OWN_FEATURES), **kept)
+    if protocol.inner.adapt != "head" or model.embed.batch_statistics == "batch":
+        return adapt_per_task(model, head, images, table, protocol, chunk=min(chunk, OWN_FEATURES), **options)
     bank, further = banks(model, images, protocol, batch=embed_batch, devices=devices)
-    return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **kept)
+    return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **options)
 
 
 def answers(logits: Array, labels: Array) -> Array:
-    """The class 0..N-1 that is answered for every query image: an `outcome`."""
+    """The predicted class 0..N-1 of every query image; for `outcome`."""
     return logits.argmax(-1)
 
 
 def initial_head(head: Params, protocol: Protocol) -> Params:
-    """The learned head, or zeros [F, way] where the protocol asks for them: at any way but the trained one it must.
+    """The learned head, or a zero head if the protocol says so.
 
     Raises:
-      ConfigError: it does not.
+      ConfigError: the learned head has another way than the protocol.
     """
     features, way = head["kernel"].shape
     if not protocol.zero_head and way != protocol.way:
@@ -169,13 +165,13 @@ def initial_head(head: Params, protocol: Protocol) -> Params:
 
 
 def sample(table: ClassTable, protocol: Protocol, start: int | Array, count: int) -> tuple[Array, Array]:
-    """The images of tasks `start` .. `start + count - 1` of a protocol: (support [T, N, K], query [T, N, Q])."""
+    """Tasks `start` .. `start + count - 1` of a protocol: positions (support [T, N, K], query [T, N, Q])."""
     keys = episodes.numbered_keys(jax.random.key(protocol.seed), start + jnp.arange(count))
     return episodes.sample_tasks(keys, table, way=protocol.way, shot=protocol.shot, query=protocol.query)
 
 
 def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000, first: int = 0) -> Tasks:
-    """All tasks of a protocol, numbered from `first` on, as NumPy arrays."""
+    """All tasks of a protocol, from number `first` on, as NumPy arrays."""
     draw = _drawer(table, protocol, None, None)
     drawn = [draw(first + start, min(chunk, protocol.num_tasks)) for start in range(0, protocol.num_tasks, chunk)]
     return Tasks(*(np.concatenate(part)[: protocol.num_tasks] for part in zip(*drawn, strict=True)))
@@ -184,9 +180,9 @@ def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000, firs
 def _drawer(
     table: ClassTable, protocol: Protocol, tasks: Tasks | None, images: int | None
 ) -> Callable[[int, int], tuple[Array, Array]]:
-    """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task anything will do.
+    """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task they are arbitrary.
 
-    Raises ConfigError and DataError for what a figure must not be made of; `images` is how many there are, if known.
+    Raises ConfigError and DataError if the tasks cannot be right; `images` is the number of images, if known.
     """
     if images is not None:
         episodes.check_positions(images, *(tasks or [np.max(table.indices, initial=0)]))
@@ -197,20 +193,22 @@ def _drawer(
         )
     episodes.check_sizes(table, way=protocol.way, shot=protocol.shot, query=protocol.query)
     table, static = ClassTable(*map(jnp.asarray, table)), _without_numbers(protocol)
-    return lambda start, count: _sample(table, protocol.seed, start, static, count)
+    return lambda start, count: _sample(static, count, table, protocol.seed, start)
 
 
 def _check_tasks(tasks: Tasks, protocol: Protocol) -> None:
-    """Whether given tasks are those that a protocol names: fewer would be repeated. Raises ConfigError."""
-    wanted = [(protocol.num_tasks, protocol.way, each) for each in (protocol.shot, protocol.query)]
-    if [np.shape(part) for part in tasks] != wanted:
-        found = " and ".join(str(np.shape(part)) for part in tasks)
-        raise ConfigError(f"tasks have shapes {found}, expected {wanted[0]} and {wanted[1]}: the protocol's number of "
-                          "tasks, way, and shot or query")  # fmt: skip
+    """Raises ConfigError unless tasks have the protocol's number and sizes: too few would be repeated."""
+    expected = [(protocol.num_tasks, protocol.way, each) for each in (protocol.shot, protocol.query)]
+    if [np.shape(part) for part in tasks] != expected:
+        shapes = " and ".join(str(np.shape(part)) for part in tasks)
+        raise ConfigError(
+            f"tasks have shapes {shapes}, expected {expected[0]} and {expected[1]}: the protocol's number of tasks, "
+            "way, and shot or query"
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "count"))
-def _sample(table, seed, start, protocol, count):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sample(protocol: Protocol, count: int, table: ClassTable, seed: Array, start: Array) -> tuple[Array, Array]:
     return sample(table, protocol._replace(seed=seed), start, count)
 
 
@@ -224,7 +222,7 @@ def adapt_on_bank(
     Args:
       head: the initial θ.
       bank: [M, F] features of the split's images.
-      further: [V, M, F] features of their `support_views.further`, if any, which join the support set.
+      further: [V, M, F] features of their further views, if any, which are added to the support set.
       table: the split's classes.
       protocol: tasks and inner loop.
       tasks, every_step, outcome, chunk, devices: see `evaluate_tasks`.
@@ -232,18 +230,18 @@ def adapt_on_bank(
     Returns:
       As `evaluate_tasks`.
     """
-    draw, static, lr = _drawer(table, protocol, tasks, len(bank)), _without_numbers(protocol), _rates(protocol)
+    draw, lr = _drawer(table, protocol, tasks, len(bank)), _rates(protocol)
+    static = _Static(_without_numbers(protocol), every_step, outcome)
     shared = parallel.replicate((head, bank, further), devices)
 
     def run(start, count):
-        drawn = parallel.spread(draw(start, count), devices)
-        return _adapt_chunk(*shared, *drawn, lr, static, every_step, outcome)
+        return _adapt_chunk(static, *shared, parallel.spread(draw(start, count), devices), lr)
 
     return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
 def _without_numbers(protocol: Protocol) -> Protocol:
-    """What of a protocol a compiled function depends on: another rate, seed or number of tasks compiles nothing new."""
+    """The protocol for compiled functions: another rate, seed or number of tasks compiles nothing new."""
     return protocol._replace(num_tasks=0, seed=0, inner=protocol.inner._replace(lr=0.0))
 
 
@@ -251,96 +249,73 @@ def _rates(protocol: Protocol) -> Array:
     return jnp.asarray(base_learner.step_rates(protocol.inner.lr, protocol.inner.steps), jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("protocol", "every_step", "outcome"))
-def _adapt_chunk(head, bank, further, support, query, lr, protocol, every_step, outcome):
+@functools.partial(jax.jit, static_argnums=0)
+def _adapt_chunk(
+    static: _Static, head: Params, bank: Array, further: Array | None, tasks: tuple[Array, Array], lr: Array
+) -> Array:
     def run(support, query):
         task = episodes.gather(bank, support, query)
         features = [task.support, *([] if further is None else further[:, support.reshape(-1)])]
-        return _adapt_task(head, jnp.concatenate(features), task, lr, protocol, every_step, outcome)
+        return _adapt_task(static, head, jnp.concatenate(features), task, lr)
 
-    return jax.vmap(run)(support, query)
+    return jax.vmap(run)(*tasks)
 
 
-def _adapt_task(head, support, task, lr, protocol, every_step, outcome):
-    """The outcome of one task from its features; `support` may hold those of further views after the images' own."""
+def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Array) -> Array:
+    """The outcome of one task from features; `support` may have those of further views after the images' own."""
+    protocol, inner = static.protocol, static.protocol.inner
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
-    support, query = feature_transform.transform(protocol.inner.features, support, task.query)
+    support, query = feature_transform.transform(inner.features, support, task.query)
     logits = base_learner.adapted_logits(
-        head, support, labels, query, steps=protocol.inner.steps, lr=lr, trajectory=every_step,
-        weights=loss_weights(labels, protocol.way, protocol.inner.loss_scale, protocol.shot),
+        head, support, labels, query, steps=inner.steps, lr=lr, trajectory=static.every_step,
+        weights=loss_weights(labels, protocol.way, inner.loss_scale, protocol.shot),
     )  # fmt: skip
-    return outcome(logits, task.query_labels)
+    return static.outcome(logits, task.query_labels)
 
 
 def adapt_per_task(
-    model: Model,
-    head: Params,
-    images: np.ndarray,
-    table: ClassTable,
-    protocol: Protocol,
-    *,
-    tasks: Tasks | None = None,
-    every_step: bool = False,
-    outcome: Outcome = accuracy,
-    chunk: int = OWN_FEATURES,
+    model: Model, head: Params, images: np.ndarray, table: ClassTable, protocol: Protocol, *,
+    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, chunk: int = OWN_FEATURES,
     devices: Devices = None,
-) -> np.ndarray:
-    """Accuracy of every task with features computed per task, support and query set each as a batch of its own.
+) -> np.ndarray:  # fmt: skip
+    """Accuracy of every task, each with its own features.
 
-    Arguments and result as `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
+    This is for batch statistics, where support and query set are a batch each, and for inner loops that move the
+    backbone. Arguments and result are as in `evaluate_tasks` and `adapt_on_bank`; `chunk` tasks are embedded at once.
+    On a CPU, tasks that move the backbone run one by one, on one device of each process.
     """
-    static, lr, draw = _without_numbers(protocol), _rates(protocol), _drawer(table, protocol, tasks, len(images))
+    inner, draw, lr = protocol.inner, _drawer(table, protocol, tasks, len(images)), _rates(protocol)
+    static = _Static(_without_numbers(protocol), every_step, outcome)
+    adaptation = Adaptation(model.embed, inner.adapt, outcome, every_step)
+    if inner.adapt != "head" and on_cpu():
+        chunk, devices = 1, parallel.one_of_each(devices)
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
     weights = parallel.replicate(weights, devices)
 
     def run(start, count):
-        support, query = draw(start, count)
-        task = episodes.gather(np.asarray(images), np.asarray(support), np.asarray(query))
-        task = parallel.spread(task, devices)
-        return _embed_and_adapt(model.embed, *weights, task, lr, static, every_step, outcome)
+        support, query = (np.asarray(part) for part in draw(start, count))
+        episode = episodes.gather(np.asarray(images), support, query)
+        episode = support_views.with_flips(episode) if protocol.flips else episode
+        rows = loss_weights(episode.support_labels[0], protocol.way, inner.loss_scale, protocol.shot)
+        episode = parallel.spread(episode, devices)
+        if inner.adapt == "head":
+            return _embed_and_adapt(static, model.embed, *weights, episode, lr)
+        rates = np.broadcast_to(base_learner.step_rates(inner.lr, inner.steps), inner.steps)
+        return adapted_outcomes(adaptation, *weights, episode, rates=rates, weights=rows)
 
     return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
 
 
-@functools.partial(jax.jit, static_argnames=("embed", "protocol", "every_step", "outcome"))
-def _embed_and_adapt(embed, params, batch_stats, head, tasks, lr, protocol, every_step, outcome):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_and_adapt(
+    static: _Static, embed: Embed, params: Params, batch_stats: Params, head: Params, tasks: Episode, lr: Array
+) -> Array:
     def run(task):
-        support = [task.support, *([task.support[:, :, ::-1]] if protocol.flips else [])]
-        features, _ = embed(params, batch_stats, jnp.concatenate(support))
+        support, _ = embed(params, batch_stats, task.support)
         query, _ = embed(params, batch_stats, task.query)
-        return _adapt_task(head, features, task._replace(query=query), lr, protocol, every_step, outcome)
+        return _adapt_task(static, head, support, task._replace(query=query), lr)
 
     return jax.vmap(run)(tasks)
-
-
-def adapt_backbone(
-    model: Model, head: Params, images: np.ndarray, table: ClassTable, protocol: Protocol, *,
-    tasks: Tasks | None = None, every_step: bool = False, outcome: Outcome = accuracy, devices: Devices = None,
-) -> np.ndarray:  # fmt: skip
-    """Accuracy of every task with an inner loop that moves the backbone's weights as well; see `evaluate_tasks`.
-
-    It runs task by task, so on one device of each process.
-    """
-    draw, inner = _drawer(table, protocol, tasks, len(images)), protocol.inner
-    params = backbone_params(model.learned, model.frozen)
-
-    def run(start, count):
-        support, query = (np.asarray(part[0]) for part in draw(start, count))
-        task = _with_flips(episodes.gather(np.asarray(images), support, query), protocol.flips)
-        weights = loss_weights(task.support_labels, protocol.way, inner.loss_scale, protocol.shot)
-        return adapted_outcome(
-            params, head, model.frozen.batch_stats, task,
-            embed=model.embed, inner=inner, weights=weights, outcome=outcome, every_step=every_step,
-        )[None]  # fmt: skip
-
-    return parallel.in_chunks(run, protocol.num_tasks, 1, parallel.one_of_each(devices))
-
-
-def _with_flips(task: Episode, flips: bool) -> Episode:
-    if not flips:
-        return task
-    support = np.concatenate([task.support, task.support[:, :, ::-1]])
-    return task._replace(support=support, support_labels=jnp.tile(task.support_labels, 2))
 
 
 def predict_task(
@@ -352,16 +327,15 @@ def predict_task(
       model: the network.
       images: uint8 [M, H, W, C].
       support, query: int [N, K] and [N, Q], positions in `images`.
-      protocol: way and the inner loop.
+      protocol: way and inner loop.
 
     Returns:
       int32 [N Q], in class-major order.
     """
     rows = np.concatenate([support, query], axis=1)
-    places = np.arange(rows.size).reshape(rows.shape)
-    task = Tasks(*np.split(places[None], [support.shape[1]], axis=2))
-    own = np.asarray(images)[rows.ravel()]
-    empty = ClassTable(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
-    own_sizes = protocol._replace(num_tasks=1, shot=support.shape[1], query=query.shape[1])
-    found = evaluate_tasks(model, own, empty, own_sizes, tasks=task, outcome=answers)
-    return found[0].astype(np.int32)
+    positions = np.arange(rows.size).reshape(rows.shape)
+    task = Tasks(*np.split(positions[None], [support.shape[1]], axis=2))
+    task_images = np.asarray(images)[rows.ravel()]
+    no_table = ClassTable(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+    protocol = protocol._replace(num_tasks=1, shot=support.shape[1], query=query.shape[1])
+    return evaluate_tasks(model, task_images, no_table, protocol, tasks=task, outcome=answers)[0].astype(np.int32)

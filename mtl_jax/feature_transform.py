@@ -1,7 +1,7 @@
-"""Features made comparable before the head: each to length 1, after taking off the support set's mean if wished.
+"""Features normalised before the head: scaled to length 1, optionally after subtracting the support set's mean.
 
-Both are functions of a task's support set and of one query image at a time: inductive. They come before the head, so
-the inner loop keeps its span form. SimpleShot (arXiv 1911.04623) has them for nearest centroids.
+Both are inductive: they use a task's support set and one query image at a time. They come before the head, so the inner
+loop keeps its span form. SimpleShot (arXiv 1911.04623) uses them for nearest centroids.
 """
 
 import jax.numpy as jnp
@@ -10,14 +10,16 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array
 
 FEATURES = ("plain", "l2", "centered_l2")
-_LEAST = 1e-12  # under the root, so that the derivative at 0 is finite
+_EPSILON = 1e-12  # under the root, so that the derivative at 0 is finite
 
 
 def transform(kind: str, support: Array, query: Array) -> tuple[Array, Array]:
-    """Support features [S, F] and query features [Q, F] as the head sees them.
+    """Support and query features as the head sees them, [S, F] and [Q, F].
 
     Args:
       kind: 'plain': as they are; 'l2': z / |z|; 'centered_l2': (z - m) / |z - m|, m the mean of the support set.
+      support: [S, F].
+      query: [Q, F].
 
     Raises:
       ConfigError: an unknown `kind`.
@@ -33,4 +35,4 @@ def transform(kind: str, support: Array, query: Array) -> tuple[Array, Array]:
 
 
 def _unit(z: Array) -> Array:
-    return z / jnp.sqrt((z * z).sum(-1, keepdims=True) + _LEAST)
+    return z / jnp.sqrt((z * z).sum(-1, keepdims=True) + _EPSILON)

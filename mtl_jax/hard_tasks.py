@@ -1,8 +1,8 @@
 """Hard tasks: after a round of meta-batches, train on tasks made of the classes that the network failed at.
 
-The failure class of a task is its class with the lowest query accuracy after the inner loop. A pool counts the failure
-classes of a round, by base class; then K' extra tasks draw their classes from the pool and new images from those
-classes (re-sampling by class, not of the failed images), and the pool is emptied.
+A task's failure class is the one with the lowest query accuracy after the inner loop. A pool counts the failure classes
+of a round, by base class. After the round, K' extra tasks draw their classes from the pool, with new images of those
+classes (classes are re-sampled, not the failed images). Then the pool is emptied.
 """
 
 from typing import Any
@@ -23,10 +23,10 @@ def empty_pool(classes: int) -> Array:
 def failure_classes(classes: Array, class_accuracy: Array) -> Array:
     """The class that each task failed at: the one with the lowest query accuracy.
 
-    Of classes that tie it is the task's first one. A task's classes stand in random order, so no class is favoured.
+    A tie goes to the task's first class. A task's classes are in random order, so no class is favoured.
 
     Args:
-      classes: int [T, N], the base class of each of a task's columns.
+      classes: int [T, N], the base classes of each task.
       class_accuracy: [T, N], what `meta.train_step` returns.
 
     Returns:
@@ -37,25 +37,25 @@ def failure_classes(classes: Array, class_accuracy: Array) -> Array:
 
 
 def collect(pool: Array, classes: Array, class_accuracy: Array, *, axis_name: str | None = None) -> Array:
-    """The pool with the failure classes of a meta-batch counted in, those of all devices under a mapped axis.
+    """Adds the failure classes of a meta-batch to the pool.
 
     Args:
-      pool: int32 [C].
+      pool: int32 [C], the same on every device.
       classes, class_accuracy: as in `failure_classes`, of this device's tasks.
-      axis_name: the mapped axis that the meta-batch is spread over; the pool is the same on every device.
+      axis_name: the mapped axis that the meta-batch is spread over; the failure classes of all devices are added.
 
     Returns:
       int32 [C].
     """
-    found = jnp.zeros_like(pool).at[failure_classes(classes, class_accuracy)].add(1)
-    return pool + (jax.lax.psum(found, axis_name) if axis_name else found)
+    counts = jnp.zeros_like(pool).at[failure_classes(classes, class_accuracy)].add(1)
+    return pool + (jax.lax.psum(counts, axis_name) if axis_name else counts)
 
 
 def sample_classes(key: Array, pool: Array, way: int) -> Array:
     """`way` distinct classes, in random order: int32 [N].
 
-    They are uniform over the pool's distinct classes, however often each was counted. Where those are fewer than `way`,
-    all of them are taken and the rest is uniform over the other base classes.
+    They are drawn uniformly from the classes in the pool, however often each was counted. If the pool has fewer than
+    `way` classes, all of them are used, and the rest is drawn uniformly from the other base classes.
     """
     rank_key, order_key = jax.random.split(key)
     scores = jax.random.uniform(rank_key, pool.shape) + (pool == 0)  # pooled classes first
@@ -70,7 +70,7 @@ def sample_tasks(
 
     Raises:
       DataError: the table has too few classes, or a class too few images; see `episodes.sample_episode`.
-      ConfigError: the pool is not of the table's classes.
+      ConfigError: the pool does not have one count for each class of the table.
     """
     episodes.check_sizes(table, way=way, shot=shot, query=query)
     if pool.shape != table.counts.shape:
@@ -86,14 +86,14 @@ def sample_tasks(
 def train_step(
     state: meta.MetaState, params: Params, tasks: meta.Episode, **options: Any
 ) -> tuple[meta.MetaState, dict[str, Array]]:
-    """`meta.train_step` on hard tasks: an optimiser step that counts neither as a step nor in a rate's schedule.
+    """`meta.train_step` on hard tasks, without advancing the step or the learning rate's schedule.
 
-    So a run with hard tasks and one without see the same normal tasks at the same rates.
+    So runs with and without hard tasks see the same normal tasks at the same rates.
     """
     new, metrics = meta.train_step(state, params, tasks, **options)
     return uncounted(new, state), metrics
 
 
 def uncounted(new: meta.MetaState, old: meta.MetaState) -> meta.MetaState:
-    """The state after an optimiser step, with step and schedule as they were before it."""
+    """The state after an optimiser step, with the step number and schedule from before it."""
     return new._replace(step=old.step, opt_state=optimizers.keep_schedule(new.opt_state, old.opt_state))

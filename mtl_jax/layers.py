@@ -30,7 +30,7 @@ PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What all backbones have in common; `create_backbone` documents each field."""
+    """The options of all backbones; `create_backbone` documents each."""
 
     width: float = 1.0
     norm: str = "batch"
@@ -148,7 +148,7 @@ def _move(old: Array, new: Array, momentum: float) -> Array:
 def norm(
     options: Options, x: Array, batch_statistics: str, *, name: str, pool: bool = False, active: bool = False
 ) -> Array:
-    """The normalisation that the options name; with `pool`, then a 2 x 2 max-pool; with `active`, their activation."""
+    """The options' normalisation, then their activation with `active`, then a 2 x 2 max-pool with `pool`."""
     o = options
     activation = o.activation if active else "none"
     if o.norm == "batch":
@@ -244,11 +244,11 @@ def _uniform_by_fan_in(fan_in: int) -> Callable:
 
 
 class DropBlock(nn.Module):
-    """Sets squares of size x size pixels of a map to 0 (Ghiasi et al., 2018), by MetaOptNet's and RFS' rule.
+    """Sets squares of size x size pixels of a map to 0 (Ghiasi et al., 2018), by the rule of MetaOptNet and RFS.
 
-    Each channel has its own squares. Their corners are drawn so that about `rate` of the pixels is dropped; what is
-    kept is scaled by the count of all pixels over that of the kept ones, on this device. The published code misses
-    some pixels of its squares where their number and size squared have a common factor, here they are whole.
+    Each channel has its own squares. Their corners are drawn so that about `rate` of the pixels is dropped. The other
+    pixels are multiplied by the number of all pixels over that of kept ones, on this device. Squares are always whole;
+    in the published code some pixels are missing if the number of squares and size squared have a common factor.
     """
 
     rate: float
@@ -256,7 +256,7 @@ class DropBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, share: Array | float = 1.0) -> Array:
-        """Maps [B, H, W, C]; share: of the rate, 0 to 1. Raises ConfigError where the maps are smaller than `size`."""
+        """Maps [B, H, W, C]; share: factor on the rate, 0 to 1. Raises ConfigError if maps are smaller than `size`."""
         b, h, w, c = x.shape
         room = h - self.size + 1, w - self.size + 1
         if min(room) < 1:
@@ -272,9 +272,9 @@ class DropBlock(nn.Module):
 
 
 def squares(corners: Array, size: int) -> Array:
-    """Which pixels lie in a square, by its top left corner: bool [B, H, W, C] -> [B, H + size - 1, W + size - 1, C]."""
-    around = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
-    return jax.lax.reduce_window(corners, False, jax.lax.bitwise_or, (1, size, size, 1), (1, 1, 1, 1), around)
+    """Which pixels lie in squares with these top left corners: bool [B, H, W, C] -> [B, H + size - 1, ..., C]."""
+    margins = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
+    return jax.lax.reduce_window(corners, False, jax.lax.bitwise_or, (1, size, size, 1), (1, 1, 1, 1), margins)
 
 
 def average_map(x: Array) -> Array:

@@ -273,13 +273,18 @@ def _first_is_largest(x: Array) -> tuple[Array, Array]:
     return rows[:, :, 0] >= rows[:, :, 1], x[..., 0, :] >= x[..., 1, :]
 
 
-def _operations(moments, spread, affine, add_bias, activate, largest) -> Operations:
+def _operations(*, moments: Callable, spread: Callable, affine: Callable, add_bias: Callable, activate: Callable,
+                largest: Callable) -> Operations:  # fmt: skip
     max_pool = functools.partial(_max_pool, largest=largest)
     normalize = functools.partial(_normalize, spread=spread, affine=affine, max_pool=max_pool)
     return Operations(moments, normalize, add_bias, activate, max_pool)
 
 
-CPU = _operations(moments_in_two_passes, as_map, _affine, _add_bias, lambda x, activation: activation(x), largest)
+CPU = _operations(
+    moments=moments_in_two_passes, spread=as_map, affine=_affine, add_bias=_add_bias,
+    activate=lambda x, activation: activation(x), largest=largest,
+)  # fmt: skip
 ACCELERATOR = _operations(
-    moments_in_one_pass, jnp.broadcast_to, affine_twice, _add_bias_once, activate_once, largest_compared
-)
+    moments=moments_in_one_pass, spread=jnp.broadcast_to, affine=affine_twice, add_bias=_add_bias_once,
+    activate=activate_once, largest=largest_compared,
+)  # fmt: skip

@@ -1,8 +1,8 @@
 """Meta-training: the loss of one task, of a meta-batch, and the step that learns Φ and θ from it.
 
-What is learned is a tree of groups, `learned`: 'head' (the initial θ), 'ss' (Φ), 'params' (those of the backbone's own
-parameters that are meta-learned: BN's affine ones in the PyTorch preset, all weights in fine-tuning). What is not is in
-`Frozen`. The loss differentiates with respect to `learned` alone.
+The learned parameters are a tree of groups, `learned`: 'head' (the initial θ), 'ss' (Φ), and 'params' (the backbone's
+own parameters that are meta-learned: BN's affine ones in the PyTorch preset, all weights in fine-tuning). Everything
+else is in `Frozen`. Gradients are taken with respect to `learned` alone.
 """
 
 import functools
@@ -16,7 +16,7 @@ import optax
 from mtl_jax import base_learner, feature_transform, scale_shift
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import class_accuracy, cross_entropy
-from mtl_jax.parallel import vary_like
+from mtl_jax.parallel import on_cpu, vary_like
 from mtl_jax.types import Array, Episode, Params
 
 ADAPT = ("head", "last_block", "all")
@@ -24,7 +24,7 @@ LOSS_SCALES = ("mean", "per_shot")
 
 
 class Frozen(NamedTuple):
-    """What stands still in a step: the pre-trained backbone's parameters Θ and BN's running averages."""
+    """What a step's gradient leaves alone: the pre-trained backbone's parameters Θ and BN's running averages."""
 
     params: Params
     batch_stats: Params
@@ -33,11 +33,11 @@ class Frozen(NamedTuple):
 class Inner(NamedTuple):
     """The inner loop.
 
-    steps: number of updates. lr: β, or a tuple of one a step. first_order: whether inner gradients are constants.
-    loss_scale: 'mean' over the support rows, or 'per_shot': their sum divided by K, N times as large. adapt: what
-    moves: 'head' (MTL), 'last_block' or 'all' the backbone's weights with it (fine-tuning, MAML). remat: recompute
-    activations of such steps. features: what is done to them before the head, where that alone moves; see
-    `feature_transform`.
+    steps: number of updates. lr: β, or a tuple with one for each step. first_order: treat inner gradients as constants.
+    loss_scale: 'mean' over the support rows, or 'per_shot': their sum divided by K, which is N times as large.
+    adapt: what moves: 'head' (MTL); 'last_block' or 'all': the head and that part of the backbone (fine-tuning, MAML).
+    remat: recompute activations of steps that move the backbone. features: how they are normalised before the head,
+    see `feature_transform`; 'plain' unless only the head moves.
     """
 
     steps: int
@@ -52,8 +52,8 @@ class Inner(NamedTuple):
 class Embed(NamedTuple):
     """A backbone in one of BN's three modes: (params, batch_stats, images) -> (features, new batch_stats).
 
-    module: what `create_backbone` returns. batch_statistics: 'running', 'batch' or 'train'. prepare: applied to the
-    images first, e.g. normalisation of uint8 images.
+    module: from `create_backbone`. batch_statistics: 'running', 'batch' or 'train'. prepare: applied to the images
+    first, e.g. normalisation of uint8 images.
     """
 
     module: Any
@@ -61,7 +61,7 @@ class Embed(NamedTuple):
     prepare: Callable[[Array], Array] = lambda images: images
 
     def __call__(self, params: Params, batch_stats: Params, images: Array) -> tuple[Array, Params]:
-        """images [B, H, W, C] -> features [B, F]; the averages change in mode 'train' only."""
+        """images [B, H, W, C] -> (features [B, F], averages, which change in mode 'train' only)."""
         variables = {"params": params, "batch_stats": batch_stats}
         inputs, mode = self.prepare(images), self.batch_statistics
         if mode != "train":
@@ -70,13 +70,13 @@ class Embed(NamedTuple):
         return features, new.get("batch_stats", batch_stats)
 
     def width(self, params: Params, batch_stats: Params, image_shape: tuple[int, ...]) -> int:
-        """The number of features F of stored images, uint8 [H, W, C]. Computes nothing."""
+        """The number of features F for stored images, uint8 [H, W, C], from shapes alone."""
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
         return jax.eval_shape(lambda *a: self(*a)[0], params, batch_stats, image).shape[-1]
 
 
 class TaskResult(NamedTuple):
-    """What a task tells besides its loss: query accuracy [], accuracy by class [N], and BN's averages after it."""
+    """A task's result besides its loss: query accuracy [], accuracy by class [N], BN's averages afterwards."""
 
     accuracy: Array
     class_accuracy: Array
@@ -84,7 +84,7 @@ class TaskResult(NamedTuple):
 
 
 class MetaState(NamedTuple):
-    """What a meta-training step changes, and the pool of `hard_tasks`, int32 [C], where there is one."""
+    """What a meta-training step changes. pool: of `hard_tasks`, int32 [C], or None without hard tasks."""
 
     step: Array
     learned: Params
@@ -94,23 +94,29 @@ class MetaState(NamedTuple):
 
 
 def overlay(tree: Params, part: Params) -> Params:
-    """`tree` with the leaves of `part`, a tree of some of the same keys, put in place of its own."""
+    """`tree` with some leaves replaced by those of `part`, a tree with some of the same keys."""
     if not isinstance(part, Mapping):
         return part
     return {**tree, **{name: overlay(tree[name], inner) for name, inner in part.items()}}
 
 
 def backbone_params(learned: Params, frozen: Frozen) -> Params:
-    """The backbone's parameters as the learned groups make them: fine-tuned leaves overlaid, then SS applied."""
+    """The backbone's parameters with the learned groups in them: fine-tuned leaves replaced, then SS applied."""
     params = overlay(frozen.params, learned.get("params", {}))
     return scale_shift.apply(params, learned["ss"]) if "ss" in learned else params
 
 
 def loss_weights(labels: Array, way: int, loss_scale: str, shot: int | None = None) -> Array:
-    """The weight of each row's cross-entropy: 1 / rows ('mean'), or 1 / K ('per_shot'), K = rows / way unless given.
+    """The weight of each row's cross-entropy: 1 / rows ('mean') or 1 / K ('per_shot'), [rows].
+
+    Args:
+      labels: int [rows].
+      way: N.
+      loss_scale: 'mean' or 'per_shot'.
+      shot: K; None: rows / N.
 
     Raises:
-      ConfigError: another `loss_scale`, or rows that are not K of each class.
+      ConfigError: an unknown `loss_scale`, or rows that are not K of each class.
     """
     rows = labels.shape[0]
     if loss_scale not in LOSS_SCALES:
@@ -123,17 +129,17 @@ def loss_weights(labels: Array, way: int, loss_scale: str, shot: int | None = No
 def episode_logits(
     learned: Params, frozen: Frozen, episode: Episode, *, embed: Embed, inner: Inner
 ) -> tuple[Array, Params]:
-    """Query logits [N Q, N] of one task after the inner loop, and BN's averages after it.
+    """Query logits [N Q, N] of one task after the inner loop, and BN's averages afterwards.
 
     Args:
       learned: the learned groups; must have 'head'.
       frozen: the rest.
       episode: one task.
-      embed: the backbone in its BN mode. Under batch statistics the two sets are normalised apart, query first.
+      embed: the backbone in its BN mode. Under batch statistics each set is normalised by its own, query first.
       inner: the inner loop.
 
     Raises:
-      ConfigError: a value of `inner` that there is not, or that its `adapt` does not read; labels that do not fit.
+      ConfigError: an unknown or contradictory value in `inner`, or labels that do not fit the head.
     """
     check_inner(inner)
     params, head = backbone_params(learned, frozen), learned["head"]
@@ -150,15 +156,17 @@ def episode_logits(
 
 
 def check_inner(inner: Inner) -> None:
-    """Whether an inner loop's values go together. Raises ConfigError."""
+    """Raises ConfigError if an inner loop's values are unknown or contradict each other."""
     if inner.adapt not in ADAPT:
         raise ConfigError(f"adapt is {inner.adapt!r}, expected one of {', '.join(ADAPT)}")
     if inner.features != "plain" and inner.adapt != "head":
         raise ConfigError(f"features is {inner.features!r}, expected 'plain': adapt {inner.adapt!r} reads no other")
 
 
-def _embed_both(params, stats, episode, embed, first_order):
-    """Features of both sets. In first order the support set needs no backward pass, so it is embedded apart."""
+def _embed_both(
+    params: Params, stats: Params, episode: Episode, embed: Embed, first_order: bool
+) -> tuple[Array, Array, Params]:
+    """Features of both sets. In first order the support set needs no backward pass, so it is embedded separately."""
     if embed.batch_statistics == "running" and not first_order:
         both, _ = embed(params, stats, jnp.concatenate([episode.support, episode.query]))
         return *jnp.split(both, [len(episode.support)]), stats
@@ -170,13 +178,13 @@ def _embed_both(params, stats, episode, embed, first_order):
 
 
 def fast_weights(params: Params, head: Params, adapt: str) -> Params:
-    """What an inner loop with `adapt` 'last_block' or 'all' moves: {'params': of the backbone, 'head': θ}."""
+    """The parameters that an inner loop with `adapt` 'last_block' or 'all' moves: {'params': backbone's, 'head': θ}."""
     moved = params if adapt == "all" else {name: params[name] for name in [scale_shift.last_block(params)]}
     return {"params": moved, "head": head}
 
 
 def fast_logits(fast: Params, params: Params, batch_stats: Params, images: Array, embed: Embed) -> tuple[Array, Params]:
-    """Logits [B, N] of images [B, ...] by fast weights over the backbone's `params`, and BN's averages after them."""
+    """Logits [B, N] of images [B, ...] with fast weights in place of some of `params`, and BN's averages afterwards."""
     features, batch_stats = embed(overlay(params, fast["params"]), batch_stats, images)
     return base_learner.logits(fast["head"], features), batch_stats
 
@@ -184,12 +192,14 @@ def fast_logits(fast: Params, params: Params, batch_stats: Params, images: Array
 def support_loss(
     fast: Params, params: Params, batch_stats: Params, episode: Episode, weights: Array, embed: Embed
 ) -> Array:
-    """The inner loss of fast weights: the cross-entropies of the support rows weighted by `weights` [S], summed."""
+    """The inner loss of fast weights: the sum of the support rows' cross-entropies times `weights` [S]."""
     logits, _ = fast_logits(fast, params, batch_stats, episode.support, embed)
     return (weights * cross_entropy(logits, episode.support_labels)).sum()
 
 
-def _adapted_backbone_logits(params, head, stats, episode, weights, embed, inner):
+def _adapted_backbone_logits(
+    params: Params, head: Params, stats: Params, episode: Episode, weights: Array, embed: Embed, inner: Inner
+) -> tuple[Array, Params]:
     fast = base_learner.adapt(
         lambda fast: support_loss(fast, params, stats, episode, weights, embed),
         fast_weights(params, head, inner.adapt),
@@ -201,7 +211,7 @@ def _adapted_backbone_logits(params, head, stats, episode, weights, embed, inner
 def episode_loss(
     learned: Params, frozen: Frozen, episode: Episode, *, embed: Embed, inner: Inner
 ) -> tuple[Array, TaskResult]:
-    """L_query(Θ, Φ, θ') of one task: the query cross-entropy after the inner loop, scaled as the support's.
+    """L_query(Θ, Φ, θ') of one task: the query cross-entropy after the inner loop, scaled like the support's.
 
     Returns:
       (loss [], TaskResult).
@@ -222,14 +232,14 @@ def batch_loss(
 ) -> tuple[Array, TaskResult]:
     """The mean of `episode_loss` over a meta-batch (every array of `episodes` has a leading axis T).
 
-    By `vmap`; where the inner loop moves the backbone by a Python loop, since convolutions with a kernel a task would
-    be grouped ones, whose gradients are nine times slower on a CPU.
+    Tasks are under `vmap`. On a CPU, tasks that move the backbone are a Python loop instead: `vmap` makes convolutions
+    with a kernel for each task into grouped ones, whose gradients are nine times slower there.
 
     Returns:
       (loss [], TaskResult with a leading axis T).
     """
     loss = functools.partial(episode_loss, learned, frozen, embed=embed, inner=inner)
-    if inner.adapt == "head":
+    if inner.adapt == "head" or not on_cpu():
         losses, result = jax.vmap(loss)(episodes)
     else:
         tasks = [loss(jax.tree.map(lambda a, t=t: a[t], episodes)) for t in range(len(episodes.support_labels))]
@@ -245,14 +255,14 @@ def init_state(learned: Params, batch_stats: Params, optimizer: optax.GradientTr
 def gradients(
     learned: Params, frozen: Frozen, episodes: Episode, *, embed: Embed, inner: Inner, axis_name: str | None = None
 ) -> tuple[Params, tuple[Array, TaskResult]]:
-    """The gradient of `batch_loss` by `learned`, with (loss, TaskResult), averaged over the mapped axis, if any.
+    """The gradient of `batch_loss` by `learned`, and (loss, TaskResult), averaged over the mapped axis, if any.
 
-    The TaskResult has means over all tasks of the meta-batch, except `class_accuracy`, [T, N] of this device's tasks.
+    The TaskResult has means over all tasks of the meta-batch, but `class_accuracy` is [T, N] for this device's tasks.
     """
     value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
     own = vary_like(learned, episodes)
     (loss, result), grads = value_and_grad(own, frozen, episodes, embed=embed, inner=inner)
-    # Averages that no task moves are not averaged again, or they would move by rounding.
+    # Averages that no task moves are not averaged again: rounding would change them.
     moved = result.batch_stats if embed.batch_statistics == "train" else {}
     means = (grads, loss, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), moved))
     if axis_name:
@@ -269,12 +279,12 @@ def apply_gradients(
     batch_stats: Params,
     optimizer: optax.GradientTransformation,
 ) -> tuple[MetaState, Array]:
-    """One optimiser step, unless the loss or a gradient is not finite: then all but the count of steps stays as it was.
+    """One optimiser step. If the loss or a gradient is not finite, only the step number changes.
 
-    The count goes on, so that the next step draws other tasks.
+    It changes so that the next step draws other tasks.
 
     Returns:
-      (new state, whether the step was taken []).
+      (new state, whether all was finite []).
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.learned)
     learned = optax.apply_updates(state.learned, updates)
@@ -284,7 +294,7 @@ def apply_gradients(
 
 
 def keep_if_finite(new: Any, old: Any, values: Any) -> tuple[Any, Array]:
-    """(`new` where all of `values` are finite and `old` otherwise, whether they are)."""
+    """(`new` if all of `values` are finite, otherwise `old`; whether they are finite [])."""
     finite = jnp.array([jnp.isfinite(v).all() for v in jax.tree.leaves(values)]).all()
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), finite
 
@@ -306,16 +316,14 @@ def train_step(
       params: Θ.
       episodes: a meta-batch, or this device's part of it.
       embed, inner: see `episode_logits`.
-      optimizer: an optax transformation over `state.learned`.
+      optimizer: an optax transformation of `state.learned`.
       axis_name: the mapped axis that the meta-batch is spread over.
 
     Returns:
       (new state, {'loss', 'accuracy', 'finite': [], 'class_accuracy': [T, N]}).
     """
     frozen = Frozen(params, state.batch_stats)
-    grads, (loss, result) = gradients(
-        state.learned, frozen, episodes, embed=embed, inner=inner, axis_name=axis_name
-    )  # fmt: skip
+    grads, (loss, result) = gradients(state.learned, frozen, episodes, embed=embed, inner=inner, axis_name=axis_name)
     state, finite = apply_gradients(state, grads, loss, result.batch_stats, optimizer)
     metrics = {"loss": loss, "accuracy": result.accuracy, "finite": finite, "class_accuracy": result.class_accuracy}
     return state, metrics

@@ -18,13 +18,13 @@ def schedule(
     lr: float, *, decay: str = "constant", every: int = 0, factor: float = 0.5, total: int = 0, floor: float = 0.0,
     delay: int = 0,
 ) -> optax.Schedule:  # fmt: skip
-    """A learning rate by the number of updates done before.
+    """A learning rate as a function of the number of updates so far.
 
     Args:
       lr: the rate at the start.
-      decay: 'constant'; 'steps': lr * factor^floor((step - delay) / every), never under floor * lr; 'cosine': from lr
-        to floor * lr over `total` steps; 'restarts': the same over every `every` steps, each time from `factor` times
-        the start before (SGDR, Loshchilov and Hutter, 2017).
+      decay: 'constant'. 'steps': lr * factor^floor((step - delay) / every), at least floor * lr. 'cosine': from lr to
+        floor * lr over `total` steps. 'restarts': a cosine over each `every` steps, which starts at `factor` times the
+        start of the one before (SGDR, Loshchilov and Hutter, 2017).
       every, factor, total, floor, delay: see `decay`.
 
     Raises:
@@ -37,7 +37,8 @@ def schedule(
     if decay == "cosine":
         return optax.cosine_decay_schedule(lr, max(total, 1), floor)
     if decay == "steps":
-        return lambda step: lr * jnp.maximum(factor ** (jnp.maximum(step - delay, 0) // every), floor)
+        least = floor * lr if factor < 1 else None  # with a factor of 1 or more, optax takes it for the largest rate
+        return optax.exponential_decay(lr, every, factor, delay, staircase=True, end_value=least)
     if decay == "restarts":
         period = optax.cosine_decay_schedule(lr, every, floor)
         return lambda step: factor ** (step // every) * period(step % every)
@@ -45,9 +46,9 @@ def schedule(
 
 
 def decay(weight_decay: float) -> optax.GradientTransformation:
-    """Weight decay added to the gradient, as PyTorch has it, of every parameter towards where it does nothing.
+    """Weight decay added to the gradient, as in PyTorch.
 
-    That is 1 for the scales of the group 'ss', Φ1, so that SS goes to the identity, and 0 for all others.
+    It pulls the scales of the group 'ss' (Φ1) towards 1, so that SS becomes the identity, and all else towards 0.
     """
 
     def pull(path, gradient, value):
@@ -61,18 +62,18 @@ def decay(weight_decay: float) -> optax.GradientTransformation:
 def sgd(
     lr: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum and weight decay (see `decay`), as PyTorch has it."""
+    """SGD with Nesterov momentum and weight decay (see `decay`), as in PyTorch."""
     return optax.chain(decay(weight_decay), optax.sgd(lr, momentum or None, nesterov=bool(momentum)))
 
 
 def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, eps: str = "after") -> optax.GradientTransformation:
-    """Adam (0.9, 0.999, eps 1e-8) with weight decay added to the gradient (see `decay`), as PyTorch has it.
+    """Adam (0.9, 0.999, eps 1e-8) with weight decay added to the gradient (see `decay`), as in PyTorch.
 
     Args:
       lr: the rate, or a schedule.
-      weight_decay: its factor.
-      eps: where eps is added: 'after' the bias correction of the second moment, m̂ / (sqrt(v̂) + eps), as in Adam's
-        paper and optax; or 'before' it, m̂ sqrt(1 - 0.999^t) / (sqrt(v) + eps), as in PyTorch 0.4 and TensorFlow 1.
+      weight_decay: factor of the decay; 0: none.
+      eps: where eps is added. 'after' the bias correction of the second moment, m̂ / (sqrt(v̂) + eps): Adam's paper and
+        optax. 'before' it, m̂ sqrt(1 - 0.999^t) / (sqrt(v) + eps): PyTorch 0.4 and TensorFlow 1.
 
     Raises:
       ConfigError: an unknown `eps`.
@@ -85,13 +86,13 @@ def adam(lr: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, eps: str = "a
 
 
 def _scale_by_adam_eps_before(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` but for the place of eps; same state."""
+    """`optax.scale_by_adam` with eps added before the bias correction; the state is the same."""
     moments = optax.scale_by_adam(b1, b2, eps)
 
     def update(gradients, state, params=None):
         _, state = moments.update(gradients, state, params)
         count = state.count.astype(float)
-        # 1 - b^t by expm1, since at the first steps the plain difference has but four digits in float32
+        # 1 - b^t by expm1: the plain difference has only four correct digits in float32 at the first steps
         factor = jnp.sqrt(-jnp.expm1(count * math.log(b2))) / -jnp.expm1(count * math.log(b1))
         return jax.tree.map(lambda m, v: m * factor.astype(m.dtype) / (jnp.sqrt(v) + eps), state.mu, state.nu), state
 
@@ -101,22 +102,21 @@ def _scale_by_adam_eps_before(b1: float = 0.9, b2: float = 0.999, eps: float = 1
 def by_group(
     groups: Mapping[str, optax.GradientTransformation], default: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """One transformation per top-level key of the parameter tree.
+    """One transformation for each top-level key of the parameters.
 
     Args:
-      groups: transformation by key, e.g. {'head': adam(1e-3)}.
+      groups: by key, e.g. {'head': adam(1e-3)}.
       default: for all other keys.
     """
 
-    def labels(params: Params) -> Params:
-        names = {key: key if key in groups else "default" for key in params}
-        return {key: jax.tree.map(lambda _, name=names[key]: name, inner) for key, inner in params.items()}
+    def labels(params: Params) -> dict[str, str]:
+        return {key: key if key in groups else "default" for key in params}
 
     return optax.multi_transform({**groups, "default": default}, labels)
 
 
 def keep_schedule(new: optax.OptState, old: optax.OptState) -> optax.OptState:
-    """`new` with the counters of its rates' schedules as they were in `old`: a step that the schedules do not see."""
+    """The optimiser's state `new` with the schedules' counters of `old`, as if the rates had not seen the step."""
 
     def is_schedule(node):
         return isinstance(node, optax.ScaleByScheduleState)

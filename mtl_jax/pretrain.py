@@ -1,4 +1,4 @@
-"""Pre-training: plain classification of all base classes, whose classifier is thrown away afterwards."""
+"""Pre-training: plain classification of all base classes. Its classifier is not used afterwards."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ from mtl_jax.types import Array, Params
 class Classifier(nn.Module):
     """The pre-training head: linear, or linear - ReLU - linear with `hidden` units (1000 in the PyTorch code).
 
-    uniform: weights and biases U(+-1 / sqrt(fan_in)), as PyTorch's linear layer; otherwise Xavier-uniform and 0.
+    uniform: weights and biases U(+-1 / sqrt(fan_in)), as PyTorch's linear layer; otherwise Xavier-uniform weights and
+    biases 0.
     """
 
     classes: int
@@ -42,7 +43,7 @@ class Classifier(nn.Module):
         return nn.Dense(width, kernel_init=init, bias_init=init, name=name)(x)
 
 
-ROTATIONS = Classifier(4)  # tells by how many right angles an image was turned
+ROTATIONS = Classifier(4)  # predicts by how many right angles an image was rotated
 ROTATION_VIEWS = ("all", "quarter")
 ROTATION_HEADS = ("features", "logits")
 
@@ -50,9 +51,8 @@ ROTATION_HEADS = ("features", "logits")
 class PretrainState(NamedTuple):
     """What a pre-training step changes.
 
-    `params` has the groups 'backbone' and 'classifier', and 'rotation' where rotations are told apart as well.
-    `teacher`, which stays as it is, has the variables of a teacher, if there is one. `average` has 'params' and
-    'batch_stats' averaged over the last steps, where that is asked for.
+    params: groups 'backbone', 'classifier' and, with rotation prediction, 'rotation'. teacher: a teacher's variables,
+    which no step changes, or None. average: moving averages of 'params' and 'batch_stats', or None.
     """
 
     step: Array
@@ -64,10 +64,10 @@ class PretrainState(NamedTuple):
 
 
 class Distillation(NamedTuple):
-    """What a teacher adds to the loss of labels (Hinton et al., 2015).
+    """Knowledge distillation from a teacher (Hinton et al., 2015).
 
     logits: (the teacher's variables, images [B, H, W, C]) -> its logits [B, classes]. weight: of the divergence from
-    the teacher; what is left of 1 is the weight of the labels. temperature: what both networks' logits are divided by.
+    the teacher; the loss of the labels has weight 1 - `weight`. temperature: divides both networks' logits.
     """
 
     logits: Callable[[Params, Array], Array]
@@ -79,10 +79,17 @@ def init_state(
     key: Array, backbone: nn.Module, classifier: Classifier, image_shape: tuple[int, ...], optimizer: Any, *,
     rotation: bool = False, rotation_head: str = "features", teacher: Params | None = None, average: bool = False,
 ) -> PretrainState:  # fmt: skip
-    """Random parameters for images of `image_shape` [H, W, C]; with `rotation` for a classifier of rotations, too.
+    """The state before the first step, with random parameters.
 
-    rotation_head: what that one sees, as in `classification_loss`. teacher: a teacher's variables. average: whether
-    weights are averaged.
+    Args:
+      key: a JAX key.
+      backbone, classifier: the modules.
+      image_shape: (H, W, C).
+      optimizer: an optax transformation of the parameters.
+      rotation: whether rotations are predicted as well.
+      rotation_head: from what, as in `classification_loss`.
+      teacher: a teacher's variables.
+      average: whether to keep a moving average of the weights.
     """
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
@@ -91,10 +98,10 @@ def init_state(
     params = {"backbone": variables["params"], "classifier": head}
     if rotation:
         turns_key = jax.random.fold_in(classifier_key, 1)
-        seen = classifier.classes if rotation_head == "logits" else features.shape[-1]
-        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros((1, seen)))["params"]
+        inputs = classifier.classes if rotation_head == "logits" else features.shape[-1]
+        params["rotation"] = ROTATIONS.init(turns_key, jnp.zeros((1, inputs)))["params"]
     stats = variables["batch_stats"]
-    # Copied, since a step may be given a state's memory to write on.
+    # A copy, since a step may overwrite the memory of the state that it is given.
     copy = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats}) if average else None
     return PretrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), teacher, copy)
 
@@ -109,9 +116,9 @@ def training_features(
     params: Params, batch_stats: Params, images: Array, key: Array, *, backbone: nn.Module, batch_statistics: str,
     **options: Array,
 ) -> tuple[Array, Params]:  # fmt: skip
-    """Features [B, F] of a training batch [B, H, W, C], by a backbone's params, and its new batch_stats.
+    """Features [B, F] of a training batch [B, H, W, C], and the backbone's new batch_stats.
 
-    options: what else the backbone takes, `dropblock_share`.
+    options: further arguments of the backbone: `dropblock_share`.
     """
     features, new = backbone.apply(
         {"params": params, "batch_stats": batch_stats}, images, **options,
@@ -130,24 +137,24 @@ def classification_loss(
 
     Args:
       params, batch_stats: of a `PretrainState`.
-      images: [B, H, W, C].
-      labels: int [B], or the classes' shares, float [B, classes], of mixed images.
+      images: float [B, H, W, C].
+      labels: int [B], or probabilities, float [B, classes], of mixed images.
       key: for dropout.
       backbone, classifier, batch_statistics: the network.
-      label_smoothing: what part of a label is spread over all classes.
-      rotation: the weight of self-supervision by rotations (Gidaris et al., 2019), 0 for none: turned images, each
-        with the image's own label, plus `rotation` times the cross-entropy of telling the angle.
-      rotation_views: 'all': the batch in all four rotations; 'quarter': each image in one, by its place in the batch,
-        so at no cost.
-      rotation_head: what the angle is told from: 'features', or the class 'logits'.
-      axis_name: of the mapped axis that the batch is spread over, if any.
-      distillation: what is learned from a teacher that sees the same images, as RFS (arXiv 2003.11539) has it.
-      teacher: its variables.
+      label_smoothing: part of each label that is spread over all classes.
+      rotation: weight of the rotation-prediction loss (Gidaris et al., 2019); 0: images are not rotated. A rotated
+        image keeps its label.
+      rotation_views: 'all': each image is used at 0, 90, 180 and 270 degrees; 'quarter': at one of them, by its
+        position in the batch.
+      rotation_head: what the rotation is predicted from: 'features', or the class 'logits'.
+      axis_name: the mapped axis that the batch is spread over, if any.
+      distillation: from a teacher that sees the same images, as in RFS (arXiv 2003.11539).
+      teacher: the teacher's variables.
       **options: as in `training_features`.
 
-    SKD's code (arXiv 2006.09785) has all views, logits, and twice the mean binary cross-entropy of the four outputs:
-    where their biases have learned that an angle is one of four, that is the gradient of a `rotation` of 0.5. EASY's
-    (arXiv 2201.09699) has quarters, features, and half of the sum at a `rotation` of 1.
+    SKD's code (arXiv 2006.09785) uses all views, the logits, and twice the mean binary cross-entropy of the four
+    outputs. Once their biases have learned that one rotation in four is right, its gradient is that of `rotation` 0.5.
+    EASY's code (arXiv 2201.09699) uses quarters, the features, and half of what the sum is here with `rotation` 1.
 
     Returns:
       (loss [], (accuracy [], new batch_stats)).
@@ -159,32 +166,33 @@ def classification_loss(
     )
     logits = classifier.apply({"params": params["classifier"]}, features)
     mixed = labels.ndim == 2
-    loss = (optax.softmax_cross_entropy if mixed else cross_entropy)(logits, labels).mean()
     if label_smoothing:
-        uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform.mean()
+        targets = labels if mixed else jax.nn.one_hot(labels, logits.shape[-1])
+        loss = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing)).mean()
+    else:
+        loss = (optax.softmax_cross_entropy if mixed else cross_entropy)(logits, labels).mean()
     if distillation:
-        taught = divergence(distillation.logits(teacher, images), logits, distillation.temperature)
-        loss = (1 - distillation.weight) * loss + distillation.weight * taught
+        distance = divergence(distillation.logits(teacher, images), logits, distillation.temperature)
+        loss = (1 - distillation.weight) * loss + distillation.weight * distance
     if rotation:
-        seen = logits if rotation_head == "logits" else features
-        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, seen), turns).mean()
+        inputs = logits if rotation_head == "logits" else features
+        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, inputs), turns).mean()
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
 
 
 def ramped(step: Array, ramp: int) -> dict[str, Array]:
-    """{'dropblock_share'}: it rises from 1 / ramp at step 0 to 1 after `ramp` steps; {} where `ramp` is 0, for none."""
+    """{'dropblock_share': from 1 / ramp at step 0 to 1 at step ramp - 1 and later}; {} if `ramp` is 0."""
     return {"dropblock_share": jnp.minimum((step + 1) / ramp, 1)} if ramp else {}
 
 
 def divergence(teacher: Array, student: Array, temperature: float) -> Array:
-    """T^2 KL(teacher || student) of the probabilities at temperature T: logits [B, classes] -> their mean []."""
+    """T^2 KL(teacher || student) at temperature T, the mean over images: logits [B, classes] -> []."""
     log_p, log_q = (jax.nn.log_softmax(logits / temperature) for logits in (teacher, student))
     return temperature**2 * (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
 
 
 def _rotated(images: Array, labels: Array, views: str, axis_name: str | None) -> tuple[Array, Array, Array]:
-    """Turned images, their labels, and by how many right angles each was turned."""
+    """Rotated images, their labels, and by how many right angles each was rotated."""
     count = len(images)
     if views == "all":
         return all_rotations(images), jnp.concatenate([labels] * 4), jnp.repeat(jnp.arange(4), count)
@@ -200,13 +208,20 @@ def train_step(
 ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
     """One step of pre-training.
 
-    `options` are as in `classification_loss`, `dropblock_ramp` as in `ramped`, `average` as in `moved_average`.
-
-    With `axis_name`, the batch is spread over that mapped axis. A backbone that knows its name too normalises by the
-    statistics of the whole batch; with one that does not, BN's new averages are the means of the devices' own.
+    Args:
+      state: parameters, BN's averages, the optimiser's state.
+      images: float [B, H, W, C], or this device's part of the batch.
+      labels: int [B], or probabilities [B, classes].
+      key: for dropout.
+      optimizer: an optax transformation of `state.params`.
+      axis_name: the mapped axis that the batch is spread over, if any. A backbone with the same `axis_name` normalises
+        by the whole batch; otherwise BN's new averages are the means of the devices' own.
+      dropblock_ramp: see `ramped`.
+      average: decay, see `moved_average`; 0: none.
+      **options: as in `classification_loss`.
 
     Returns:
-      (new state, {'loss', 'accuracy', 'finite'}); a step whose loss or gradient is not finite changes only `step`.
+      (new state, {'loss', 'accuracy', 'finite'}). If the loss or a gradient is not finite, only `step` changes.
     """
     options |= ramped(state.step, dropblock_ramp)
     value_and_grad = jax.value_and_grad(classification_loss, has_aux=True)
@@ -216,7 +231,7 @@ def train_step(
     )  # fmt: skip
     if axis_name:
         grads, loss, correct = jax.lax.pmean((grads, loss, correct), axis_name)
-        if options.get("batch_statistics", "train") == "train":  # others stand still, and would move by rounding
+        if options.get("batch_statistics", "train") == "train":  # otherwise they stay, and rounding would change them
             stats = jax.lax.pmean(stats, axis_name)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -231,12 +246,12 @@ def train_step(
 def moved_average(average: Params, latest: Params, step: Array, decay: float) -> Params:
     """The exponential moving average after step number `step` (from 0): d average + (1 - d) latest.
 
-    d is `decay`, or (1 + step) / (10 + step) where that is less, so that the random start is soon forgotten.
+    d is the smaller of `decay` and (1 + step) / (10 + step), so that the random start is soon forgotten.
     """
     d = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda old, new: (d * old + (1 - d) * new).astype(old.dtype), average, latest)
 
 
 def epoch_order(key: Array, epoch: int | Array, count: int) -> Array:
-    """The order of `count` images in an epoch, int32 [count]: stateless, a function of key and epoch."""
+    """The order of `count` images in an epoch, int32 [count]. It depends on key and epoch alone."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), count).astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Further views of the support images of a test task: mirror images and random parts, which join the support set."""
+"""Further views of a test task's support images: mirror images and random crops, added to the support set."""
 
 import functools
 from typing import NamedTuple
@@ -9,10 +9,11 @@ import numpy as np
 
 from mtl_jax import augment, episodes
 from mtl_jax.errors import ConfigError
+from mtl_jax.types import Episode
 
 
 class View(NamedTuple):
-    """How an image is seen: mirrored, or cut at random to at least the fraction `area` of it, by the key `number`."""
+    """A view of an image: mirrored, or a random crop of at least the fraction `area` of it, drawn by key `number`."""
 
     flip: bool = False
     area: float = 1.0
@@ -23,13 +24,13 @@ PLAIN = View()
 
 
 def further(flips: bool, crops: int, area: float) -> tuple[View, ...]:
-    """The views that a protocol adds to the images themselves."""
-    parts = (View(area=area, number=number) for number in range(crops))
-    return (*([View(flip=True)] if flips else []), *parts)
+    """The views that a protocol adds to the images themselves: the mirror image, `crops` crops."""
+    random = (View(area=area, number=number) for number in range(crops))
+    return (*([View(flip=True)] if flips else []), *random)
 
 
 def check_crops(crops: int, adapt: str, batch_statistics: str) -> None:
-    """Raises ConfigError where random parts are wanted of images whose features tasks cannot share."""
+    """Raises ConfigError if crops are wanted of images whose features tasks cannot share."""
     if crops and (adapt != "head" or batch_statistics == "batch"):
         raise ConfigError(
             f"config.evaluate.crops is {crops}, which needs features that tasks share, but config.inner.adapt is "
@@ -38,11 +39,12 @@ def check_crops(crops: int, adapt: str, batch_statistics: str) -> None:
 
 
 def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
-    """Images [B, H, W, C] in a view; `start` is the number of the first one in its split.
+    """Images [B, H, W, C] in a view; `start` is the position of the first one in its split.
 
-    Raises ConfigError for parts of images that are no squares.
+    A crop is drawn by the image's position: it depends neither on the task nor on how images are batched.
 
-    A part is drawn by the image's number: it depends neither on the task nor on how images are put into batches.
+    Raises:
+      ConfigError: crops of images that are not square.
     """
     if view.area < 1:
         if images.shape[1] != images.shape[2]:
@@ -53,6 +55,12 @@ def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
         keys = episodes.numbered_keys(jax.random.key(view.number), start + jnp.arange(len(images)))
         images = np.asarray(_crop(keys, images, view.area))
     return images[:, :, ::-1] if view.flip else images
+
+
+def with_flips(tasks: Episode) -> Episode:
+    """Tasks [T, S, H, W, C] with the mirror images of their support sets added: [T, 2 S, H, W, C]."""
+    support = np.concatenate([tasks.support, tasks.support[..., ::-1, :]], axis=1)
+    return tasks._replace(support=support, support_labels=jnp.tile(tasks.support_labels, 2))
 
 
 @functools.partial(jax.jit, static_argnames="area")

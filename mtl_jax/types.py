@@ -14,7 +14,7 @@ Params = Any  # a tree of nested dicts with arrays as leaves
 class ClassTable(NamedTuple):
     """Which images of a split belong to which class.
 
-    indices: int32 [C, M], row c holds the positions of the images of class c, padded with -1.
+    indices: int32 [C, M], row c has the positions of the images of class c, padded with -1.
     counts: int32 [C], the number of images of each class.
     """
 

@@ -111,9 +111,9 @@ def _operation(name: str, options: tuple[Any, ...], *arrays: Array) -> Array:
     return getattr(layers.operations(), name)(*arrays, *options)
 
 
-def _operation_case(name: str, shapes: tuple[tuple[int, ...], ...], *options: Any, said: str) -> Case:
+def _operation_case(name: str, shapes: tuple[tuple[int, ...], ...], *options: Any, label: str) -> Case:
     ours, plain = functools.partial(_operation, name, options), getattr(layers.PLAIN, name)
-    return Case(ours, lambda *arrays: plain(*arrays, *options), shapes, said)
+    return Case(ours, lambda *arrays: plain(*arrays, *options), shapes, label)
 
 
 def _affine_cases() -> Iterator[Case]:
@@ -125,25 +125,25 @@ def _affine_cases() -> Iterator[Case]:
         ours, plain = (functools.partial(form, name, pool) for form in (_batch_norm, _plain_batch_norm))
         yield Case(ours, plain, (MAPS, CHANNELS, CHANNELS), f"in batch norm, {name}{', pooled' if pool else ''}")
     for name, pool, constant in itertools.product(layers.ACTIVATIONS, (False, True), (False, True)):
-        said = f"normalize, {name}{', pooled' if pool else ''}{', constant statistics' if constant else ''}"
-        yield _operation_case("normalize", shapes, layers.ACTIVATIONS[name], pool, constant, said=said)
+        label = f"normalize, {name}{', pooled' if pool else ''}{', constant statistics' if constant else ''}"
+        yield _operation_case("normalize", shapes, layers.ACTIVATIONS[name], pool, constant, label=label)
 
 
 RULES: dict[str, list[Case]] = {
     "layers_fast.affine_twice": list(_affine_cases()),
     "layers_fast.as_map": [
         Case(lambda v: layers_fast.as_map(v, MAPS), lambda v: jnp.broadcast_to(v, MAPS), (CHANNELS,)),
-        _operation_case("add_bias", (MAPS, CHANNELS), False, said="add_bias"),
+        _operation_case("add_bias", (MAPS, CHANNELS), False, label="add_bias"),
     ],
     "layers_fast.moments_in_two_passes": _moments_cases(layers_fast.moments_in_two_passes),
     "layers_fast.moments_in_one_pass": _moments_cases(layers_fast.moments_in_one_pass),
     "layers_fast.activate_once": [
-        _operation_case("activate", (MAPS,), activation, said=name) for name, activation in layers.ACTIVATIONS.items()
+        _operation_case("activate", (MAPS,), activation, label=name) for name, activation in layers.ACTIVATIONS.items()
     ],
     **{
         f"layers_fast.{rule}": [
-            _operation_case("max_pool", (MAPS,), False, said=""),
-            _operation_case("max_pool", (ODD_MAPS,), True, said="of odd sizes"),
+            _operation_case("max_pool", (MAPS,), False, label=""),
+            _operation_case("max_pool", (ODD_MAPS,), True, label="of odd sizes"),
         ]
         for rule in ("largest", "largest_compared")
     },

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from audit import device_form
 from flax import linen as nn
 
 from mtl_jax import ClassTable, evaluation, meta
@@ -42,6 +43,12 @@ def setup():
     return Model(meta.Embed(Small()), {"head": head}, frozen), images, table
 
 
+@pytest.fixture
+def form(on_cpu):
+    """The form for CPUs, then the one for accelerators; what was traced before has the other form."""
+    jax.clear_caches()
+
+
 def raw(logits, labels):
     """An outcome that hides nothing."""
     return logits
@@ -49,7 +56,7 @@ def raw(logits, labels):
 
 @pytest.mark.parametrize("adapt", ["last_block", "all"])
 @pytest.mark.parametrize("mode", ["running", "batch"])
-def test_a_task_is_adapted_as_in_training(setup, adapt, mode):
+def test_a_task_is_adapted_as_in_training(setup, form, adapt, mode):
     model, images, table = setup
     model = model._replace(embed=model.embed._replace(batch_statistics=mode))
     inner = meta.Inner(2, 0.5, loss_scale="per_shot", adapt=adapt)
@@ -80,7 +87,7 @@ def test_only_the_last_block_moves_when_it_says_so(setup):
     assert not np.allclose(logits["last_block"], logits["all"])
 
 
-def test_flips_double_the_support_set_at_the_same_divisor(setup):
+def test_flips_double_the_support_set_at_the_same_divisor(setup, form):
     """The loss of a set with its mirror images is the sum of both halves' losses: one step from both gradients."""
     model, images, table = setup
     inner = meta.Inner(1, 0.5, loss_scale="per_shot", adapt="all")
@@ -108,8 +115,8 @@ def test_averages_stand_in_for_batches_in_train_mode(setup):
     np.testing.assert_array_equal(*found)
 
 
-def test_a_meta_batch_s_loss_is_the_mean_over_its_tasks(setup):
-    """Where the backbone adapts the tasks are not under vmap."""
+def test_a_meta_batch_s_loss_is_the_mean_over_its_tasks(setup, form):
+    """Where the backbone adapts, tasks are under vmap on accelerators alone."""
     model, images, table = setup
     inner = meta.Inner(1, 0.5, adapt="all")
     drawn = evaluation.sample_all(table, Protocol(2, 1, 2, 3, 3, inner))
@@ -122,3 +129,30 @@ def test_a_meta_batch_s_loss_is_the_mean_over_its_tasks(setup):
         jax.tree.map(lambda a, b, n=number: np.testing.assert_allclose(a[n], b, rtol=1e-6), result, wanted)
         loss = loss - one / 3
     np.testing.assert_allclose(loss, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapt", ["last_block", "all"])
+@pytest.mark.parametrize(
+    "changed",
+    [{"first_order": False}, {"first_order": False, "remat": True, "lr": (0.5, 0.2, 0.1)}, {"first_order": True}],
+    ids=["second order", "second order, remat, a rate a step", "first order"],
+)
+def test_a_meta_batch_has_one_gradient_in_both_forms(setup, float64, adapt, changed):
+    """Python loops over tasks and inner steps on a CPU; vmap and scan on accelerators."""
+    model, images, table = setup
+    inner = meta.Inner(3, 0.5, adapt=adapt)._replace(**changed)
+    drawn = evaluation.sample_all(table, Protocol(2, 2, 2, 3, 3, inner))
+    tasks = gather(images.astype(float), drawn.support, drawn.query)
+    learned, frozen = jax.tree.map(lambda a: a.astype(float), (model.learned, model.frozen))
+    learned = {**learned, "params": frozen.params}
+    options = {"embed": model.embed._replace(batch_statistics="train"), "inner": inner}
+
+    def outcome(cpu):
+        with device_form(cpu):
+            loss = functools.partial(meta.batch_loss, **options)
+            (value, result), gradient = jax.value_and_grad(loss, has_aux=True)(learned, frozen, tasks)
+            traced = str(jax.make_jaxpr(loss)(learned, frozen, tasks))
+        assert ("scan[" in traced) != cpu
+        return value, result, gradient
+
+    jax.tree.map(lambda f, w: np.testing.assert_allclose(f, w, rtol=1e-10, atol=1e-13), outcome(False), outcome(True))

@@ -137,7 +137,7 @@ def test_float32_span_form_is_close():
     close(plain(head, support, labels, query, **options), adapted_logits(head, support, labels, query, **options), 1e-4)
 
 
-def test_adapt_moves_any_tree_and_knows_both_orders(float64):
+def test_adapt_moves_any_tree_and_knows_both_orders(float64, on_cpu):
     """On f(x) = a x^2 / 2 one step is x (1 - lr a): second order sees a, first order does not."""
 
     def run(x, first_order, remat=False):
@@ -150,12 +150,12 @@ def test_adapt_moves_any_tree_and_knows_both_orders(float64):
     np.testing.assert_allclose(jax.grad(lambda x: run(x, False, remat=True))(2.0), 0.7**2)
 
 
-def test_adapt_takes_a_rate_per_leaf(float64):
+def test_adapt_takes_a_rate_per_leaf(float64, on_cpu):
     moved = adapt(lambda p: p["a"] + p["b"], {"a": 1.0, "b": 1.0}, steps=1, lr={"a": 0.5, "b": 0.0})
     assert moved == {"a": 0.5, "b": 1.0}
 
 
-def test_adapt_on_a_head_is_adapt_head(float64):
+def test_adapt_on_a_head_is_adapt_head(float64, on_cpu):
     head, support, labels, _, _ = task()
     moved = adapt(lambda h: cross_entropy(logits(h, support), labels).mean(), head, steps=6, lr=0.1)
     close(moved, adapt_head(head, support, labels, steps=6, lr=0.1), 1e-12)
@@ -275,7 +275,7 @@ def test_a_tree_of_another_structure_is_refused(lr):
             call()
 
 
-def test_a_tree_of_rates_has_numbers_or_the_parameters_shapes():
+def test_a_tree_of_rates_has_numbers_or_the_parameters_shapes(on_cpu):
     lr = {"kernel": 0.5, "bias": jnp.array([1.0, 0.0, 2.0])}
     moved = adapt(lambda h: h["kernel"].sum() + h["bias"].sum(), HEAD, steps=2, lr=lr)
     close(moved, {"kernel": jnp.full((FEATURES, WAY), -1.0), "bias": jnp.array([-2.0, 0.0, -4.0])})
