@@ -80,17 +80,16 @@ def _pretrain() -> ConfigDict:
         "teacher": "",  # a workdir whose pre-trained network this run learns from (distillation), besides the labels
         "distill_weight": 0.5,  # weight of the distillation loss; the loss of the labels has the rest of 1
         "temperature": 4.0,  # divides the teacher's and the student's logits in distillation
-        "mixup": 0.0,  # α of mixup's Beta distribution; 0: no mixup
         "average": 0.0,  # decay of a moving average of the weights, which then is the network; 0: the last weights
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # eps is added after Adam's bias correction, or before it (PyTorch 0.4, TensorFlow 1)
         "lr": 1e-3,  # learning rate at the start
         "momentum": 0.9,  # of sgd
         "weight_decay": 0.0,  # added to the gradient, as in PyTorch
-        "decay": "cosine",  # of the learning rate: constant, cosine, steps, restarts (cosine, repeated)
-        "decay_every": 0,  # steps, restarts: length of a period, in optimiser steps
-        "decay_factor": 0.5,  # steps, restarts: factor on the rate after each period
-        "decay_floor": 0.0,  # lowest rate, as a fraction of the first one; restarts: of each period's first one
+        "decay": "cosine",  # of the learning rate: constant, cosine, steps
+        "decay_every": 0,  # steps: length of a period, in optimiser steps
+        "decay_factor": 0.5,  # steps: factor on the rate after each period
+        "decay_floor": 0.0,  # lowest rate, as a fraction of the first one
         "decay_delay": 0,  # steps: optimiser steps before the first period
         "augment": {
             "shift": 0,  # random shift by up to this many pixels
@@ -141,7 +140,7 @@ def _meta() -> ConfigDict:
         "head_lr": 1e-3,  # learning rate of the head
         "momentum": 0.9,  # of sgd
         "weight_decay": 0.0,  # pulls SS towards no effect (scales to 1), everything else to 0
-        "decay": "constant",  # as in pretrain: constant, cosine, steps, restarts
+        "decay": "constant",  # as in pretrain: constant, cosine, steps
         "decay_every": 0,
         "decay_factor": 0.5,
         "decay_floor": 0.0,

@@ -106,33 +106,6 @@ def turned(images: Array, turns: Array) -> Array:
     return jnp.where(turns >= 2, images[:, ::-1, ::-1], images)
 
 
-def mixup(keys: Array, images: Array, labels: Array, *, alpha: float, classes: int) -> tuple[Array, Array]:
-    """Mixes each image with its neighbour in the batch: λ x + (1 - λ) x', λ ~ Beta(α, α) (Zhang et al., 2018).
-
-    Images 2 i and 2 i + 1 are neighbours; the last of an odd batch is its own. In a shuffled batch the neighbour is a
-    random partner. It stays the same if the batch is split over devices into even parts.
-
-    Args:
-      keys: [B].
-      images: float [B, H, W, C].
-      labels: int [B].
-      alpha: α > 0. With 1, λ is uniform; small values leave most images almost unchanged.
-      classes: the number of classes C.
-
-    Returns:
-      (mixed images [B, H, W, C], one-hot labels mixed likewise, float [B, classes]).
-    """
-    neighbour = jnp.minimum(jnp.arange(len(images)) ^ 1, len(images) - 1)
-    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=images.dtype))(keys)
-    targets = jax.nn.one_hot(labels, classes, dtype=images.dtype)
-
-    def mix(x: Array) -> Array:
-        own = share.reshape(-1, *[1] * (x.ndim - 1))
-        return own * x + (1 - own) * x[neighbour]
-
-    return mix(images), mix(targets)
-
-
 def random_resized_crop(
     keys: Array,
     images: Array,

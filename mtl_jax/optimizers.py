@@ -11,7 +11,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.types import Params
 
 ADAM_EPS = ("after", "before")
-DECAYS = ("constant", "cosine", "steps", "restarts")
+DECAYS = ("constant", "cosine", "steps")
 
 
 def schedule(
@@ -23,14 +23,13 @@ def schedule(
     Args:
       lr: the rate at the start.
       decay: 'constant'. 'steps': lr * factor^floor((step - delay) / every), at least floor * lr. 'cosine': from lr to
-        floor * lr over `total` steps. 'restarts': a cosine over each `every` steps, which starts at `factor` times the
-        start of the one before (SGDR, Loshchilov and Hutter, 2017).
+        floor * lr over `total` steps.
       every, factor, total, floor, delay: see `decay`.
 
     Raises:
       ConfigError: an unknown `decay`, or one that needs `every` and has none.
     """
-    if decay in ("steps", "restarts") and every <= 0:
+    if decay == "steps" and every <= 0:
         raise ConfigError(f"decay is {decay!r} and decay_every {every}, expected a positive number of steps")
     if decay == "constant":
         return optax.constant_schedule(lr)
@@ -39,9 +38,6 @@ def schedule(
     if decay == "steps":
         least = floor * lr if factor < 1 else None  # with a factor of 1 or more, optax takes it for the largest rate
         return optax.exponential_decay(lr, every, factor, delay, staircase=True, end_value=least)
-    if decay == "restarts":
-        period = optax.cosine_decay_schedule(lr, every, floor)
-        return lambda step: factor ** (step // every) * period(step % every)
     raise ConfigError(f"decay is {decay!r}, expected one of {', '.join(DECAYS)}")
 
 

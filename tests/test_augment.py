@@ -181,43 +181,6 @@ def test_all_rotations_are_numpys():
     np.testing.assert_allclose(found, np.concatenate([np.rot90(images, k, (1, 2)) for k in range(4)]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("count", [6, 7])
-def test_mixup_mixes_neighbours_and_their_labels_alike(count):
-    """Image j holds the number j alone, so its mixture tells the share; the last of an odd batch stays what it is."""
-    keys = jax.random.split(jax.random.key(0), count)
-    images = jnp.arange(count, dtype=jnp.float32)[:, None, None, None] * jnp.ones((1, 2, 2, 1))
-    labels = jnp.arange(count) % 5
-    mixed, targets = map(np.asarray, augment.mixup(keys, images, labels, alpha=1.0, classes=5))
-    place = np.arange(count)
-    other = np.minimum(place ^ 1, count - 1)
-    alone = other == place
-    share = np.where(alone, 1, 1 - (mixed[:, 0, 0, 0] - place) / np.where(alone, 1, other - place))
-    assert ((share >= 0) & (share <= 1)).all()
-    assert len(set(share.tolist())) > 4
-    one_hot = np.eye(5)[np.asarray(labels)]
-    wanted = share[:, None] * one_hot + (1 - share[:, None]) * one_hot[other]
-    np.testing.assert_allclose(targets, wanted, atol=1e-5)
-
-
-def test_mixup_of_a_part_is_part_of_the_mixup():
-    """So that a batch can be spread over devices."""
-    keys, labels = jax.random.split(jax.random.key(1), 8), jnp.arange(8)
-    images = jax.random.normal(jax.random.key(2), (8, 3, 3, 1))
-    whole = augment.mixup(keys, images, labels, alpha=0.2, classes=8)
-    part = augment.mixup(keys[4:], images[4:], labels[4:], alpha=0.2, classes=8)
-    for a, b in zip(whole, part, strict=True):
-        np.testing.assert_array_equal(a[4:], b)
-
-
-def test_mixups_shares_follow_the_beta_distribution():
-    keys = jax.random.split(jax.random.key(3), 4000)
-    images = jnp.tile(jnp.asarray([1.0, 0.0]), 2000)[:, None, None, None]
-    mixed, _ = augment.mixup(keys, images, jnp.zeros(4000, int), alpha=0.5, classes=1)
-    share = np.asarray(mixed).ravel()[::2]
-    assert abs(share.mean() - 0.5) < 0.03
-    assert abs(share.var() - 1 / (4 * (2 * 0.5 + 1))) < 0.01
-
-
 def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(ConfigError, match="a crop of 9 pixels cannot be taken from images of 8 x 12"):
         augment.center_crop(jnp.zeros((2, 8, 12, 1)), 9)

@@ -286,9 +286,10 @@ def test_a_run_of_an_older_version_goes_on_where_the_new_keys_default_is_what_it
     place = workdir.Workdir(world / "old")
     settings = config.complete({"meta": {"way": 2}})
     content = config.to_json(settings)
-    del content["runtime"]["skip_nonfinite"], content["inner"]["features"], content["pretrain"]["mixup"]
+    del content["runtime"]["skip_nonfinite"], content["inner"]["features"], content["pretrain"]["average"]
+    content["pretrain"]["mixup"] = 0.0  # which no version after it has, and which did nothing
     workdir.write_json_atomic(place.config, content)
     train.run._check_config(settings, place)
-    settings.pretrain.mixup = 0.3
-    with pytest.raises(ConfigError, match=r"pretrain\.mixup: 0\.0 in the checkpoint, 0\.3 now"):
+    settings.pretrain.average = 0.3
+    with pytest.raises(ConfigError, match=r"pretrain\.average: 0\.0 in the checkpoint, 0\.3 now"):
         train.run._check_config(settings, place)

@@ -40,7 +40,6 @@ def pretraining(config: Config, dtype: str = "") -> recipes.PretrainRecipe:
         head=head(config),
         batches=recipes.Batches(group["batch_size"], group["drop_last"], group["shuffle"]),
         augment=augmentation(config["data"], group["augment"]),
-        mixup=group["mixup"],
         hidden=group["hidden"],
         classifier_init=group["classifier_init"],
         options=recipes.PretrainOptions(group["batch_norm"], **options),

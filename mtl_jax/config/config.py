@@ -17,6 +17,7 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.workdir import read_bounded
 
 MAX_BYTES = 1 << 20  # of a config.json
+REMOVED = (("pretrain", "mixup", 0.0),)  # keys of older runs, with the value that did nothing
 MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
 
 
@@ -56,8 +57,15 @@ def read(path: Path) -> ConfigDict:
 
 
 def complete(content: Mapping[str, Any]) -> ConfigDict:
-    """The config of JSON `content`, with the defaults of keys that are newer than the run."""
-    config = default.get_config()
+    """The config of JSON `content`, with the defaults of keys that are newer than the run.
+
+    Raises:
+      KeyError, AttributeError, TypeError, ValueError: it has keys or values that this version does not know.
+    """
+    config, content = default.get_config(), copy.deepcopy(dict(content))
+    for group, key, off in REMOVED:
+        if content.get(group, {}).get(key) == off:
+            del content[group][key]
     config.update(content)
     # Options that the backbone does not read are refused now; older presets set some.
     config.backbone.update(backbones.unread(config.backbone.name, config.backbone))

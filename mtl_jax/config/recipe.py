@@ -70,7 +70,7 @@ class Augmentation(NamedTuple):
         if self.resized_crop:
             images = augment.random_resized_crop(crop_key, images, self.resized_crop, scale=self.resized_crop_scale)
         images = augment.random_shift(shift_key, images, self.shift, self.pad)
-        # Keys 0 to 2 are split off above; 3 is mixup's.
+        # Keys 0 to 2 are split off above; 3 was mixup's, and stays unused so that runs keep their bytes.
         images = augment.color_jitter(jax.vmap(jax.random.fold_in, (0, None))(keys, 4), images, self.jitter)
         images = augment.center_crop(images, self.prepare.crop)
         if self.flip:
@@ -210,9 +210,9 @@ class PretrainRecipe(NamedTuple):
     """The first phase: classification of all base classes.
 
     embed: the backbone, and how validation runs it. optimizer: of all parameters. keys: the run's random streams.
-    augment: (keys [B], uint8 images [B, H, W, C]) -> what the backbone sees. mixup: α of the Beta distribution that
-    images are mixed by, 0 for none. hidden: units of the classifier's hidden layer, 0 for none. classifier_init:
-    'uniform' or 'xavier'. head: of validation's few-shot tasks. validation: these tasks, or None.
+    augment: (keys [B], uint8 images [B, H, W, C]) -> what the backbone sees. hidden: units of the
+    classifier's hidden layer, 0 for none. classifier_init: 'uniform' or 'xavier'. head: of validation's few-shot tasks.
+    validation: these tasks, or None.
     """
 
     embed: Embed
@@ -222,7 +222,6 @@ class PretrainRecipe(NamedTuple):
     head: Head
     batches: Batches = Batches()
     augment: Callable[[Array, Array], Array] = Augmentation()
-    mixup: float = 0.0
     hidden: int = 0
     classifier_init: str = "uniform"
     options: PretrainOptions = PretrainOptions()

@@ -69,7 +69,7 @@ def _steps(config: ConfigDict) -> None:
 
 def _schedules(config: ConfigDict) -> None:
     for phase in ("pretrain", "meta"):
-        if config[phase].decay in ("steps", "restarts") and not config[phase].decay_every:
+        if config[phase].decay == "steps" and not config[phase].decay_every:
             raise ConfigError(
                 f"{_is(config, f'{phase}.decay')}, but config.{phase}.decay_every is 0; "
                 "set it to the updates between two decays"
@@ -175,9 +175,3 @@ def check_devices(config: ConfigDict, devices: int, local_devices: int) -> None:
                 f"{_is(config, key)}, expected a multiple of the number of devices, {devices}; "
                 "change it or set config.runtime.devices"
             )
-    images = config.pretrain.batch_size // devices
-    if config.pretrain.mixup and devices > 1 and images % 2:
-        raise ConfigError(
-            f"{_is(config, 'pretrain.batch_size')}, {images} images a device: pretrain.mixup mixes neighbours and "
-            "needs an even number"
-        )

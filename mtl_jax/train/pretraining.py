@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import augment, parallel, pretrain
+from mtl_jax import parallel, pretrain
 from mtl_jax.config.recipe import PretrainRecipe, check, image_shape
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead
@@ -154,17 +154,13 @@ View = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
 """(step [], device's number [], images [B, ...], labels [B]) -> (augmented images, labels, key of dropout)."""
 
 
-def viewer(recipe: PretrainRecipe, classes: int, key: Array) -> View:
+def viewer(recipe: PretrainRecipe, key: Array) -> View:
     """What a step makes of its images; `key` is the stream of augmentation."""
 
     def view(step: Array, number: Array, images: Array, labels: Array) -> tuple[Array, Array, Array]:
         each, step_key = len(images), jax.random.fold_in(key, step)
         image_keys = numbered_keys(step_key, number * each + jnp.arange(each))
         views = recipe.augment(image_keys, images)
-        if recipe.mixup:
-            # The augmentation's own keys are 0, 1, 2 and 4 of an image's.
-            keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, 3)
-            views, labels = augment.mixup(keys, views, labels, alpha=recipe.mixup, classes=classes)
         return views, labels, jax.random.fold_in(step_key, recipe.batches.size + number)
 
     return view
@@ -179,7 +175,7 @@ def dispatcher(recipe: PretrainRecipe, train: Split, devices: Devices, step: Cal
     epochs = cut(recipe, len(train.labels), len(devices))
 
     def learn(number, axis, state, images, labels, key):
-        view = viewer(recipe, len(train.class_names), key)
+        view = viewer(recipe, key)
         return step(state, *view(state.step, number, images, labels), axis_name=axis)
 
     run = _from_devices if recipe.limits.on_device(train) else _from_host

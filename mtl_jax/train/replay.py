@@ -236,7 +236,7 @@ def _of_pretraining(recipe: PretrainRecipe, train: Split, devices: int) -> Inspe
     options["axis_name"] = parallel.AXIS
     module = {name: options[name] for name in ("backbone", "batch_statistics")}
     epochs = pretraining.cut(recipe, len(train.labels), devices)
-    view = pretraining.viewer(recipe, len(train.class_names), recipe.keys.augment)
+    view = pretraining.viewer(recipe, recipe.keys.augment)
 
     def of_device(state, number, images, labels):
         params, stats, share = state.params, state.batch_stats, pretrain.ramped(state.step, ramp)
