@@ -75,7 +75,7 @@ def _resolve(path):
 def test_every_key_and_every_config_is_in_the_page_of_configs():
     text = TEXTS["docs/configs.md"]
     assert docs_configs.written(text) == text, "python tests/docs_configs.py writes its tables anew"
-    assert "`pretrain.augment.resized_crop_scale` | `(0.08, 1.0)` | its area" in text
+    assert "`pretrain.augment.resized_crop_scale` | `(0.08, 1.0)` | range of the crop's area" in text
     for file in (ROOT / "configs").glob("[!_]*.py"):
         assert f"`configs/{file.name}` |" in text, file.name
 
