@@ -302,7 +302,8 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
         if chosen.get(key, allowed[0]) not in allowed:
             raise ConfigError(f"backbone option {key} is {chosen[key]!r}, expected one of {', '.join(allowed)}")
     if chosen.get("width", 1) <= 0 or not 0 <= chosen.get("dropout", 0) < 1:
-        raise ConfigError(f"backbone options {chosen}: expected a width of more than 0, a dropout from 0 to below 1")
+        expected = "a width of more than 0, a dropout of 0 or more, below 1"
+        raise ConfigError(f"backbone options {chosen}: expected {expected}")
     check_unread(name, chosen, "backbone option ")
     return module(Options(**{**defaults, **chosen}))
 

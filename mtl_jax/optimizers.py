@@ -36,8 +36,8 @@ def schedule(
     if decay == "cosine":
         return optax.cosine_decay_schedule(lr, max(total, 1), floor)
     if decay == "steps":
-        least = floor * lr if factor < 1 else None  # with a factor of 1 or more, optax takes it for the largest rate
-        return optax.exponential_decay(lr, every, factor, delay, staircase=True, end_value=least)
+        # Not optax.exponential_decay: it computes the rate in float32 where all else is in float64.
+        return lambda step: lr * jnp.maximum(factor ** (jnp.maximum(step - delay, 0) // every), floor)
     raise ConfigError(f"decay is {decay!r}, expected one of {', '.join(DECAYS)}")
 
 

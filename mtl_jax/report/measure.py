@@ -1,6 +1,5 @@
 """The numbers of a report: every answer of a run on its test tasks, and the figures that follow from them."""
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,6 @@ from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.writers import read_jsonl
 
 MAP_CLASSES, MAP_IMAGES = 8, 40
-_MINED = re.compile(r"hard tasks after step (\d+): \d+ failure classes: (.*)")
-_MINED_CLASS = re.compile(r"(.+?) \((\d+)\)(?:, |$)")
 
 
 class Tested(NamedTuple):
@@ -194,17 +191,6 @@ def extreme_tasks(tested: Tested, count: int = 2) -> tuple[list[int], list[int]]
     """The numbers of the (best, worst) tasks."""
     order = np.argsort(tested.accuracies, kind="stable")
     return order[::-1][:count].tolist(), order[:count].tolist()
-
-
-def mined_classes(log: Path) -> dict[int, dict[str, int]]:
-    """The failure classes that hard-task mining found, by step, from a run's log. A step that ran twice counts once."""
-    if not log.exists():
-        return {}
-    by_step = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        if match := _MINED.search(line):
-            by_step[int(match[1])] = {name: int(count) for name, count in _MINED_CLASS.findall(match[2])}
-    return by_step
 
 
 def costs(timing: Path) -> dict[str, dict[str, float]]:

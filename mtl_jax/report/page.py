@@ -20,6 +20,7 @@ from mtl_jax.metrics import in_percent, mean_interval
 from mtl_jax.report import html, measure, plots
 from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
+from mtl_jax.workdir.console import read_mined
 
 PACKAGES = ("mtl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib", "pillow")
 PAIR_IMAGES = 4
@@ -181,7 +182,7 @@ def _features(tested: Tested, album: Album) -> str:
 
 
 def _mined(tested: Tested, album: Album) -> str:
-    by_step = measure.mined_classes(tested.place.log)
+    by_step = read_mined(tested.place.log)
     if not any(by_step.values()):
         return ""
     drawn = plots.both_themes(lambda: plots.mined(by_step))

@@ -18,10 +18,10 @@ from mtl_jax.meta import Frozen, MetaState
 from mtl_jax.train.loop import Dispatcher, Phase, Watch, score, state_items, watched
 from mtl_jax.train.task_sources import Sizes, Source, sources
 from mtl_jax.types import Array, Params
+from mtl_jax.workdir.console import mined_line
 
 Devices = Sequence[jax.Device]
 _ITEMS = ("learned", "batch_stats", "opt_state")  # of a checkpoint, besides Θ and the pool
-_NAMED = 10  # mined classes named in a log line
 _logger = logging.getLogger(__name__)
 
 
@@ -100,7 +100,7 @@ def dispatcher(
         state, metrics = normal_step(state, step, 0)
         if (step + repeat) % mining.round:
             return state, metrics
-        _log_mined(step + repeat, np.asarray(parallel.local(state.pool)), train.class_names)
+        _logger.info("%s", mined_line(step + repeat, np.asarray(parallel.local(state.pool)), train.class_names))
         hard_metrics = []
         for batch in range(mining.extra // recipe.tasks_per_step):
             state, of_batch = hard_step(state, step, batch)
@@ -229,13 +229,6 @@ def _with_hard_metrics(metrics: dict[str, Array], hard: Sequence[dict[str, Array
         finite = finite.at[-1].set(finite[-1] & of_batch["finite"])
     means = {f"hard_{name}": jnp.stack([of_batch[name] for of_batch in hard]).mean() for name in ("loss", "accuracy")}
     return {**metrics, **means, "finite": finite}
-
-
-def _log_mined(step: int, pool: np.ndarray, names: Sequence[str]) -> None:
-    order = np.argsort(-pool, kind="stable")[: np.count_nonzero(pool)]
-    listed = ", ".join(f"{names[i]} ({pool[i]})" for i in order[:_NAMED])
-    more = f", and {len(order) - _NAMED} more" if len(order) > _NAMED else ""
-    _logger.info("hard tasks after step %d: %d failure classes: %s%s", step, len(order), listed, more)
 
 
 # Its validation: few-shot tasks of classes that it has not seen.

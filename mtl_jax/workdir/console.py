@@ -2,12 +2,14 @@
 
 import contextlib
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from tqdm import tqdm
 
 from mtl_jax.workdir.workdir import writing
@@ -155,3 +157,33 @@ class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = super().format(record)
         return line if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {line}"
+
+
+_NAMED = 10  # mined classes named in a line
+_MINED = re.compile(r"hard tasks after step (\d+): \d+ failure classes: (.*)")
+_MINED_CLASS = re.compile(r"(.+?) \((\d+)\)(?:, |$)")
+
+
+def mined_line(step: int, pool: np.ndarray, names: Sequence[str]) -> str:
+    """The log line of a round of hard tasks; `read_mined` reads it back.
+
+    Args:
+      step: the optimiser step before the round.
+      pool: int [classes], how often each class was a failure class.
+      names: of the classes.
+    """
+    order = np.argsort(-pool, kind="stable")[: np.count_nonzero(pool)]
+    listed = ", ".join(f"{names[i]} ({pool[i]})" for i in order[:_NAMED])
+    more = f", and {len(order) - _NAMED} more" if len(order) > _NAMED else ""
+    return f"hard tasks after step {step}: {len(order)} failure classes: {listed}{more}"
+
+
+def read_mined(log: Path) -> dict[int, dict[str, int]]:
+    """The failure classes that a log names, by step, with their counts. A step that ran twice counts once."""
+    if not log.exists():
+        return {}
+    by_step = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        if match := _MINED.search(line):
+            by_step[int(match[1])] = {name: int(count) for name, count in _MINED_CLASS.findall(match[2])}
+    return by_step

@@ -24,7 +24,7 @@ from mtl_jax.meta import Inner
 from mtl_jax.report import __main__ as report_main
 from mtl_jax.report import comparison, html, measure
 from mtl_jax.report.measure import Pair
-from mtl_jax.workdir import Workdir
+from mtl_jax.workdir import Workdir, console
 
 VOID = {"meta", "source", "img", "br"}
 
@@ -93,18 +93,17 @@ def test_time_counts_every_start_of_a_run(tmp_path):
     assert measure.costs(tmp_path / "none") == {}
 
 
-def test_mined_classes_are_read_from_the_log_that_the_loop_writes(tmp_path, caplog):
-    from mtl_jax.train.meta_training import _log_mined
-
-    caplog.set_level("INFO", "mtl_jax")
-    _log_mined(10, np.array([0, 2, 1]), ["ant", "Georgian/10A2 Ⴂ (old), x", "bee (2)"])
-    _log_mined(20, np.array([3, 0, 0]), ["ant", "b", "c"])
-    (tmp_path / "log.txt").write_text("".join(f"2026-01-01 INFO {record.getMessage()}\n" for record in caplog.records))
-    assert measure.mined_classes(tmp_path / "log.txt") == {
+def test_mined_classes_are_read_from_the_log_that_the_loop_writes(tmp_path):
+    lines = [
+        console.mined_line(10, np.array([0, 2, 1]), ["ant", "Georgian/10A2 Ⴂ (old), x", "bee (2)"]),
+        console.mined_line(20, np.array([3, 0, 0]), ["ant", "b", "c"]),
+    ]
+    (tmp_path / "log.txt").write_text("".join(f"2026-01-01 INFO {line}\n" for line in lines))
+    assert console.read_mined(tmp_path / "log.txt") == {
         10: {"Georgian/10A2 Ⴂ (old), x": 2, "bee (2)": 1},
         20: {"ant": 3},
     }
-    assert measure.mined_classes(tmp_path / "none") == {}
+    assert console.read_mined(tmp_path / "none") == {}
 
 
 def test_the_report_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
