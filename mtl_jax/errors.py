@@ -19,3 +19,8 @@ class CheckpointError(MtlError):
 
 class NotFiniteError(MtlError):
     """More steps were not finite than may be skipped. The parameters are those from before the last one."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

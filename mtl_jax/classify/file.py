@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export import embedding
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.workdir import write_bytes_atomic, writing
 from mtl_jax.workdir.workdir import plain
 
 FORMAT = 1
@@ -32,10 +32,8 @@ def write(classifier: Any, path: str | Path) -> None:
         "backbone": getattr(classifier.embed, "fingerprint", None),
     }
     data = save(tensors, metadata={"mtl_jax": json.dumps(content, default=plain)})
-    try:
+    with writing(path):
         write_bytes_atomic(Path(path), data)
-    except OSError as error:
-        raise MtlError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read(cls: type, path: str | Path, embed: Any) -> Any:

@@ -20,7 +20,7 @@ from mtl_jax.data.sources.class_folders import IMAGE_SUFFIXES
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError, MtlError
 from mtl_jax.export import embedding
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.workdir import write_bytes_atomic, writing
 
 COLUMNS = ("file", "class", "probability", "runner_up", "runner_up_probability")
 THUMBNAIL = 96  # pixels
@@ -172,10 +172,8 @@ def write_table(path: Path, predictions: Sequence[Prediction]) -> None:
     rows.writerow(COLUMNS)
     for p in predictions:
         rows.writerow([p.file, p.answer, f"{p.probability:.4f}", p.runner_up, f"{p.runner_up_probability:.4f}"])
-    try:
+    with writing(path, error_type=DataError):
         write_bytes_atomic(path, text.getvalue().encode())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def sort_files(folder: Path, predictions: Sequence[Prediction], into: Path, *, link: bool) -> None:
@@ -189,15 +187,13 @@ def sort_files(folder: Path, predictions: Sequence[Prediction], into: Path, *, l
     for target in targets:
         if target.exists() or target.is_symlink():
             raise DataError(f"{target}: exists already; give another folder, nothing is overwritten")
-    try:
-        for source, target in zip(sources, targets, strict=True):
+    for source, target in zip(sources, targets, strict=True):
+        with writing(target, error_type=DataError):
             target.parent.mkdir(parents=True, exist_ok=True)
             if link:
                 target.symlink_to(source.resolve())
             else:
                 shutil.copy2(source, target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 def describe_support(classifier: FewShotClassifier) -> str:

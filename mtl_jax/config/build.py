@@ -1,4 +1,4 @@
-"""The door of a config: from its keys to a `Recipe`, and to the core's objects one by one for other programs."""
+"""Builds a `Recipe`, or one of the core's objects, from a config for other programs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

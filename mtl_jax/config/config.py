@@ -14,10 +14,12 @@ from mtl_jax import backbones
 from mtl_jax.config import command_line, rules, schema
 from mtl_jax.configs import default
 from mtl_jax.errors import ConfigError
-from mtl_jax.workdir import read_bounded
+from mtl_jax.workdir.workdir import read_bounded
 
 MAX_BYTES = 1 << 20  # of a config.json
-REMOVED = (("pretrain", "mixup", 0.0),)  # keys of older runs, with the value that did nothing
+REMOVED = (
+    ("pretrain", "mixup", 0.0),
+)  # keys of older versions, ignored where they have this value, which turned them off
 MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
 
 

@@ -16,7 +16,7 @@ SHOTS = {"1shot": 1, "5shot": 5}
 
 
 class Facts(NamedTuple):
-    """What a preset has to know of a data set.
+    """The properties of a data set that presets depend on.
 
     images: of the train split, to turn epochs into steps. small: 32 x 32 pixels, which the project's own default does
     not enlarge. hard_tasks: the paper's K' for 1-shot and for 5-shot.

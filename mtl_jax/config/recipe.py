@@ -1,6 +1,6 @@
 """A run as plain values. `build.recipe` makes a `Recipe` from a config; Python code can make one itself.
 
-Training reads no config beyond this point: each phase takes its part of a `Recipe` and splits of images.
+Training never reads the config: each phase takes its part of a `Recipe` and splits of images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +79,7 @@ class Augmentation(NamedTuple):
 
 
 def image_shape(prepare: Callable[[Array], Array], stored: Sequence[int]) -> tuple[int, ...]:
-    """The shape [H, W, C] that the backbone sees of stored uint8 images [H, W, C]. Computes nothing."""
+    """The backbone's input shape [H, W, C] for stored uint8 images [H, W, C]. Computes nothing."""
     # By a function, since JAX cannot hold a weak reference to a tuple.
     return jax.eval_shape(lambda images: prepare(images), jax.ShapeDtypeStruct((1, *stored), jnp.uint8)).shape[1:]
 
@@ -101,7 +101,7 @@ class Intervals(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What memory holds at once.
+    """Sizes that bound memory use.
 
     device_bytes: a split of up to so many bytes lives on every device whole, a larger one on the host. embed_batch:
     images embedded at once in validation. task_chunk: tasks adapted at once in validation.
@@ -246,7 +246,7 @@ class HardTasks(NamedTuple):
 
 
 class MetaRecipe(NamedTuple):
-    """The second phase: what is `learned` adapts over tasks while the rest of the backbone stands still.
+    """Meta-training: updates the parameters in `learned` over tasks; all others stay frozen.
 
     embed: the backbone in meta-training's mode of batch norm. inner: the inner loop. optimizer: of `learned`. keys: the
     run's random streams. tasks: their sizes. tasks_per_step: tasks of a meta-batch, on all devices. chunk: tasks of a

@@ -1,4 +1,4 @@
-"""Which values of a config contradict each other, each in itself allowed; nothing here needs the data."""
+"""Checks for combinations of allowed values that contradict each other. Nothing here needs the data."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -18,9 +18,9 @@ from mtl_jax.configs import default
 from mtl_jax.data import Dataset, Split, overlaps
 from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.launch import hosts
-from mtl_jax.workdir import Workdir, manifest, read_bounded, write_bytes_atomic, write_json_atomic
+from mtl_jax.workdir import Workdir, manifest, write_bytes_atomic, write_json_atomic
 from mtl_jax.workdir.checkpoint import Checkpoints
-from mtl_jax.workdir.workdir import writing
+from mtl_jax.workdir.workdir import read_bounded, writing
 
 _logger = logging.getLogger(__name__)
 # Keys of the `data` group that say how images are read and split: other data has its own. The rest fit the network.
@@ -30,7 +30,7 @@ _MAX_BYTES = 64 << 20  # of data.json
 
 
 class TrainedOn(NamedTuple):
-    """A data set whose train split a network has learned from.
+    """A data set that a network was trained on.
 
     dataset, fingerprint: as in `data.Dataset`. classes: the names of the train split's classes. digests: uint8 [N, 16]
     of its images, as in `data.Split`. Of a run of an older version only dataset and fingerprint are known.

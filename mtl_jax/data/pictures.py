@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtl_jax.data.dataset import Dataset, Split
 from mtl_jax.errors import DataError
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.workdir import write_bytes_atomic, writing
 
 # Blue and vermilion, as in Okabe and Ito's palette: people with any common colour blindness tell them apart. Both are
 # readable on white and on black.
@@ -226,7 +226,5 @@ def png(picture: Image.Image) -> bytes:
 
 def save(picture: Image.Image, path: Path) -> None:
     """Writes a picture as a PNG file, whole or not at all. Raises DataError where it cannot be written."""
-    try:
+    with writing(path, error_type=DataError):
         write_bytes_atomic(path, png(picture))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error

@@ -22,7 +22,7 @@ from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export.embedding import Embedding
 from mtl_jax.types import Params
-from mtl_jax.workdir import write_bytes_atomic, write_json_atomic
+from mtl_jax.workdir import write_bytes_atomic, write_json_atomic, writing
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
@@ -167,10 +167,8 @@ def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATF
         "checkpoint_step": embed.step, "fingerprint": embed.fingerprint,
         "mtl_jax": __version__, "jax": jax.__version__,
     }  # fmt: skip
-    try:
+    with writing(path):
         write_bytes_atomic(path, data)
-    except OSError as error:
-        raise MtlError(f"{path}: cannot be written: {error.strerror}") from error
     write_json_atomic(facts_path(path), facts)
     return load(path)
 

@@ -27,7 +27,7 @@ from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import DataError
 from mtl_jax.evaluation import FRESH, Protocol, Tasks, sample_all
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.workdir import write_bytes_atomic, writing
 
 _logger = logging.getLogger(__name__)
 FORMAT, VERSION = "few-shot episodes", 1
@@ -102,10 +102,8 @@ def write(path: str | Path, frozen: Frozen) -> None:
     tasks = [[list(pair) for pair in zip(*task, strict=True)] for task in zip(support, query, strict=True)]
     content = {"format": FORMAT, "version": VERSION, **frozen.facts, "images": images, "tasks": tasks}
     data = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    try:
+    with writing(path, error_type=DataError):
         write_bytes_atomic(Path(path), gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def read(path: str | Path) -> Frozen:

@@ -21,7 +21,7 @@ from absl import flags
 from orbax.checkpoint import multihost
 
 from mtl_jax import parallel
-from mtl_jax.errors import ConfigError, MtlError
+from mtl_jax.errors import ConfigError, MtlError, first_line
 from mtl_jax.launch.signals import StopRequest
 
 FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -85,7 +85,7 @@ def join(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) 
         )
     except (RuntimeError, ValueError) as error:
         address = own["coordinator_address"] or "the address that the cluster gives"
-        raise ProcessesError(f"cannot join the other processes at {address}: {_first_line(error)}") from error
+        raise ProcessesError(f"cannot join the other processes at {address}: {first_line(error)}") from error
 
 
 def _check_flags(own: Mapping[str, Any]) -> bool:
@@ -99,10 +99,6 @@ def _check_flags(own: Mapping[str, Any]) -> bool:
     if not 0 <= number < count:
         raise ConfigError(f"--process_id is {number}, expected 0 to {count - 1} (--num_processes - 1)")
     return count > 1
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_joined() -> bool:
@@ -141,7 +137,7 @@ def wait() -> None:
     try:
         multihost.get_barrier_sync_fn()(key=f"mtl_jax {next(_waits)}", timeout_ms=_LONGEST_WAIT_MS)
     except RuntimeError as error:
-        raise ProcessesError(f"another process of this run is gone: {_first_line(error)}") from error
+        raise ProcessesError(f"another process of this run is gone: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

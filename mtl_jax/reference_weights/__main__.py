@@ -26,7 +26,7 @@ from mtl_jax.reference_weights.files import (
     load_reference_weights,
 )
 from mtl_jax.reference_weights.trees import GROUPS
-from mtl_jax.workdir import Workdir, named_arrays
+from mtl_jax.workdir import Workdir, named_arrays, writing
 from mtl_jax.workdir.checkpoint import Checkpoints
 
 
@@ -98,10 +98,8 @@ def _convert(weights: ReferenceWeights, out: Path) -> None:
     exports = {".pth": export_pth, ".pt": export_pth, ".npy": export_npy, ".safetensors": export_safetensors}
     if out.suffix not in exports:
         raise CheckpointError(f"{out}: expected a name that ends in {', '.join(exports)}")
-    try:
+    with writing(out, "give another path", CheckpointError):
         written = exports[out.suffix](weights, out) or [out]
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written: {error.strerror}; give another path") from error
     print("written:", ", ".join(map(str, written)))
 
 

@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from mtl_jax.data.sources import safe_pickle
-from mtl_jax.errors import CheckpointError, MtlError
+from mtl_jax.errors import CheckpointError, MtlError, first_line
 
 _NUMPY = b"\x93NUMPY"
 
@@ -38,8 +38,7 @@ def _reason(error: Exception) -> str:
     refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
     if refused:
         return f"it needs the code of {refused[1]}; save the network's state_dict() alone"
-    first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return f"{first_line}; fetch it again"
+    return f"{first_line(error)[:200]}; fetch it again"
 
 
 def write_pth(path: Path, mapping: Mapping[str, Mapping[str, np.ndarray]]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flax.traverse_util import flatten_dict
 
 from mtl_jax.errors import MtlError
-from mtl_jax.workdir import write_bytes_atomic
+from mtl_jax.workdir import write_bytes_atomic, writing
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d232a; --pale: #59636e; --paper: #fff; --line: #d5dae0; --card: #f5f7f9; --mark: #1f6fb2 }
@@ -108,12 +108,10 @@ class Page(NamedTuple):
 
 def write(built: Page, folder: Path) -> None:
     """Writes index.html and the light pictures into a folder. Raises MtlError."""
-    try:
+    with writing(folder, "give another --output"):
         for drawn in built.pictures:
             write_bytes_atomic(folder / f"{drawn.name}.png", drawn.light)
         write_bytes_atomic(folder / "index.html", built.html.encode())
-    except OSError as error:
-        raise MtlError(f"{folder}: cannot be written: {error.strerror}; give another --output") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a computation costs, from its shapes alone: floating-point operations and peak memory, before it is compiled.
 
 The function is traced, not compiled. Operations are those of convolutions and matrix products. Memory follows the trace
-in order: an array lives from where it is made to where it is used last, and what is computed element by element lies in
+in order: an array takes memory from its creation to its last use, and what is computed element by element lies in
 memory only where a convolution, a matrix product, a reduction or the like reads it, since compilers fuse the rest.
 
 XLA's own `lowered.cost_analysis()` gives the same operations within 3 % where nothing loops, but counts the body of a
@@ -23,7 +23,7 @@ _ELEMENTWISE = """
 _FUSED = frozenset(_ELEMENTWISE.split())
 _GEOMETRY = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
 _LOOPS = ("scan", "while", "cond")
-MARGIN = 1.7  # what compilers were seen to need of the estimate at most: they lay convolutions out anew
+MARGIN = 1.7  # what compilers were seen to need of the estimate at most: they copy maps into other layouts
 
 
 class Cost(NamedTuple):

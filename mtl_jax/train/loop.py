@@ -59,7 +59,7 @@ class Dispatcher(NamedTuple):
 
 
 Watch = Callable[[Any, bool, int], None]
-"""(state, hard, batch) before a call of the device: for hard tasks or not, and which meta-batch of the round."""
+"""Called before each compiled call with (state, whether for hard tasks, index of the meta-batch in the round)."""
 
 
 def watched(run: Callable[..., Any], watch: Watch | None, hard: bool = False) -> Callable[..., Any]:

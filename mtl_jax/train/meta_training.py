@@ -116,7 +116,7 @@ def dispatcher(
 
 
 class _Kind(NamedTuple):
-    """What kind of step it is.
+    """The settings of a normal step or of one on hard tasks.
 
     source: of its tasks. hard: whether these are hard tasks. counts: the number of base classes where failure classes
     are counted, else 0. repeat: steps in a call.
@@ -219,7 +219,7 @@ def _chunked_stepper(recipe: MetaRecipe, devices: Devices, sizes: Sizes, theta: 
     return run
 
 
-# What is told of hard tasks.
+# Metrics of hard tasks.
 
 
 def _with_hard_metrics(metrics: dict[str, Array], hard: Sequence[dict[str, Array]]) -> dict[str, Array]:

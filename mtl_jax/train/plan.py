@@ -15,6 +15,7 @@ from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
 from mtl_jax.train import cost, meta_training, pretraining
 from mtl_jax.types import Episode
+from mtl_jax.workdir.console import duration
 
 Config = Mapping[str, Any]
 _GB = 1e9
@@ -164,21 +165,11 @@ def describe(config: Config, dataset: Dataset, plan: Plan, devices: int) -> str:
         lines.append(
             f"{phase.name}: {phase.steps:,} steps of {phase.unit}; a step on one of {devices} "
             f"device{'s' if devices > 1 else ''}: {phase.flops / 1e9:.1f} GFLOP, about {phase.bytes / _GB:.2f} GB at "
-            f"most, at least {seconds:.3g} s; all steps: at least {_duration(seconds * phase.steps)}"
+            f"most, at least {seconds:.3g} s; all steps: at least {duration(seconds * phase.steps)}"
         )
     lines.append(f"tasks at a time on a device: {plan.chunk} (runtime.chunk)")
     lines.append(f"times are operations over this machine's matrix-product rate, {rate / 1e9:,.0f} GFLOP/s")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
 
 
 def matrix_rate(dtype: str = "float32", size: int = 1024) -> float:

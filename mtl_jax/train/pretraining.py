@@ -119,7 +119,7 @@ class Epochs(NamedTuple):
         return self.rest if self.rest and step % self.steps() == self.steps() - 1 else self.batch
 
     def padded(self, epoch: int) -> np.ndarray:
-        """The order as long as an epoch's batches are, from the beginning again where images are fewer than a batch."""
+        """The order, cut to whole batches, or repeated to one where images are fewer than a batch."""
         return np.resize(self.order(epoch), self.steps() * self.batch)
 
     def rows(self, step: int) -> np.ndarray:
@@ -155,7 +155,7 @@ View = Callable[[Array, Array, Array, Array], tuple[Array, Array, Array]]
 
 
 def viewer(recipe: PretrainRecipe, key: Array) -> View:
-    """What a step makes of its images; `key` is the stream of augmentation."""
+    """The augmentation of a step's images; `key` is the stream of augmentation."""
 
     def view(step: Array, number: Array, images: Array, labels: Array) -> tuple[Array, Array, Array]:
         each, step_key = len(images), jax.random.fold_in(key, step)

@@ -18,7 +18,7 @@ from mtl_jax import episodes, meta, parallel, pretrain
 from mtl_jax.config import build
 from mtl_jax.config.recipe import MetaRecipe, PretrainRecipe
 from mtl_jax.data import Dataset, Split
-from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.errors import CheckpointError, ConfigError, first_line
 from mtl_jax.evaluate import network
 from mtl_jax.train import meta_training, pretraining, replay_pictures
 from mtl_jax.train.loop import Phase
@@ -291,7 +291,7 @@ def _norm(tree: Any) -> float:
 
 
 def _first_nan(compiled: Callable[..., Any], arguments: Any) -> str:
-    """Where `jax_debug_nans` finds the first NaN, '' if nowhere; it runs what returned one again, by operations."""
+    """Where `jax_debug_nans` finds the first NaN, '' if nowhere. It reruns a function that returned one, op by op."""
     with jax.debug_nans(True):
         try:
             jax.block_until_ready(compiled(*arguments))
@@ -299,5 +299,5 @@ def _first_nan(compiled: Callable[..., Any], arguments: Any) -> str:
             own = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(f.filename).parents]
             inner = [f for f in own if f.filename != __file__]
             where = f" at mtl_jax/{Path(inner[-1].filename).relative_to(_PACKAGE)}:{inner[-1].lineno}" if inner else ""
-            return str(error).splitlines()[0].rstrip(".") + where
+            return first_line(error).rstrip(".") + where
     return ""

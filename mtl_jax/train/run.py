@@ -71,7 +71,7 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
 
 
 def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
-    """A checked copy whose `runtime.dtype` is what it stands for here, so that config.json tells; the run's devices."""
+    """A checked copy of the config with `runtime.dtype` resolved for this machine, and the run's devices."""
     config.validate(settings)
     resolved = settings.copy_and_resolve_references()
     with resolved.unlocked():
@@ -123,14 +123,14 @@ def load_data(settings: ConfigDict) -> Dataset:
     taught = recipe.pretraining and recipe.pretraining.teacher
 
     def inspect(contents: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
-        """Of each split and class, the images as they were found."""
+        """Checks the sizes of splits and classes before any image is decoded."""
         _check_train(contents)
         for name, classes in contents.items():
             counts = np.array([len(images) for images in classes.values()])
             _check_tasks(recipe, name, ClassTable(None, counts), tuple(classes))
 
     if taught:
-        teacher.newest_manifest(recipe.pretraining.teacher)  # a wrong path is said before images are prepared
+        teacher.newest_manifest(recipe.pretraining.teacher)  # fails on a wrong path before images are prepared
     dataset = build.dataset(settings.data, inspect=inspect)
     _check_train(dataset.splits)
     for name, split in dataset.splits.items():

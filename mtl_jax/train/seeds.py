@@ -99,7 +99,7 @@ def table(results: Mapping[int, Mapping[str, Any]]) -> tuple[str, dict[str, Any]
 
 
 def main(settings: ConfigDict, path: str, num_seeds: int, argv: Sequence[str]) -> None:
-    """What `run.py --num_seeds=n` does: runs the seeds, prints the table, writes it to table.md and seeds.json.
+    """What `train.py --num_seeds=n` does: runs the seeds, prints the table, writes it to table.md and seeds.json.
 
     Of several processes the first prints and writes.
     """

@@ -149,7 +149,7 @@ def on_host(
 
 
 class _Step(NamedTuple):
-    """As much of a state as normal tasks depend on."""
+    """Stands in for a MetaState: drawing normal tasks reads `step` alone."""
 
     step: int
 

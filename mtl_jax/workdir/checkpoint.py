@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mtl_jax.errors import CheckpointError
+from mtl_jax.errors import CheckpointError, first_line
 from mtl_jax.workdir import checkpoint_folder, named_arrays
 from mtl_jax.workdir.manifest import seal, unseal
 from mtl_jax.workdir.workdir import read_bounded, sync_folder, write_bytes_atomic, writing
@@ -191,7 +191,7 @@ class Checkpoints:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _save_failed(self, step: int, error: Exception) -> str:
-        cause, advice = checkpoint_folder.first_line(error).rstrip("."), "mend the cause"
+        cause, advice = first_line(error).rstrip("."), "mend the cause"
         if _is_full(error):
             free = shutil.disk_usage(self.directory).free if self.directory.is_dir() else 0
             cause, advice = f"no space left ({free / 1e6:.1f} MB free)", "free space there"

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mtl_jax.errors import CheckpointError
+from mtl_jax.errors import CheckpointError, first_line
 from mtl_jax.workdir import manifest as manifests
 from mtl_jax.workdir import named_arrays
 from mtl_jax.workdir.manifest import ArrayRecord, Manifest
@@ -48,11 +48,6 @@ def read(folder: Path) -> tuple[int, dict[str, Any], dict[str, Any]]:
     manifests.check_files(folder, manifest.files)
     items = {item: _read_item(folder / item, records) for item, records in manifest.arrays.items()}
     return manifest.step, items, manifest.metadata
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its type where it has no text."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _read_item(folder: Path, records: Mapping[str, ArrayRecord]) -> dict[str, Any]:

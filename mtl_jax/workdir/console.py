@@ -81,7 +81,7 @@ class Progress:
     def _print(self, now: float) -> None:
         facts = [f"{self._description} {self._step}/{self._total}".strip(), *self._facts(now)]
         if rate := self._rate(now):
-            facts.append(f"{_duration((self._total - self._step) / rate)} left")
+            facts.append(f"{duration((self._total - self._step) / rate)} left")
         _logger.info("%s", ", ".join(facts))
         self._printed, self._next = self._step, now + self._interval
 
@@ -102,7 +102,8 @@ def _fact(name: str, value: Any) -> str:
     return f"accuracy {100 * float(value):.1f} %" if name == "accuracy" else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """'12 s', '34 min' or '5.6 h'."""
     minutes, hours = seconds / 60, seconds / 3600
     if seconds < 100:
         return f"{seconds:.0f} s"

@@ -48,7 +48,7 @@ class Manifest(NamedTuple):
 def seal(content: Mapping[str, Any]) -> bytes:
     """JSON in one canonical form, with its own digest among the keys, so that `unseal` notices any changed byte.
 
-    Infinities and NaN are written as Python's json writes them: a best score starts at -Infinity.
+    Infinities and NaN are written as Python's json writes them: a score may be infinite.
     """
     digest = hashlib.sha256(_canonical(content)).hexdigest()
     return _canonical({**content, "digest": digest}) + b"\n"

@@ -64,12 +64,13 @@ class Workdir:
 
 
 @contextlib.contextmanager
-def writing(path: Path, advice: str, error_type: type[MtlError] = MtlError) -> Iterator[None]:
+def writing(path: str | Path, advice: str = "", error_type: type[MtlError] = MtlError) -> Iterator[None]:
     """Turns an OSError of the body into `error_type`, in one line: the file, the system's reason, what to do."""
     try:
         yield
     except OSError as error:
-        raise error_type(f"{path}: cannot be written: {error.strerror}; {advice}") from error
+        advice = advice and f"; {advice}"
+        raise error_type(f"{path}: cannot be written: {error.strerror}{advice}") from error
 
 
 def plain(value: Any) -> Any:

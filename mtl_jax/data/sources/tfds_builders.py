@@ -19,7 +19,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from mtl_jax.data import facts
 from mtl_jax.data.source import Rows
 from mtl_jax.data.sources import archives, cifar100, trees
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, first_line
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 SIZE = 169_001_437
@@ -130,7 +130,7 @@ def prepare(name: str, data_dir: str, manual_dir: str = "") -> str:
     try:
         builder.download_and_prepare(download_config=config)
     except (OSError, tfds.core.download.DownloadError, NonMatchingChecksumError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{URL}: cannot be fetched ({reason}); fetch it yourself and name its folder as --manual-dir"
         ) from None

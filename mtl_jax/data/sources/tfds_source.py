@@ -18,7 +18,7 @@ from mtl_jax.data.sources import arrays
 from mtl_jax.data.sources.class_folders import SPLIT_FOLDERS
 from mtl_jax.data.sources.splitting import Splitting, split_classes
 from mtl_jax.data.sources.trees import stamp
-from mtl_jax.errors import DataError
+from mtl_jax.errors import DataError, first_line
 
 PREFIX = "tfds:"
 OWN = ("fc100", "cifar_fs")
@@ -112,7 +112,7 @@ def read(path: Path, splitting: Splitting) -> Contents:
             for split in builder.info.splits
         }
     except (NotImplementedError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{path}: not in a random-access format ({reason}); prepare it with file_format='array_record'"
         ) from None
