@@ -180,7 +180,9 @@ def _chunked_stepper(recipe: MetaRecipe, devices: Devices, sizes: Sizes, theta: 
     """A device's tasks chunk by chunk, so that the activations of one chunk alone are in memory."""
     source, chunks, total = kind.source, sizes.tasks // sizes.chunk, None
 
-    def add(number, axis, total, state, theta, chunk, *arguments):
+    def add(
+        number: Array, axis: str | None, total: _Sum, state: MetaState, theta: Params, chunk: Array, *arguments: Any
+    ) -> tuple[_Sum, dict[str, Array]]:
         tasks, classes = source.draw(number, state, chunk, *arguments)
         grads, (loss, result) = meta.gradients(
             state.learned, Frozen(theta, state.batch_stats), tasks, embed=recipe.embed, inner=recipe.inner,

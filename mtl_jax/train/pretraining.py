@@ -174,7 +174,9 @@ def dispatcher(recipe: PretrainRecipe, train: Split, devices: Devices, step: Cal
     """
     epochs = cut(recipe, len(train.labels), len(devices))
 
-    def learn(number, axis, state, images, labels, key):
+    def learn(
+        number: Array, axis: str | None, state: PretrainState, images: Array, labels: Array, key: Array
+    ) -> tuple[PretrainState, dict[str, Array]]:
         view = viewer(recipe, key)
         return step(state, *view(state.step, number, images, labels), axis_name=axis)
 
@@ -196,7 +198,10 @@ def _from_devices(
     """Batches of a split that lies on every device whole."""
     repeat = recipe.intervals.per_dispatch
 
-    def step(size, number, axis, state, images, labels, order, first, key):
+    def step(
+        size: int, number: Array, axis: str | None, state: PretrainState,
+        images: Array, labels: Array, order: Array, first: Array, key: Array,
+    ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
         each = size // len(devices)
         position = (state.step - first) * epochs.batch + number * each
         rows = jax.lax.dynamic_slice(order, (position,), (each,))
@@ -224,7 +229,10 @@ def _from_host(
     """Batches of a split that stays on the host: gathered while earlier steps run."""
     repeat, own = recipe.intervals.per_dispatch, parallel.own_numbers(devices)
 
-    def step(size, number, axis, state, key, first, images, labels):
+    def step(
+        size: int, number: Array, axis: str | None, state: PretrainState,
+        key: Array, first: Array, images: Array, labels: Array,
+    ) -> tuple[PretrainState, dict[str, Array]]:  # fmt: skip
         return learn(number, axis, state, images[state.step - first], labels[state.step - first], key)
 
     compiled = _compile(step, devices, epochs, arguments=4, apart=2, repeat=repeat)

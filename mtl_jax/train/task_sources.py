@@ -87,7 +87,16 @@ def on_device(
     images, table, labels = placed or place_split(split, devices)
     key = parallel.replicate(key, devices)
 
-    def draw(number, state, chunk, images, table, labels, key, batch):
+    def draw(
+        number: Array,
+        state: Any,
+        chunk: Array,
+        images: Array,
+        table: ClassTable,
+        labels: Array,
+        key: Array,
+        batch: Array,
+    ) -> tuple[Episode, Array]:
         own = parallel.task_numbers(number, len(devices), len(devices) * sizes.tasks)
         numbers = jax.lax.dynamic_slice_in_dim(own, chunk * sizes.chunk, sizes.chunk)
         support, query = positions(sizes, hard, state, key, table, batch, numbers)
@@ -123,7 +132,9 @@ def on_host(
         shape = (len(states), len(own), sizes.tasks, -1)
         return tuple(np.stack(part).reshape(shape).swapaxes(0, 1) for part in zip(*drawn, strict=True))
 
-    def draw(number, state, chunk, first, support, query, classes):
+    def draw(
+        number: Array, state: Any, chunk: Array, first: Array, support: Array, query: Array, classes: Array
+    ) -> tuple[Episode, Array]:
         step = state.step - first
         task = [
             jax.lax.dynamic_slice_in_dim(a[step], chunk * sizes.chunk, sizes.chunk) for a in (support, query, classes)
