@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from test_cost import start, task_batch
+from meta_steps import start, task_batch
 
 from benchmarks.exchange import exchange
 from mtl_jax import create_backbone, meta, optimizers

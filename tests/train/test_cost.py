@@ -5,30 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from meta_steps import start, task_batch
 
-from mtl_jax import create_backbone, init_scale_shift, meta, optimizers
-from mtl_jax.base_learner import init_head
+from mtl_jax import create_backbone, meta, optimizers
 from mtl_jax.train import cost
-from mtl_jax.types import Episode
-
-WAY, SHOT, QUERY, TASKS = 2, 1, 3, 4
-
-
-def task_batch(key, side):
-    rows = WAY * SHOT, WAY * QUERY
-    images = [jax.random.uniform(jax.random.fold_in(key, n), (TASKS, n, side, side, 1)) for n in rows]
-    labels = [jnp.tile(jnp.repeat(jnp.arange(WAY), n // WAY), (TASKS, 1)) for n in rows]
-    return Episode(images[0], labels[0], images[1], labels[1])
-
-
-def start(module, side):
-    variables = module.init(jax.random.key(0), jnp.zeros((1, side, side, 1)))
-    features = module.apply(variables, jnp.zeros((1, side, side, 1))).shape[-1]
-    learned = {
-        "head": init_head(jax.random.key(1), features, WAY, init="he"),
-        "ss": init_scale_shift(variables["params"]),
-    }
-    return learned, variables["params"], variables["batch_stats"]
 
 
 def test_the_estimate_bounds_the_compilers_own():
