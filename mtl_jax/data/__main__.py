@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from tqdm import tqdm
 from mtl_jax.data import check, overlaps, pictures
 from mtl_jax.data.cache import reader
 from mtl_jax.data.load import Options, load, locate
-from mtl_jax.data.sources import tfds_source
-from mtl_jax.errors import MtlError
+from mtl_jax.data.sources import find, tfds_source
+from mtl_jax.data.transforms import INTERPOLATIONS, MAX_PIXELS
+from mtl_jax.errors import DataError
 from mtl_jax.launch import program
-
-EXIT_USER_ERROR = 2
+from mtl_jax.words import counted
 
 
 def parser() -> program.Parser:
@@ -36,17 +35,19 @@ def parser() -> program.Parser:
     checking = commands.add_parser("check", help="decode a data set and report what is wrong with it")
     for command in (prepare, checking):
         add = command.add_argument
-        add("name", metavar="NAME")
-        add("path", metavar="PATH", nargs="?", default="")
+        add("name", metavar="NAME", help="a data set of these: " + ", ".join((*find.NAMES, "tfds:NAME")))
+        add("path", metavar="PATH", nargs="?", default="", help="the folder or file that holds it; glyphs needs none")
         add("--image-size", type=int, default=0, help="side of the stored square; 0: as it is")
         add("--resize", type=int, default=0, help="shorter side before the centre crop; 0: the image size")
+        add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="of the resize (%(default)s)")
         add("--channels", type=int, default=0, help="1 or 3; 0: as the source has it")
         add("--fractions", type=_fractions, default=(), help="of the classes, for train,val,test: 0.6,0.2,0.2")
         add("--lists", default="", help="classes of each split: a JSON file, or a folder with train.txt, ...")
         add("--split-seed", type=int, default=0, help="which classes the fractions pick")
         add("--rotations", action="store_true", help="rotated train classes are further classes")
         add("--convert", action="store_true", help="take 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
-        add("--skip-corrupt", action="store_true", help="leave out damaged images")
+        add("--skip-corrupt", action="store_true", help="leave out what is no image or a damaged one")
+        add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of an image in its file ({MAX_PIXELS})")
         add("--allow", default="", help="let through shared_classes, shared_images, repeated_images (comma-separated)")
         add("--cache-dir", default="", help="default: $MTL_JAX_CACHE, or ~/.cache/mtl_jax")
         add("--workers", type=int, default=0, help="threads that decode; 0: one a processor")
@@ -57,8 +58,8 @@ def parser() -> program.Parser:
     add("--classes", action="store_true", help="list every class with its number of images")
     add("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
     add = commands.add_parser("tfds", help="prepare fc100 or cifar_fs for TFDS").add_argument
-    add("name", metavar="NAME", choices=tfds_source.OWN)
-    add("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory")
+    add("name", metavar="NAME", choices=tfds_source.OWN, help=" or ".join(tfds_source.OWN))
+    add("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory (~/tensorflow_datasets)")
     add("--manual-dir", default="", help="has cifar-100-python.tar.gz or its folder; else it is downloaded")
     return root
 
@@ -85,13 +86,13 @@ def prepare(flags: argparse.Namespace) -> int:
 
         dataset = load(flags.name, flags.path, **vars(options(flags)), progress=progress)
     for split in dataset.splits.values():
-        print(f"{split.name}: {len(split.class_names)} classes, {list(split.images.shape)} images")
+        print(f"{split.name}: {counted(len(split.class_names), 'class')}, {list(split.images.shape)} images")
     for line in dataset.skipped:
         print(f"left out: {line}")
     for caveat in dataset.caveats:
         print(f"let through: {caveat}")
     if dataset.skipped:
-        print(f"{len(dataset.skipped)} images were left out")
+        print(f"{counted(len(dataset.skipped), 'image')} left out")
     print(f"{dataset.name} from {dataset.format}, fingerprint {dataset.fingerprint}, in {dataset.cache}")
     return 0
 
@@ -115,8 +116,8 @@ def check_data(flags: argparse.Namespace) -> int:
         print(f"problem: {problem}")
     if flags.png:
         draw(flags, task)
-    print("all is well" if not report.problems else f"{len(report.problems)} problems")
-    return EXIT_USER_ERROR if report.problems else 0
+    print("all is well" if not report.problems else counted(len(report.problems), "problem"))
+    return program.EXIT_USER_ERROR if report.problems else 0
 
 
 def draw(flags: argparse.Namespace, task: dict[str, int]) -> None:
@@ -131,6 +132,7 @@ def draw(flags: argparse.Namespace, task: dict[str, int]) -> None:
 
 def prepare_tfds(flags: argparse.Namespace) -> int:
     """Prepares one of this package's TFDS data sets."""
+    tfds_source.require_array_record(flags.data_dir or flags.name)
     from mtl_jax.data.sources import tfds_builders
 
     print(tfds_builders.prepare(flags.name, flags.data_dir, flags.manual_dir))
@@ -140,18 +142,21 @@ def prepare_tfds(flags: argparse.Namespace) -> int:
 COMMANDS = {"prepare": prepare, "check": check_data, "tfds": prepare_tfds}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; a user's error is one line and status 2."""
+def run(argv: Sequence[str]) -> int:
+    """The program."""
     logging.basicConfig(format="%(message)s")
-    words = sys.argv[1:] if argv is None else argv
+    flags = parser().parse_args(argv[1:])
     try:
-        flags = parser().parse_args(words)
         return COMMANDS[flags.command](flags)
-    except (MtlError, OSError) as error:
-        if "--debug" in words:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(str(error)) from error
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's error is one line and status 2. `words` are those after the program's name."""
+    return program.run(run, None if words is None else ["mtl_jax.data", *words])
 
 
 if __name__ == "__main__":

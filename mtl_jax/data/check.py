@@ -13,6 +13,7 @@ from mtl_jax.data.dataset import SPLITS, fingerprint
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
+from mtl_jax.words import counted
 
 ADVICE = {
     "shared_classes": "leave it in one split",
@@ -144,8 +145,9 @@ def examine_class(images: Images, transform: Transform) -> ClassReport:
     for index in range(len(images)):
         try:
             raw = images.read(index)
-            mode = "array" if isinstance(raw, np.ndarray) else decode.open_image(raw, images.where(index)).mode
             pixels, digest = decode.load(images, index, transform)
+            is_array = isinstance(raw, np.ndarray)
+            mode = "array" if is_array else decode.open_image(raw, images.where(index), transform.max_pixels).mode
         except DataError as error:
             report.problems.append(str(error))
             continue
@@ -165,7 +167,7 @@ def describe(reports: Reports) -> list[str]:
         sizes = sum((report.sizes for report in classes.values()), Counter())
         modes = sum((report.modes for report in classes.values()), Counter())
         lines.append(
-            f"{split}: {len(classes)} classes, {sum(counts)} images, {_range(counts)} a class, "
+            f"{split}: {counted(len(classes), 'class')}, {counted(sum(counts), 'image')}, {_range(counts)} a class, "
             f"sizes {_listed((f'{w}x{h}', n) for (w, h), n in sizes.most_common(4))}"
             f"{' and others' if len(sizes) > 4 else ''}, modes {_listed(modes.most_common())}"
         )
@@ -193,13 +195,13 @@ def small_classes(reports: Reports, way: int, shot: int, query: int) -> list[str
     problems = []
     for split, classes in reports.items():
         if len(classes) < way:
-            problems.append(f"split {split} has {len(classes)} classes, fewer than --way={way}")
+            problems.append(f"split {split} has {counted(len(classes), 'class')}, fewer than --way={way}")
         small = {name: len(report.digests) for name, report in classes.items() if len(report.digests) < shot + query}
         if small:
             name = min(small, key=lambda key: (small[key], key))
             problems.append(
-                f"{len(small)} classes of split {split} have fewer images than --shot={shot} plus --query={query}; "
-                f"{name!r} has {small[name]}"
+                f"split {split} has {counted(len(small), 'class')} with fewer images than --shot={shot} plus "
+                f"--query={query}; {name!r} has {small[name]}"
             )
     return problems
 
@@ -224,8 +226,8 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
     counts = [len(report.digests) for _, _, report in each(reports)]
     paper = facts.class_splits(name)
     if paper is None:
-        wanted = facts.IMAGES.get(name, sum(counts))
-        return [], [f"note: {sum(counts)} images, the published {name} has {wanted}"] if wanted != sum(counts) else []
+        own, wanted = counted(sum(counts), "image"), facts.IMAGES.get(name, sum(counts))
+        return [], [f"note: {own}, the published {name} has {wanted}"] if wanted != sum(counts) else []
     split_of = {class_name: split for split, names in paper.items() for class_name in names}
     problems = [
         f"class {class_name!r} is in {split}; in the paper's {name} it is in {split_of[class_name]}"
@@ -235,7 +237,8 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
     notes = []
     for split, classes in reports.items():
         if len(classes) != len(paper[split]):
-            notes.append(f"note: split {split} has {len(classes)} classes, the paper's {name} has {len(paper[split])}")
+            own = counted(len(classes), "class")
+            notes.append(f"note: split {split} has {own}, the paper's {name} has {len(paper[split])}")
         elif set(classes) - set(split_of):
             notes.append(f"note: split {split} has class names other than the paper's, which were not compared")
     wanted = facts.IMAGES_PER_CLASS.get(name)
@@ -243,7 +246,6 @@ def compare_with_paper(name: str, reports: Reports) -> tuple[list[str], list[str
         notes.append(f"note: {_range(counts)} images a class, the paper's {name} has {wanted}")
     if name == "miniimagenet":
         files = [file for _, _, report in each(reports) for file in report.names]
-        notes.append(
-            f"note: {facts.listed(files)} of {len(files)} images have names on Ravi and Larochelle's list of 60000"
-        )
+        own = counted(len(files), "image")
+        notes.append(f"note: {facts.listed(files)} of {own} have names on Ravi and Larochelle's list of 60000")
     return problems, notes

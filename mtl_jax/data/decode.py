@@ -1,24 +1,27 @@
 """One image, encoded or as an array, to uint8 [H, W, C]. Unusual kinds are refused unless `convert` asks for them."""
 
-import functools
+import contextlib
 import hashlib
+import importlib.util
 import io
-import zlib
+import os
+import struct
+import threading
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, features
 
 from mtl_jax.data import transforms
-from mtl_jax.data.damage import looks_like
+from mtl_jax.data.damage import START, image_kind, in_one_line, looks_like, png_fault, quiet
 from mtl_jax.data.source import Images
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError
 
-MAX_PIXELS = 64_000_000
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# No others, on purpose: Pillow hands EPS to an external program, for one. A build of Pillow may lack some of these.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow opens MPO as JPEG
-ORIENTATION = 0x0112  # the EXIF tag
+# Kinds that a build of Pillow may lack, with its name of the feature.
+OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
+PHOTOGRAPHS = ("MPO", "HEIF")  # their first frame is the image, the others previews, depths or bursts
+ORIENTATION, DNG_VERSION, SUBFILE_TYPE, SUB_IMAGES = 0x0112, 50706, 254, 330  # EXIF and TIFF tags
 # Advice in messages: the flag of `python -m mtl_jax.data`, and the key of a config.
 SKIP = "leave it out with --skip-corrupt (data.skip_corrupt=True)"
 CONVERT = "--convert (data.convert=True)"
@@ -31,6 +34,9 @@ UNUSUAL = {
     **dict.fromkeys(("P", "PA"), ("a palette", "RGB")),
     **dict.fromkeys(("RGBA", "LA", "La", "RGBa"), ("an alpha channel", "seen on white")),
 }
+
+
+_one_large_image = threading.Lock()  # so that many threads do not each hold hundreds of megabytes
 
 
 class CorruptImage(DataError):
@@ -61,8 +67,25 @@ def digest(pixels: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16, salt=b"%dx%dx%d" % pixels.shape).digest()
 
 
+def read_image(file: str | os.PathLike, transform: Transform) -> np.ndarray:
+    """Returns the image in a file, whatever its name; see `decode`. What is no image is not read whole.
+
+    Raises:
+        CorruptImage: it cannot be read, is no image, or a damaged one.
+        DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
+    """
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            start = opened.read(START)
+            raw = start + opened.read() if image_kind(start) else start
+    except OSError as error:
+        raise CorruptImage(f"{file}: cannot be read ({error.strerror}); mend it, or {SKIP}") from None
+    return decode(raw, str(file), transform)
+
+
+@quiet
 def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndarray:
-    """Returns an image at its own size, uint8 [H, W, C].
+    """Returns an image, uint8 [H, W, C], at its own size, or smaller if that has more than `FULL_PIXELS`.
 
     Args:
         raw: an encoded image, or a decoded one, uint8 [H, W] or [H, W, C].
@@ -75,65 +98,87 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
     """
     if isinstance(raw, np.ndarray):
         return _set_channels(_checked_array(raw, where), transform.channels, where)
-    image = open_image(raw, where)
+    image = open_image(raw, where, transform.max_pixels)
     refuse_unusual(image, where, transform.convert)
-    try:
-        image.load()
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        raise CorruptImage(f"{where}: damaged image ({error}); replace it, or {SKIP}") from None
-    return to_pixels(image, transform)
+    with _one_large_image if image.width * image.height > transforms.FULL_PIXELS else contextlib.nullcontext():
+        try:
+            image.load()
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+            raise CorruptImage(f"{where}: damaged image ({in_one_line(error)}); replace it, or {SKIP}") from None
+        return to_pixels(image, transform)
 
 
 def to_pixels(image: Image.Image, transform: Transform) -> np.ndarray:
-    """Returns the pixels of an image that `refuse_unusual` lets pass, uint8 [H, W, C]; see `decode` for C."""
+    """Returns the pixels of an image that `refuse_unusual` lets pass, uint8 [H, W, C]; see `decode`."""
     plain = _plain(image, transform)
     wanted = {1: "L", 3: "RGB"}.get(transform.channels, "RGB" if plain.mode == "RGB" else "L")
-    array = np.asarray(plain if plain.mode == wanted else plain.convert(wanted))
+    plain = plain if plain.mode == wanted else plain.convert(wanted)
+    factor = transforms.reduction(plain.size)
+    array = np.asarray(plain.reduce(factor) if factor > 1 else plain)
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def open_image(raw: bytes, where: str) -> Image.Image:
-    """Returns an image after reading its header; raises CorruptImage if it is none, damaged, or over `MAX_PIXELS`."""
+@quiet
+def open_image(raw: bytes, where: str, max_pixels: int = transforms.MAX_PIXELS) -> Image.Image:
+    """Returns an image after reading its header; a large JPEG then has its reduced size, see `transforms.reduction`.
+
+    Raises:
+        CorruptImage: it is none, damaged, over `max_pixels`, or of a kind that needs a package that is not there.
+    """
     if not raw:
         raise CorruptImage(f"{where}: the file is empty (0 bytes); replace it, or {SKIP}")
+    kind = image_kind(raw)
+    if kind is None:
+        raise CorruptImage(f"{where}: not an image but {looks_like(raw)}; replace it, or {SKIP}")
+    if needed := needed_package(kind):
+        raise CorruptImage(f"{where}: a {kind} image needs {needed}; install it, or {SKIP}")
     try:
-        image = Image.open(io.BytesIO(raw), formats=_formats())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise CorruptImage(f"{where}: too many pixels ({error}); remove it, or {SKIP}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        content = looks_like(raw) if isinstance(error, UnidentifiedImageError) else str(error)
-        raise CorruptImage(f"{where}: not an image but {content}; replace it, or {SKIP}") from None
-    if image.format == "PNG" and (fault := png_fault(raw)):
+        image = _opener(kind)(io.BytesIO(raw))
+    except (SyntaxError, IndexError, TypeError, struct.error):
+        raise CorruptImage(f"{where}: not an image but a damaged {kind} header; replace it, or {SKIP}") from None
+    except Exception as error:  # as in `decode`
+        raise CorruptImage(f"{where}: not an image but {in_one_line(error)}; replace it, or {SKIP}") from None
+    if kind == "PNG" and (fault := png_fault(raw)):
         raise CorruptImage(f"{where}: damaged image ({fault}); replace it, or {SKIP}")
+    if kind == "TIFF" and _is_preview(image, raw):
+        raise CorruptImage(f"{where}: not an image but a camera's raw file; export it as JPEG, or {SKIP}")
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise CorruptImage(
-            f"{where}: {width} x {height} pixels, over the limit of {MAX_PIXELS // 10**6} million; remove it, or {SKIP}"
+            f"{where}: {width} x {height} pixels, over the limit of {max_pixels / 1e6:g} million; "
+            f"raise data.max_pixels (--max-pixels), or {SKIP}"
         )
+    if kind == "JPEG" and (factor := transforms.reduction(image.size)) > 1:
+        image.draft(None, (max(1, width // factor), max(1, height // factor)))
     return image
 
 
-def png_fault(raw: bytes) -> str:
-    """Returns what is wrong with the chunks of a PNG, '' if nothing. Pillow does not compare the pixels' checksums."""
-    start = len(PNG_SIGNATURE)
-    while start + 12 <= len(raw):
-        kind, end = raw[start + 4 : start + 8], start + 8 + int.from_bytes(raw[start : start + 4], "big")
-        if end + 4 > len(raw):
-            break
-        if zlib.crc32(memoryview(raw)[start + 4 : end]) != int.from_bytes(raw[end : end + 4], "big"):
-            return f"the check sum of a chunk {kind!r} is wrong"
-        if kind == b"IEND":
-            return ""
-        start = end + 4
-    return "the file is cut"
+def needed_package(kind: str) -> str:
+    """Returns what has to be installed before images of a kind (see `image_kind`) can be read, '' if nothing."""
+    if kind == "HEIC":
+        return "" if importlib.util.find_spec("pillow_heif") else "pillow-heif (pip install 'mtl_jax[heic]')"
+    lacking = kind in OPTIONAL and not features.check(OPTIONAL[kind])
+    return "another build of Pillow (pip install --upgrade pillow)" if lacking else ""
 
 
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+def _opener(kind: str) -> Callable[[io.BytesIO], Image.Image]:
+    """Returns what opens images of a kind. `Image.open` would compare pixels with a limit that all programs share."""
+    if kind == "HEIC":
+        from pillow_heif import HeifImageFile  # slow, and not everybody has it
+
+        return HeifImageFile
+    if kind not in Image.OPEN:
+        Image.init()
+    return Image.OPEN[kind][0]
 
 
+def _is_preview(image: Image.Image, raw: bytes) -> bool:
+    """Returns whether a TIFF is a camera's raw file, of which Pillow reads a small preview."""
+    tags = image.tag_v2
+    return DNG_VERSION in tags or raw[8:10] == b"CR" or bool(tags.get(SUBFILE_TYPE, 0) & 1 and SUB_IMAGES in tags)
+
+
+@quiet
 def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:
     """Raises DataError for an image that only `convert` takes, and for one that nothing here can read."""
     kind = unusual(image)
@@ -148,7 +193,7 @@ def refuse_unusual(image: Image.Image, where: str, convert: bool) -> None:
 
 def unusual(image: Image.Image) -> tuple[str, str | None] | None:
     """Returns what is unusual about an image, and what `convert` makes of it (None: it cannot); None if it is plain."""
-    if getattr(image, "is_animated", False):
+    if getattr(image, "is_animated", False) and image.format not in PHOTOGRAPHS:
         return f"{image.n_frames} frames", "its first frame"
     if "transparency" in image.info:
         return "transparency", "seen on white"

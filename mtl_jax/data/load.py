@@ -11,7 +11,7 @@ from mtl_jax.data.source import Contents, Source, Stamp
 from mtl_jax.data.sources import trees
 from mtl_jax.data.sources.find import find
 from mtl_jax.data.sources.splitting import Lists, Splitting, read_lists
-from mtl_jax.data.transforms import Transform
+from mtl_jax.data.transforms import MAX_PIXELS, Transform
 
 COLOUR = ("miniimagenet", "fc100", "cifar_fs", "tieredimagenet", "cub")
 UNSAFE = str.maketrans(":/", "--")  # in the names of TFDS data sets
@@ -23,6 +23,7 @@ class Options:
 
     image_size: int = 0
     resize: int = 0
+    interpolation: str = "bilinear"
     channels: int = 0
     fractions: Sequence[float] = ()
     lists: str | Lists = ""
@@ -30,6 +31,7 @@ class Options:
     rotations: bool = False
     convert: bool = False
     skip_corrupt: bool = False
+    max_pixels: int = MAX_PIXELS
     allow: str = ""
     cache_dir: str = ""
     workers: int = 0
@@ -50,6 +52,7 @@ def load(
     *,
     image_size: int = 0,
     resize: int = 0,
+    interpolation: str = "bilinear",
     channels: int = 0,
     fractions: Sequence[float] = (),
     lists: str | Lists = "",
@@ -57,6 +60,7 @@ def load(
     rotations: bool = False,
     convert: bool = False,
     skip_corrupt: bool = False,
+    max_pixels: int = MAX_PIXELS,
     allow: str = "",
     cache_dir: str = "",
     workers: int = 0,
@@ -68,10 +72,11 @@ def load(
     Args:
         name: a name in `sources.find.NAMES`, or 'tfds:NAME'.
         path: the folder or file that holds it, in any format that `sources.find` lists; 'glyphs' needs none.
-        image_size, resize, channels, convert: how images are stored; see `Transform`.
+        image_size, resize, interpolation, channels, convert: how images are stored; see `Transform`.
         fractions, lists, split_seed: the splits of classes that come without; see `Splitting` and `read_lists`.
         rotations: the train classes rotated by 90, 180 and 270 degrees are further train classes.
-        skip_corrupt: leave out damaged images instead of refusing the data set.
+        skip_corrupt: leave out files that are no images or damaged ones, instead of refusing the data set.
+        max_pixels: images with more are refused, or left out with `skip_corrupt`; see `Transform`.
         allow: comma-separated kinds of overlap (`overlaps.KINDS`) to let through; `Dataset.caveats` then says so.
         cache_dir: where the cache is; '' is $MTL_JAX_CACHE, or else ~/.cache/mtl_jax.
         workers, progress, inspect: for the first call; see `build`.
@@ -80,9 +85,10 @@ def load(
         DataError: in one line, what was found, where, and what to do.
     """
     options = Options(
-        image_size=image_size, resize=resize, channels=channels, convert=convert,
+        image_size=image_size, resize=resize, interpolation=interpolation, channels=channels, convert=convert,
         fractions=fractions, lists=lists, split_seed=split_seed,
-        rotations=rotations, skip_corrupt=skip_corrupt, allow=allow, cache_dir=cache_dir, workers=workers,
+        rotations=rotations, skip_corrupt=skip_corrupt, max_pixels=max_pixels, allow=allow, cache_dir=cache_dir,
+        workers=workers,
     )  # fmt: skip
     allowed = overlaps.parse_allowed(allow)
     folder = folder_of_file(name, path, options)
@@ -115,19 +121,27 @@ def folder_of_file(name: str, path: str, options: Options) -> Path | None:
 
 def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
     """Returns the cache's folder of a data set; its name depends on all that the content depends on."""
+    transform = dict(vars(transform_of(name, options)))
+    if transform["interpolation"] == "bilinear":  # as before there was a choice, so that caches stay valid
+        del transform["interpolation"]
     state = {
-        **vars(transform_of(name, options)),
+        **transform,
         **vars(splitting_of(options)),
         "rotations": options.rotations,
         "skip_corrupt": options.skip_corrupt,
     }
+    if options.max_pixels == MAX_PIXELS:
+        del state["max_pixels"]  # caches that are older than the option stay valid
     return reader.directory(options.cache_dir) / f"{name.translate(UNSAFE)}-{reader.key(stamps, state)}"
 
 
 def transform_of(name: str, options: Options) -> Transform:
     """Returns how images are to be stored, before the source's own wishes (`Source.settle`)."""
     channels = options.channels or (3 if name in COLOUR else 0)
-    return Transform(options.image_size, options.resize, channels, options.convert)
+    return Transform(
+        options.image_size, options.resize, channels, options.convert, max_pixels=int(options.max_pixels),
+        interpolation=options.interpolation,
+    )  # fmt: skip
 
 
 def splitting_of(options: Options) -> Splitting:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mtl_jax.data.dataset import Dataset, Split
+from mtl_jax.data.lettering import text
+from mtl_jax.data.lettering.text import fitting
 from mtl_jax.errors import DataError
 from mtl_jax.workdir import write_bytes_atomic, writing
 
@@ -130,21 +132,20 @@ def grid(rows: Sequence[Row], *, title: str = "", theme: Theme = LIGHT, largest:
     gap, below = (FRAMED_GAP, LINE) if framed else (GAP, 0)
     width, height = _shown_size(tiles[0].image, FRAMED_SMALLEST if framed else SMALLEST, largest)
     columns, top = max(len(row) for _, row in rows), LINE + gap if title else gap // 2 * framed
-    font = label_font()
-    whole = max(LABEL_WIDTH + columns * (width + gap), round(font.getlength(title)) + 8)
+    whole = max(LABEL_WIDTH + columns * (width + gap), round(text.width(title)) + 8)
     picture = Image.new("RGB", (whole, top + len(rows) * (height + gap + below)), theme.paper)
     draw = ImageDraw.Draw(picture)
     if title:
-        draw.text((4, 2), title, fill=theme.ink, font=font)
+        text.draw(draw, (4, 2), title, theme.ink)
     for label, row in rows:
-        said = fitting(label, LABEL_WIDTH - 8, font)
-        draw.text((4, top + height // 2), said, fill=theme.ink, font=font, anchor="lm")
+        said = fitting(label, LABEL_WIDTH - 8)
+        text.draw(draw, (4, top + height // 2), said, theme.ink, "lm")
         for column, tile in enumerate(row):
             if tile:
                 left = LABEL_WIDTH + column * (width + gap)
                 picture.paste(_resized(tile.image, (width, height)), (left, top))
                 if tile.answer:
-                    _draw_answer(draw, tile, (left, top, left + width - 1, top + height - 1), font)
+                    _draw_answer(draw, tile, (left, top, left + width - 1, top + height - 1))
         top += height + gap + below
     return picture
 
@@ -164,7 +165,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
 
 
-def _draw_answer(draw: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, int, int, int], font: Any) -> None:
+def _draw_answer(draw: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = box
     if tile.is_right:
         draw.rectangle((left - 2, top - 2, right + 2, bottom + 2), outline=RIGHT, width=2)
@@ -175,8 +176,8 @@ def _draw_answer(draw: ImageDraw.ImageDraw, tile: Tile, box: tuple[int, int, int
     for y in range(top - THICK, bottom + THICK, DASH + SPACE):
         for x in (left - THICK, right + 1):
             draw.rectangle((x, y, x + THICK - 1, min(y + DASH, bottom + THICK + 1) - 1), fill=WRONG)
-    said = fitting(tile.answer, right - left + FRAMED_GAP, font, before="✗ ")
-    draw.text(((left + right) // 2, bottom + THICK + 2), said, fill=WRONG, font=font, anchor="ma")
+    said = fitting(tile.answer, right - left + FRAMED_GAP, before="✗ ")
+    text.draw(draw, ((left + right) // 2, bottom + THICK + 2), said, WRONG, "ma")
 
 
 def beside(*parts: Image.Image) -> Image.Image:
@@ -197,24 +198,6 @@ def below(*parts: Image.Image) -> Image.Image:
         joined.paste(part, (0, top))
         top += part.height
     return joined
-
-
-def label_font() -> ImageFont.FreeTypeFont:
-    """A font that has the letters of all class names here."""
-    import matplotlib
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), 11)
-
-
-def shorten(name: str, length: int = 14) -> str:
-    """The end of a name that is too long: class names with folders in them differ at their ends."""
-    return name if len(name) <= length else "…" + name[1 - length :]
-
-
-def fitting(name: str, width: float, font: ImageFont.FreeTypeFont, before: str = "") -> str:
-    """`before` and as much of the end of a name as is `width` pixels wide."""
-    lengths = (n for n in range(len(name), 1, -1) if font.getlength(before + shorten(name, n)) <= width)
-    return before + shorten(name, next(lengths, 1))
 
 
 def png(picture: Image.Image) -> bytes:

@@ -155,12 +155,16 @@ data.load("folder", sys.argv[1], cache_dir=sys.argv[2])
 """
     killed = subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path / "cache")])
     assert killed.returncode == -signal.SIGKILL
-    (left,) = entries(tmp_path)
+    left, *_ = sorted(entry for entry in entries(tmp_path) if entry.is_dir())
     assert (left / "test.npy").exists()
     at_work = tmp_path / "cache" / ".tmp-another"
     with locks.locked(at_work):
         load()
         assert not left.exists() and at_work.exists()
+    shutil.rmtree(at_work)
+    with locks.locked(at_work):
+        at_work.rename(tmp_path / "elsewhere")
+    assert [entry.name[:5] for entry in entries(tmp_path)] == ["folde"]
 
 
 def test_two_that_prepare_at_once(folder, tmp_path, monkeypatch):

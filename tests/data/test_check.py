@@ -78,7 +78,7 @@ def test_problems_are_listed_all(check, root):
         "baby/8.png: the file is empty (0 bytes)",
         "bee/8.jpg: the image has the colour space CMYK",
         "images are of 2 sizes; set --image-size to bring all to one",
-        "1 classes of split val have fewer images than --shot=1 plus --query=5; 'apple' has 1",
+        "split val has 1 class with fewer images than --shot=1 plus --query=5; 'apple' has 1",
         "class 'apple' is in train and in val",
         "class 'apple' is in val; in the paper's fc100 it is in train",
         "val/bear/9.png: the same image as ",
@@ -91,7 +91,7 @@ def test_too_few_classes_and_images(check, root):
     status, output = check("--way", "21", "--query", "6")
     assert status == 2
     assert "problem: split test has 20 classes, fewer than --way=21" in output
-    assert "problem: 60 classes of split train have fewer images than --shot=1 plus --query=6; 'apple' has 6" in output
+    assert "problem: split train has 60 classes with fewer images than --shot=1 plus --query=6; 'apple' has 6" in output
 
 
 def test_many_problems_are_shortened(check, root):

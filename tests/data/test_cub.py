@@ -64,7 +64,7 @@ def test_fractions_come_before_the_usual_split(parent, load):
 def test_a_class_that_is_missing_is_named(parent, load, tmp_path):
     shutil.copytree(parent / "CUB_200_2011" / "images", tmp_path / "images")
     shutil.rmtree(tmp_path / "images" / NAMES[41])
-    with pytest.raises(DataError, match=r"199 folders are not the 200 classes .*; 042 is missing"):
+    with pytest.raises(DataError, match=r"199 folders, not the 200 classes .*; 042 is missing"):
         load(tmp_path / "images")
 
 

@@ -13,6 +13,8 @@ from mtl_jax import data
 from mtl_jax.data import facts
 from mtl_jax.data.cache import build, resume
 from mtl_jax.data.decode import CorruptImage
+from mtl_jax.data.sources import find
+from mtl_jax.data.sources.splitting import Splitting
 from mtl_jax.errors import DataError
 
 CLASSES = {"train": "n01532829", "val": "n01855672", "test": "n01930112"}
@@ -203,8 +205,9 @@ def test_a_stopped_preparation_goes_on(tmp_path, monkeypatch):
     options = {"cache_dir": str(tmp_path / "cache"), "workers": 1}
     with pytest.raises(KeyboardInterrupt):
         data.load("miniimagenet", str(place), **options)
-    (left,) = (tmp_path / "cache").iterdir()
-    assert {file.name for file in left.iterdir()} == {"lock", "train-n01532829.npz", "val-n01855672.npz"}
+    left, lock = sorted((tmp_path / "cache").iterdir())
+    assert lock.name == f"{left.name}.lock"
+    assert {file.name for file in left.iterdir()} == {"train-n01532829.npz", "val-n01855672.npz"}
     decoded.append("again")
     found = data.load("miniimagenet", str(place), **options)
     assert decoded == ["train", "val", "again", "test"]
@@ -236,3 +239,29 @@ def test_two_preparations_take_turns(tmp_path):
         thread.join(timeout=20)
     assert [there for _, there in entered] == [False, True, True]
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("levels", ["", "ILSVRC2012", "imagenet/ILSVRC2012"])
+@pytest.mark.parametrize("write", WRITERS[1:])
+def test_it_is_found_from_a_folder_above(write, levels, tmp_path):
+    (tmp_path / "data" / levels).mkdir(parents=True)
+    (tmp_path / "data" / "README").write_text("about")
+    write(tmp_path / "data" / levels)
+    source = find.find("miniimagenet", str(tmp_path / "data"), Splitting())
+    assert source.format.startswith("ILSVRC2012 ") and set(source.read(tmp_path)) == set(CLASSES)
+
+
+def test_two_copies_below_a_folder_are_not_chosen_from(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_class_tars(tmp_path / "data" / name)
+    with pytest.raises(DataError, match=r"data: both .*one and .*two have images of ILSVRC2012; name one of them"):
+        find.find("miniimagenet", str(tmp_path / "data"), Splitting())
+
+
+@pytest.mark.parametrize("above", ["", "mini/"])
+def test_split_folders_whose_files_have_their_original_names_are_split_folders(above, tmp_path):
+    for split, name in CLASSES.items():
+        (tmp_path / "data" / above / split / name).mkdir(parents=True)
+        (tmp_path / "data" / above / split / name / f"{name}_7.JPEG").write_bytes(jpeg(name, 7))
+    assert find.find("miniimagenet", str(tmp_path / "data"), Splitting()).format == "class folders"

@@ -88,9 +88,9 @@ def test_every_way_to_a_figure_refuses(fault, root, capsys):
     assert str(error.value).startswith(f"{root}: {CAVEATS[fault]}") and f"data.allow={fault})" in str(error.value)
     assert program.main(["prepare", "folder", str(root)]) == 2
     assert f"--allow={fault}" in capsys.readouterr().err
-    for make in (train.run.dry_run, lambda found: evaluate.evaluate(found, str(root / "none"))):
+    for make in (train.run.dry_run, evaluate.evaluate):
         with pytest.raises(DataError, match=f"allow={fault}"):
-            make(settings(root))
+            make(settings(root), str(root / "none"))
 
 
 def test_one_option_lets_it_through_and_it_is_said(fault, root, capsys, caplog):
@@ -98,7 +98,7 @@ def test_one_option_lets_it_through_and_it_is_said(fault, root, capsys, caplog):
     assert f"let through: {CAVEATS[fault]}" in capsys.readouterr().out
     found = settings(root)
     found.data.allow = fault
-    train.run.dry_run(found)
+    train.run.dry_run(found, str(root / "none"))
     assert f"data.allow lets through: {CAVEATS[fault]}" in caplog.text
     (caveat,) = build.dataset(found.data).caveats
     assert caveat.startswith(CAVEATS[fault])

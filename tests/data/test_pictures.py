@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageColor, ImageDraw
 
 from mtl_jax.data import pictures
+from mtl_jax.data.lettering.text import width
 from mtl_jax.data.pictures import DARK, LIGHT, RIGHT, WRONG, Tile
 from mtl_jax.errors import DataError
 
@@ -70,14 +71,13 @@ def test_images_of_any_size_are_shown_in_a_readable_one(size, shown, channels):
 def test_names_of_any_length_keep_their_ends_and_stay_in_their_place(said):
     long = "alphabets/Georgian/with a long path/" + "W" * 60 + "/10A2"
     _episode([1, 0, 0, 1, 1, 1], names=["x", long])
-    font = pictures.label_font()
     labels, answers = [t for t in said if t.startswith("…")], [t for t in said if "✗ …" in t]
     assert len(labels) == len(answers) == 1
     assert all(text.endswith("/10A2") for text in labels + answers)
-    assert font.getlength(labels[0]) <= pictures.LABEL_WIDTH and font.getlength(answers[0]) <= 64 + pictures.FRAMED_GAP
+    assert width(labels[0]) <= pictures.LABEL_WIDTH and width(answers[0]) <= 64 + pictures.FRAMED_GAP
     said.clear()
     _, picture = _episode([0] * 6, caption="a very long caption " * 20)
-    assert picture.width >= font.getlength(said[0])
+    assert picture.width >= width(said[0])
 
 
 def test_a_dark_picture_has_the_same_size_and_dark_paper():

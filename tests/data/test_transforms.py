@@ -4,10 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torchvision_models
 from PIL import Image
 
 from mtl_jax.data import transforms
+from mtl_jax.data.cache import reader
+from mtl_jax.data.load import Options, folder_for, splitting_of
 from mtl_jax.data.transforms import Transform
+from mtl_jax.errors import DataError
 
 BITS = 22  # of the fixed-point coefficients in Pillow's Resample.c
 
@@ -80,12 +84,46 @@ def test_grey_and_native():
     np.testing.assert_array_equal(smaller, resample(pixels, 28, 28))
 
 
-def test_torchvision_itself():
-    functional = pytest.importorskip("torchvision.transforms.functional")
+@pytest.mark.parametrize("interpolation", transforms.INTERPOLATIONS)
+def test_torchvision_itself(interpolation):
+    functional = torchvision_models.load("torchvision.transforms.functional")
+    mode = functional.InterpolationMode(interpolation)
     for shape in ((84, 84), (375, 500), (131, 84)):
         image = Image.fromarray(noise(*shape))
-        expected = functional.center_crop(functional.resize(image, 92), 80)
-        np.testing.assert_array_equal(transforms.resize_and_crop(image, 92, 80), np.asarray(expected))
+        expected = functional.center_crop(functional.resize(image, 92, mode), 80)
+        found = transforms.store(np.asarray(image), Transform(80, 92, interpolation=interpolation))
+        np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (500, 375), (300, 224)])
+def test_bicubic_is_pillows(shape):
+    image = Image.fromarray(noise(*shape))
+    found = transforms.store(np.asarray(image), Transform(224, interpolation="bicubic"))
+    width, height = (224 if side == min(shape) else int(224 * side / min(shape)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC) if min(shape) != 224 else image
+    left, top = round((width - 224) / 2), round((height - 224) / 2)
+    np.testing.assert_array_equal(found, resized.crop((left, top, left + 224, top + 224)))
+
+
+def test_an_unknown_interpolation_is_refused():
+    with pytest.raises(DataError, match=r"data\.interpolation: 'cubic'; it must be one of bilinear, bicubic"):
+        Transform(224, interpolation="cubic")
+
+
+def test_a_networks_description_prepares_images():
+    described = {"resize": 256, "interpolation": "bicubic"}
+    wanted = Transform(224, 256, 3, convert=True, interpolation="bicubic")
+    assert transforms.of_network(described, (224, 224, 3)) == wanted
+    assert transforms.of_network({"resize": 0}, (32, 32, 1)) == Transform(32, 0, 1, convert=True)
+
+
+def test_caches_of_bilinear_images_stay_valid():
+    folders = [folder_for("folder", [], Options(image_size=32, interpolation=i, cache_dir="c"))
+               for i in transforms.INTERPOLATIONS]  # fmt: skip
+    state = {**vars(Transform(32)), **vars(splitting_of(Options())), "rotations": False, "skip_corrupt": False}
+    del state["interpolation"], state["max_pixels"]
+    assert folders[0] != folders[1]
+    assert folders[0].name == f"folder-{reader.key([], state)}"
 
 
 def test_ratio_is_kept(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mtl_jax.data import decode
+from mtl_jax.data.damage import quiet
 from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.source import Images
 from mtl_jax.data.transforms import Transform
@@ -59,6 +60,7 @@ class ClassBlock:
             yield self.images[self.order[start : start + rows]]
 
 
+@quiet  # for all of the class: entering it for each image anew would cost a few microseconds
 def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
     """Decodes a class and sorts its images by the digests of their decoded pixels.
 
@@ -72,7 +74,7 @@ def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock
         except CorruptImage as error:
             if not work.skip_corrupt:
                 raise
-            skipped.append(str(error))
+            skipped.append(decode.reason(error))
             continue
         if pixels.shape != work.shape:
             raise unlike(pixels.shape, work.shape, images.where(index))
@@ -80,7 +82,9 @@ def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock
         digests.append(digest)
         names.append(images.name(index))
     if not digests:
-        raise DataError(f"class {name!r} of split {split} has no readable image; remove it ({skipped[0]})")
+        raise DataError(
+            f"class {name!r} of split {split} has no readable image; add some, or move it elsewhere ({skipped[0]})"
+        )
     order = sorted(range(len(digests)), key=lambda i: (digests[i], names[i]))
     rows = np.frombuffer(b"".join(digests[i] for i in order), np.uint8).reshape(-1, 16)
     return ClassBlock(stored[: len(digests)], np.asarray(order), [names[i] for i in order], rows, skipped)

@@ -22,8 +22,9 @@ from mtl_jax.data.cache.writer import Writer
 from mtl_jax.data.dataset import SPLITS
 from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.source import Contents, Images, Source
-from mtl_jax.data.transforms import Transform
+from mtl_jax.data.transforms import MAX_PIXELS, Transform
 from mtl_jax.errors import DataError
+from mtl_jax.words import counted
 
 THREADS = ((64 * 64, 1), (256 * 256, 4))  # (pixels, threads): at most so many threads for images under so many pixels
 MEMORY = 512 << 20  # bytes of decoded classes that wait to be written
@@ -77,7 +78,9 @@ def build(
                 writer.write_split(split, tuple(contents[split]), ready, totals[split], shape)
             skipped = writer.index["skipped"]
             if skipped:
-                log.warning("%d corrupt images of %d were left out", len(skipped), sum(totals.values()))
+                more = " (and others)" if len(skipped) > 1 else ""
+                images = counted(sum(totals.values()), "image")
+                log.warning("%d of %s left out: %s%s", len(skipped), images, skipped[0], more)
             writer.commit({"format": source.format, "place": source.path})
 
 
@@ -105,7 +108,9 @@ def check_contents(contents: Contents, path: str) -> None:
             raise DataError(f"{path}: split {split} has no classes; add some")
         for name, images in classes.items():
             if not len(images):
-                raise DataError(f"{path}: class {name!r} of split {split} has no images; add some or remove it")
+                raise DataError(
+                    f"{path}: class {name!r} of split {split} has no images; add some, or move it elsewhere"
+                )
 
 
 def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, int, int], Transform]:
@@ -115,7 +120,7 @@ def stored_shape(contents: Contents, transform: Transform) -> tuple[tuple[int, i
     """
     sizes, channels = {}, 1
     for images in (images for classes in contents.values() for images in classes.values()):
-        size, depth = probe(images)
+        size, depth = probe(images, transform.max_pixels)
         if size == (0, 0):
             continue
         sizes.setdefault(size, images.where(0))
@@ -139,14 +144,14 @@ def default_threads(contents: Contents) -> int:
     return next((min(threads, processors) for pixels, threads in THREADS if height * width < pixels), processors)
 
 
-def probe(images: Images) -> tuple[tuple[int, int], int]:
+def probe(images: Images, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], int]:
     """Returns (height, width) and channels of a class's first readable image, by its header; (0, 0), 1 without any."""
     for index in range(len(images)):
         try:
             raw = images.read(index)
             if isinstance(raw, np.ndarray):
                 return raw.shape[:2], raw.shape[2] if raw.ndim == 3 else 1
-            image = decode.open_image(raw, images.where(index))
+            image = decode.open_image(raw, images.where(index), max_pixels)
         except CorruptImage:
             continue  # decoding will refuse it or leave it out
         return image.size[::-1], 1 if image.mode in ("1", "L", *decode.SIXTEEN_BIT) else 3

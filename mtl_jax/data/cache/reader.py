@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import uuid
@@ -31,6 +32,8 @@ def directory(cache_dir: str = "") -> Path:
 def key(stamps: Sequence[Stamp], options: Mapping[str, object]) -> str:
     """Returns a digest of all that the content depends on: files, options, the libraries that decode and render."""
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "matplotlib")}
+    if importlib.util.find_spec("pillow_heif"):  # without it, `skip_corrupt` has left HEIC images out
+        versions["pillow-heif"] = importlib.metadata.version("pillow-heif")
     versions["freetype"] = features.version("freetype2")
     state = hashlib.sha256(json.dumps([dict(options), versions], sort_keys=True, default=str).encode())
     for name, size, time in sorted(stamps):

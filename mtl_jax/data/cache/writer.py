@@ -71,7 +71,7 @@ class Writer:
         try:
             self.exits.enter_context(locks.locked(self.unfinished))
             self.scratch.mkdir()
-            remove_abandoned(self.folder.parent)
+            locks.remove_abandoned(self.folder.parent, f"{TEMPORARY}*")
         except OSError as error:
             raise DataError(
                 f"{self.folder.parent}: the cache cannot be written there ({error.strerror}); "
@@ -131,7 +131,6 @@ class Writer:
         self.index.update(facts)
         self.index["fingerprint"] = self._fingerprint()
         write_index(self.unfinished, self.index)
-        (self.unfinished / locks.LOCK).unlink()
         try:
             self.unfinished.rename(self.folder)
         except OSError as error:
@@ -152,10 +151,3 @@ def no_room(path: Path, needed: int = 0, free: int = 0) -> DataError:
     return DataError(
         f"{path}: no room on the disk for the cache{amount}; make room, or set data.cache_dir or ${VARIABLE}"
     )
-
-
-def remove_abandoned(root: Path) -> None:
-    """Removes the unfinished folders of processes that no longer run."""
-    for folder in root.glob(f"{TEMPORARY}*"):
-        if locks.is_abandoned(folder):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from mtl_jax.data.damage import DAMAGE
 from mtl_jax.data.decode import CorruptImage
-from mtl_jax.data.sources.trees import Tree, check_name, folder_tree, ignored, stamp
+from mtl_jax.data.sources.trees import MAX_FILE, Tree, check_name, folder_tree, ignored, stamp
 from mtl_jax.errors import DataError
 
-MAX_MEMBER = 1 << 30  # bytes; nothing that is read whole from an archive is larger
+MAX_MEMBER = MAX_FILE
+FOLDER = 0x10  # the attribute of MS-DOS
+UTF8 = 0x800  # the flag of a zip's member whose name is UTF-8
 MAX_COMPRESSED = 1 << 31  # bytes, uncompressed, of a compressed tar, which is held in memory
 
 
@@ -84,7 +86,7 @@ def tar_tree(path: Path) -> Tree:
         raise
     except DAMAGE as error:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
-    read = blobs.__getitem__ if compressed else _range_reader(path, members)
+    read = _blob_reader(blobs) if compressed else _range_reader(path, members)
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
 
 
@@ -114,19 +116,42 @@ def _tar_file(member: tarfile.TarInfo, path: str) -> str | None:
     return file
 
 
-def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[[str], bytes]:
+def _blob_reader(blobs: Mapping[str, bytes]) -> Callable[..., bytes]:
+    def read(file: str, size: int = -1) -> bytes:
+        return blobs[file] if size < 0 else blobs[file][:size]
+
+    return read
+
+
+def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callable[..., bytes]:
     """Returns a function that reads a member, given each one's first byte and size in the tar."""
     descriptor = os.open(path, os.O_RDONLY)
 
-    def read(file: str) -> bytes:
-        offset, size = members[file]
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
+    def read(file: str, size: int = -1) -> bytes:
+        offset, whole = members[file]
+        wanted = whole if size < 0 else min(size, whole)
+        data = os.pread(descriptor, wanted, offset)
+        if len(data) != wanted:
             raise CorruptImage(f"{path}/{file}: the archive ends within it; fetch it again")
         return data
 
     weakref.finalize(read, os.close, descriptor)
     return read
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Returns a member's name; macOS writes UTF-8 without the flag that says so."""
+    if info.flag_bits & UTF8 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
+
+
+def _is_zip_folder(info: zipfile.ZipInfo) -> bool:
+    """Returns whether a member is a folder, also where Windows has written it, with a backslash at its end."""
+    return info.filename.endswith(("/", "\\")) or (not info.file_size and bool(info.external_attr & FOLDER))
 
 
 def zip_tree(path: Path) -> Tree:
@@ -137,8 +162,8 @@ def zip_tree(path: Path) -> Tree:
         raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
     members, size = {}, path.stat().st_size
     for info in archive.infolist():
-        file = safe_member(info.filename, str(path))
-        if file is None or info.is_dir():
+        file = safe_member(_zip_name(info), str(path))
+        if file is None or _is_zip_folder(info):
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise DataError(f"{path}: the member {info.filename!r} is a link; unpack the archive yourself")
@@ -148,10 +173,10 @@ def zip_tree(path: Path) -> Tree:
         members[file] = info
     lock = threading.Lock()
 
-    def read(file: str) -> bytes:
+    def read(file: str, size: int = -1) -> bytes:
         try:
-            with lock:
-                return archive.read(members[file])
+            with lock, archive.open(members[file]) as opened:
+                return opened.read(size)
         except DAMAGE as error:
             raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
 

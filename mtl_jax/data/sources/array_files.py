@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mtl_jax.data.damage import DAMAGE, looks_like
+from mtl_jax.data.files.names import splits_of_files, stem_of, suffix_of
 from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.data.sources import arrays, safe_pickle
 from mtl_jax.data.sources.splitting import Splitting, split_classes
@@ -23,8 +24,7 @@ from mtl_jax.errors import DataError
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
 # Two of the pickles called miniImageNet_category_split_* are no split: they have other images of the train classes.
 OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
-WHOLE = re.compile(r"(?:.*[-_])?(?P<split>train|val|test)\.(?:pkl|pickle|npz)")
-PARTS = re.compile(r"(?P<split>train|val|test)[-_](?P<part>images|labels)(?:_png)?\.(?:pkl|pickle|npz|npy)")
+PART = re.compile(r"(?P<rest>.+)[-_](?P<part>images|labels)(?:_png)?", re.IGNORECASE)
 
 SplitFiles = Mapping[str, Mapping[str, str]]  # split -> 'whole', 'images' or 'labels' -> file
 
@@ -41,7 +41,7 @@ def source(tree: Tree, name: str, splitting: Splitting) -> Source | None:
 
 def source_of_file(path: Path, name: str, splitting: Splitting) -> Source | None:
     """Returns the source if `path` is a single array file, whose classes have to be split, else None."""
-    if not path.is_file() or path.suffix not in SUFFIXES:
+    if not path.is_file() or path.suffix.lower() not in SUFFIXES:
         return None
     return Source(
         f"{path.suffix} file",
@@ -54,13 +54,14 @@ def source_of_file(path: Path, name: str, splitting: Splitting) -> Source | None
 def find(tree: Tree) -> SplitFiles:
     """Returns the array files at the top of a tree; raises DataError where two are the same part of a split."""
     files: dict[str, dict[str, str]] = {}
-    for file in tree.files:
-        if OTHER_PHASES.search(file):
+    names = [file for file in tree.files if "/" not in file and suffix_of(file) in SUFFIXES]
+    parts = {file: PART.fullmatch(stem_of(file)) for file in names if not OTHER_PHASES.search(file)}
+    split_of_stem = splits_of_files({part["rest"] if part else stem_of(file) for file, part in parts.items()})
+    for file, part in parts.items():
+        split = split_of_stem.get(part["rest"] if part else stem_of(file))
+        role = part["part"].lower() if part else "whole"
+        if split is None or (role == "whole" and suffix_of(file) == ".npy"):
             continue
-        whole, part = WHOLE.fullmatch(file), PARTS.fullmatch(file)
-        if not (whole or part):
-            continue
-        split, role = (part["split"], part["part"]) if part else (whole["split"], "whole")
         of_split = files.setdefault(split, {})
         if role in of_split:
             raise DataError(f"{tree.path}: both {of_split[role]} and {file} are the {split} split; keep one of them")
@@ -118,9 +119,9 @@ def open_file(path: Path, scratch: Path) -> Any:
         DataError: it is damaged, cannot be read, or is something else; see `safe_pickle.load` for pickles.
     """
     try:
-        if path.suffix in (".pkl", ".pickle"):
+        if path.suffix.lower() in (".pkl", ".pickle"):
             return arrays.text_keys(safe_pickle.load(path))
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _open_npz(path, scratch)
         return _open_npy(path, str(path))
     except DataError:

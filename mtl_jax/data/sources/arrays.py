@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.data import facts
+from mtl_jax.data.files.names import class_name
 from mtl_jax.data.source import Encoded, Images, Rows
 from mtl_jax.errors import DataError
+from mtl_jax.words import counted
 
 IMAGE_KEYS = ("images", "data", "image_data", "features", "image", "x")
 LABEL_KEYS = ("labels", "targets", "label_specific", "fine_labels", "label", "y")
@@ -88,7 +90,7 @@ def image_array(images: np.ndarray, path: str) -> np.ndarray:
 def label_names(labels: Any, count: int, path: str, names: Sequence[str] | None) -> np.ndarray:
     """Returns the class name of every image, str [count]; see `classes_of`."""
     if len(labels) != count:
-        raise DataError(f"{path}: {count} images but {len(labels)} labels; each image needs one")
+        raise DataError(f"{path}: {counted(count, 'image')} but {counted(len(labels), 'label')}; each image needs one")
     array = np.asarray(labels)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
@@ -112,8 +114,8 @@ def label_names(labels: Any, count: int, path: str, names: Sequence[str] | None)
 
 
 def as_text(value: Any) -> str:
-    """Returns a label or name as a string."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    """Returns a label or name as a string, in the normal form that names of classes have."""
+    return class_name(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def classes_of_dict(held: Mapping[str, Any], path: str) -> Mapping[str, Images]:

@@ -10,6 +10,7 @@ from mtl_jax.data.sources import arrays, safe_pickle
 from mtl_jax.data.sources.splitting import Splitting, split_classes
 from mtl_jax.data.sources.trees import Tree
 from mtl_jax.errors import DataError
+from mtl_jax.words import counted
 
 BATCHES = ("train", "test")
 FOLDER = "cifar-100-python"
@@ -55,7 +56,9 @@ def _batch(tree: Tree, file: str, classes: int) -> tuple[np.ndarray, np.ndarray,
     data = arrays.image_array(np.asarray(arrays.pick(held, ("data",), path)), path)
     labels = np.asarray(arrays.pick(held, ("fine_labels",), path))
     if len(labels) != len(data):
-        raise DataError(f"{path}: {len(data)} images but {len(labels)} labels; each image needs one")
+        raise DataError(
+            f"{path}: {counted(len(data), 'image')} but {counted(len(labels), 'label')}; each image needs one"
+        )
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
         raise DataError(f"{path}: label {labels.max()} is out of range; labels must be from 0 to {classes - 1}")
     names = [arrays.as_text(name) for name in held.get("filenames", [""] * len(data))]

@@ -4,7 +4,6 @@ A pickle is a program that may call any function of Python. Here it can call onl
 one that does no more than it must. Pickles of Python 2 are read as Latin-1, as their arrays need.
 """
 
-import collections
 import io
 import math
 import pickle
@@ -87,6 +86,13 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _OrderedDict(dict):
+    """An OrderedDict without the attributes that PyTorch gives some."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _bytes(*args: Any) -> bytes:
     if args:
         raise Refused("builtins.bytes with arguments")
@@ -99,14 +105,14 @@ ALLOWED = {
     ("_codecs", "encode"): _latin1,
     ("__builtin__", "bytes"): _bytes,
     ("builtins", "bytes"): _bytes,
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _OrderedDict,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Python's own unpickler, in its form in Python: in the form in C, a few bytes can allocate gigabytes."""
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
@@ -122,6 +128,13 @@ class _Unpickler(pickle._Unpickler):
 
     def get_extension(self, code: int) -> Any:
         raise Refused(f"the registered extension {code}")
+
+    def load_build(self) -> None:
+        if not hasattr(type(self.stack[-2]), "__setstate__"):  # or it would set attributes, of functions too
+            raise Refused("a state for what has none")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
@@ -156,7 +169,7 @@ def loads(raw: bytes, path: str) -> Any:
 
 def _load(file: BinaryIO, path: str) -> Any:
     try:
-        return _Unpickler(file, encoding="latin1").load()
+        return Unpickler(file, encoding="latin1").load()
     except Refused as error:
         raise DataError(
             f"{path}: the pickle asks for {error}, which is not data and might run code; "

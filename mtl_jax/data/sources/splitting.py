@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtl_jax.data import facts
 from mtl_jax.data.dataset import SPLITS
+from mtl_jax.data.files import text
+from mtl_jax.data.files.names import by_split, class_key, normal, split_of_list
 from mtl_jax.data.source import Contents, Images
 from mtl_jax.errors import DataError
+from mtl_jax.words import counted
 
 Lists = Mapping[str, Sequence[str]]  # split -> class names
 
@@ -28,10 +31,16 @@ class Splitting:
     seed: int = 0
 
 
+class ReadLists(dict):
+    """Lists that were read from files. hint: what to add to a message about a class that is not there."""
+
+    hint = ""
+
+
 def read_lists(lists: str | Lists) -> Lists | None:
     """Returns split -> class names from a mapping, a JSON file with one, or a folder with {train,val,test}.txt.
 
-    '' gives None.
+    '' gives None. Splits may be spelled in any way that `names.split_of` knows.
 
     Raises:
         DataError: there is no such file, or it holds something else.
@@ -41,21 +50,51 @@ def read_lists(lists: str | Lists) -> Lists | None:
     if not lists:
         return None
     path = Path(lists).expanduser()
-    if path.is_dir():
-        files = {split: path / f"{split}.txt" for split in SPLITS}
-        return {split: _lines(file) for split, file in files.items() if file.exists()}
+    contents = _texts(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(split): tuple(map(str, names)) for split, names in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not lists of classes ({error}); data.lists must be a folder with train.txt, val.txt and "
-            'test.txt, one class a line, or a JSON file {"train": [...], "val": [...], "test": [...]}'
-        ) from None
+        if path.is_dir():
+            found = ReadLists({split: tuple(text.lines(content)) for split, content in contents.items()})
+        else:
+            held = text.parse_json(contents[""], str(path))
+            found = ReadLists({str(split): tuple(map(str, _sequence(names))) for split, names in held.items()})
+    except (AttributeError, TypeError) as error:
+        raise _no_lists(path, error) from None
+    except DataError as error:
+        raise _no_lists(path, str(error).removeprefix(f"{path}: ").rpartition("; ")[0]) from None
+    if not found:
+        raise _no_lists(path, "there are none")
+    found.hint = next(filter(None, (content.hint() for content in contents.values())), "")
+    return found
 
 
-def _lines(file: Path) -> tuple[str, ...]:
-    return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+def _texts(path: Path) -> Mapping[str, text.Text]:
+    """Returns the texts at a path: of a folder that of each file named by split, by split; of a file its own, by ''."""
+    try:
+        if not path.is_dir():
+            return {"": text.decode(_read(path), str(path))}
+        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() == ".txt" and split_of_list(file.name)]
+        stems = by_split({file.stem: file for file in files}, str(path), split_of_list)
+        return {split: text.decode(_read(file), str(file)) for split, file in stems.items()}
+    except OSError as error:
+        raise _no_lists(path, error) from None
+
+
+def _read(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(text.MAX_BYTES + 1)
+
+
+def _sequence(names: object) -> Sequence[object]:
+    if not isinstance(names, list | tuple):
+        raise TypeError(f"{names!r:.40} is no list")
+    return names
+
+
+def _no_lists(path: Path, reason: object) -> DataError:
+    return DataError(
+        f"{path}: not lists of classes ({reason}); data.lists must be a folder with train.txt, val.txt and "
+        'test.txt, one class a line, or a JSON file {"train": [...], "val": [...], "test": [...]}'
+    )
 
 
 def split_classes(classes: Mapping[str, Images], name: str, splitting: Splitting, path: str) -> Contents:
@@ -70,6 +109,7 @@ def split_classes(classes: Mapping[str, Images], name: str, splitting: Splitting
     Raises:
         DataError: neither the user nor a paper says how, or classes on the list are not there.
     """
+    classes = normal(classes, path)
     if splitting.lists:
         return by_lists(classes, splitting.lists, path)
     if splitting.fractions:
@@ -84,21 +124,22 @@ def split_classes(classes: Mapping[str, Images], name: str, splitting: Splitting
 
 
 def by_lists(classes: Mapping[str, Images], lists: Lists, path: str) -> Contents:
-    """Returns the classes on the lists; others are left out."""
-    listed = [name for names in lists.values() for name in names]
+    """Returns the classes on the lists, whose names may be spelled in another form; others are left out."""
+    known = {class_key(name): name for name in classes} | {name: name for name in classes}
+    spelled = {split: [known.get(name) or known.get(class_key(name), name) for name in names]
+               for split, names in by_split(lists, path).items()}  # fmt: skip
+    listed = [name for names in spelled.values() for name in names]
     missing = sorted(set(listed) - set(classes))
     if missing:
         raise DataError(
             f"{path}: {len(missing)} of the {len(listed)} classes of the lists are not there, "
-            f"{missing[0]!r} for one; there are {len(classes)}, such as {min(classes, default='none')!r}"
+            f"{missing[0]!r} for one{getattr(lists, 'hint', '')}; "
+            f"there are {len(classes)}, such as {min(classes, default='none')!r}"
         )
-    twice = sorted({name for name in listed if listed.count(name) > 1})
+    twice = next((name for name, count in Counter(listed).items() if count > 1), None)
     if twice:
-        raise DataError(f"{path}: class {twice[0]!r} is listed twice; every class belongs to one split")
-    unknown = sorted(set(lists) - set(SPLITS))
-    if unknown:
-        raise DataError(f"{path}: the lists have a split {unknown[0]!r}; the splits are {', '.join(SPLITS)}")
-    return {split: {name: classes[name] for name in sorted(names)} for split, names in lists.items() if names}
+        raise DataError(f"{path}: class {twice!r} is listed twice; every class belongs to one split")
+    return {split: {name: classes[name] for name in sorted(names)} for split, names in spelled.items() if names}
 
 
 def by_fractions(classes: Mapping[str, Images], fractions: Sequence[float], seed: int, path: str) -> Contents:
@@ -110,5 +151,5 @@ def by_fractions(classes: Mapping[str, Images], fractions: Sequence[float], seed
     parts = {split: sorted(order[ends[i] : ends[i + 1]]) for i, split in enumerate(SPLITS)}
     for split, fraction in zip(SPLITS, fractions, strict=True):
         if fraction and not parts[split]:
-            raise DataError(f"{path}: {len(order)} classes are too few for a {split} fraction of {fraction}")
+            raise DataError(f"{path}: {counted(len(order), 'class')}: too few for a {split} fraction of {fraction}")
     return {split: {name: classes[name] for name in names} for split, names in parts.items() if names}

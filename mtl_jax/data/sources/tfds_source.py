@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mtl_jax.data.files.names import split_of
 from mtl_jax.data.source import Contents, Images, Source
 from mtl_jax.data.sources import arrays
-from mtl_jax.data.sources.class_folders import SPLIT_FOLDERS
 from mtl_jax.data.sources.splitting import Splitting, split_classes
 from mtl_jax.data.sources.trees import stamp
 from mtl_jax.errors import DataError, first_line
@@ -97,6 +97,7 @@ def prepared_folder(name: str, path: str) -> Path:
 
 def read(path: Path, splitting: Splitting) -> Contents:
     """Returns the splits of a prepared folder; see `source`."""
+    require_array_record(str(path))
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(path))
@@ -121,6 +122,17 @@ def read(path: Path, splitting: Splitting) -> Contents:
     return _split(sources, rows, splitting, str(path))
 
 
+def require_array_record(path: str) -> None:
+    """Raises DataError where array_record is not installed: Windows has no wheels of it."""
+    try:
+        import array_record  # noqa: F401
+    except ImportError:
+        raise DataError(
+            f"{path}: TFDS data sets need array_record: pip install array_record (Linux, and macOS on ARM); on Windows "
+            "use WSL, or the data set's own files"
+        ) from None
+
+
 def _rows(split: str, source: Sequence[Any], names: Sequence[str] | None, path: str) -> ByClass:
     labels = [record["label"] for record in source]
     array = np.asarray(labels) if names else labels
@@ -141,7 +153,7 @@ def _split(
         return {name: Records(sources, classes[name], path, lock) for name in sorted(classes)}
 
     if not (splitting.lists or splitting.fractions):
-        own = {SPLIT_FOLDERS[split]: classes for split, classes in rows.items() if split in SPLIT_FOLDERS}
+        own = {split_of(split): classes for split, classes in rows.items() if split_of(split)}
         names = [name for classes in own.values() for name in classes]
         if own and len(own) == len(rows) and len(names) == len(set(names)):
             return {split: images(classes) for split, classes in own.items()}

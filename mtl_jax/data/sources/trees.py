@@ -3,14 +3,17 @@
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mtl_jax.data.damage import START, image_kind
 from mtl_jax.data.decode import CorruptImage
 from mtl_jax.data.source import Contents, Source, Stamp
 from mtl_jax.errors import DataError
 
+MAX_FILE = 1 << 30  # bytes; nothing that is read whole is larger
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
+USUAL = (".jpg", ".jpeg", ".png")  # files so called are read whole, others after their first bytes show an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,19 +22,23 @@ class Tree:
 
     path: the folder or archive, for messages.
     files: relative POSIX paths, sorted.
-    read: (relative path) -> the file's bytes.
+    read: (relative path, number of bytes = -1) -> the file's bytes, or so many at its beginning.
     stamps: see `Source`.
     empty: folders with nothing in them.
     """
 
     path: str
     files: Sequence[str]
-    read: Callable[[str], bytes]
+    read: Callable[..., bytes]
     stamps: Sequence[Stamp]
     empty: Sequence[str] = ()
 
     def where(self, file: str) -> str:
         return f"{self.path}/{file}"
+
+    def has_image(self, file: str) -> bool:
+        """Returns whether a file holds an image, whatever it is called."""
+        return image_kind(self.read(file, START)) is not None
 
     def source(self, format: str, read: Callable[[Path], Contents]) -> Source:
         """Returns the data set in this tree; see `Source`."""
@@ -56,14 +63,16 @@ class TreeImages:
         return self.tree.where(self.files[index])
 
     def read(self, index: int) -> bytes:
-        return self.tree.read(self.files[index])
+        file = self.files[index]
+        whole = file.lower().endswith(USUAL) or self.tree.has_image(file)  # a video is not read to be refused
+        return self.tree.read(file) if whole else self.tree.read(file, START)
 
 
-def unwrapped(tree: Tree, keep: Container[str]) -> Tree:
-    """Returns a tree without the folder around all its files that archives often have, unless its name is in `keep`."""
+def unwrapped(tree: Tree, keep: Callable[[str], object]) -> Tree:
+    """Returns a tree without the folder around all its files that archives often have, unless `keep` of its name."""
     while tree.files:
         top = tree.files[0].split("/", 1)[0]
-        if top.lower() in keep or not all(file.startswith(f"{top}/") for file in (*tree.files, *tree.empty)):
+        if keep(top) or not all(file.startswith(f"{top}/") for file in (*tree.files, *tree.empty)):
             return tree
         tree = _below(tree, top)
     return tree
@@ -73,9 +82,10 @@ def _below(tree: Tree, top: str) -> Tree:
     def cut(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name[len(top) + 1 :] for name in names)
 
-    return Tree(
-        f"{tree.path}/{top}", cut(tree.files), lambda file: tree.read(f"{top}/{file}"), tree.stamps, cut(tree.empty)
-    )
+    def read(file: str, size: int = -1) -> bytes:
+        return tree.read(f"{top}/{file}", size)
+
+    return Tree(f"{tree.path}/{top}", cut(tree.files), read, tree.stamps, cut(tree.empty))
 
 
 def stamp(path: Path, root: Path) -> Stamp:
@@ -95,10 +105,14 @@ def folder_tree(root: Path) -> Tree:
     _walk(str(root), "", stamps, empty, frozenset())
     stamps.sort()
 
-    def read(file: str) -> bytes:
+    def read(file: str, size: int = -1) -> bytes:
         try:
             with open(f"{root}/{file}", "rb", buffering=0) as opened:
-                return opened.read()
+                if size < 0 and (whole := os.fstat(opened.fileno()).st_size) > MAX_FILE:
+                    raise CorruptImage(
+                        f"{root}/{file}: {whole} bytes are more than an image can have; move it elsewhere"
+                    )
+                return opened.read(size)
         except OSError as error:
             raise CorruptImage(f"{root}/{file}: cannot be read ({error.strerror})") from None
 
@@ -111,7 +125,7 @@ def _walk(root: str, below: str, stamps: list[Stamp], empty: list[str], above: f
         here = os.stat(os.path.join(root, below))
         identity = (here.st_dev, here.st_ino)
         if identity in above:
-            raise DataError(f"{root}/{below}: the link leads back to a folder above it; remove it")
+            raise DataError(f"{root}/{below}: the link leads back to a folder above it; move it elsewhere")
         with os.scandir(os.path.join(root, below)) as entries:
             listed = [entry for entry in entries if not ignored(entry.name)]
     except OSError as error:
@@ -130,9 +144,11 @@ def _size_and_time(entry: os.DirEntry, where: str) -> tuple[int, int]:
     try:
         status = entry.stat()
     except OSError:
-        raise DataError(f"{where}: a link to nothing ({os.readlink(entry.path)}); remove it or mend it") from None
+        raise DataError(
+            f"{where}: a link to nothing ({os.readlink(entry.path)}); mend it, or move it elsewhere"
+        ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{where}: not a regular file; remove it")
+        raise DataError(f"{where}: not a regular file; move it elsewhere")
     return status.st_size, status.st_mtime_ns
 
 
