@@ -5,7 +5,8 @@ of at least 28 pixels works.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,18 +23,16 @@ from mtl_jax.layers import (
     conv,
     conv_norm,
     max_pool,
+    statistics_mode,
 )
 from mtl_jax.types import Array
+from mtl_jax.vision_mobile import EfficientNetLite0, MobileNetV2
+from mtl_jax.vision_resnet import BLOCKS, VisionResNet
 
-NAMES = ("conv4", "resnet12", "resnet12_640", "resnet18", "resnet25")
-BATCH_STATISTICS = ("running", "batch", "train")
-
-
-def _resolve(train: bool, batch_statistics: str | None) -> str:
-    mode = batch_statistics or ("train" if train else "running")
-    if mode not in BATCH_STATISTICS:
-        raise ConfigError(f"batch_statistics is {mode!r}, expected one of {', '.join(BATCH_STATISTICS)}")
-    return mode
+NAMES = (
+    "conv4", "resnet12", "resnet12_640", "resnet18", "resnet25", *(f"imagenet_resnet{depth}" for depth in BLOCKS),
+    "efficientnet_lite0", "mobilenet_v2",
+)  # fmt: skip
 
 
 class Conv4(nn.Module):
@@ -46,7 +45,7 @@ class Conv4(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
-        o, mode = self.options, _resolve(train, batch_statistics)
+        o, mode = self.options, statistics_mode(train, batch_statistics)
         x = images
         for number, features in enumerate(o.widths(64, 64, 64, 64), 1):
             x = _Conv4Block(o, features, name=f"block{number}")(x, train, mode)
@@ -72,7 +71,7 @@ class ResNet12(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
-        o, mode = self.options, _resolve(train, batch_statistics)
+        o, mode = self.options, statistics_mode(train, batch_statistics)
         x = images
         for number, features in enumerate(o.widths(64, 128, 256, 512), 1):
             x = _ResNet12Block(o, features, name=f"block{number}")(x, train, mode)
@@ -113,7 +112,7 @@ class ResNet12x640(nn.Module):
         *,
         dropblock_share: Array | float = 1.0,
     ) -> Array:
-        o, mode = self.options, _resolve(train, batch_statistics)
+        o, mode = self.options, statistics_mode(train, batch_statistics)
         x = images
         for number, features in enumerate(o.widths(64, 160, 320, 640), 1):
             size = o.dropblock if number > 2 else 0
@@ -149,7 +148,7 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
-        o, mode = self.options, _resolve(train, batch_statistics)
+        o, mode = self.options, statistics_mode(train, batch_statistics)
         stem, *widths = o.widths(64, 64, 128, 256, 512)
         x = _resize_tensorflow1(images, o.resize) if o.resize else images
         x = _Stem(o, stem, 7, name="stem")(x, mode)
@@ -215,7 +214,7 @@ class ResNet25(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
-        o, mode = self.options, _resolve(train, batch_statistics)
+        o, mode = self.options, statistics_mode(train, batch_statistics)
         stem, *widths = o.widths(80, 160, 320, 640)
         x = _Stem(o, stem, 3, name="stem")(images, mode)
         for number, features in enumerate(widths, 1):
@@ -255,17 +254,22 @@ class _BasicBlock(nn.Module):
 
 _TENSORFLOW = {"activation": "leaky_relu", "dropout": 0.1}
 _PYTORCH = {"kernel_init": PYTORCH_INIT, "norm_unbiased": True}
-_BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+_BACKBONES: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "conv4": (Conv4, _PYTORCH),
     "resnet12": (ResNet12, _TENSORFLOW),
     "resnet12_640": (ResNet12x640, {**_PYTORCH, "activation": "leaky_relu"}),
     "resnet18": (ResNet18, _TENSORFLOW),
     "resnet25": (ResNet25, _PYTORCH),
-}
+    **{f"imagenet_resnet{depth}": (functools.partial(VisionResNet, depth=depth), _PYTORCH) for depth in BLOCKS},
+    "efficientnet_lite0": (
+        EfficientNetLite0, {**_PYTORCH, "activation": "relu6", "norm_epsilon": 1e-3, "same_padding": True}
+    ),
+    "mobilenet_v2": (MobileNetV2, {**_PYTORCH, "activation": "relu6"}),
+}  # fmt: skip
 
 
 def create_backbone(name: str, **options: Any) -> nn.Module:
-    """A backbone by its name: `conv4`, `resnet12`, `resnet12_640`, `resnet18` or `resnet25`.
+    """A backbone by its name, one of `NAMES`.
 
     Call the module as `module.apply(variables, images, train=False, batch_statistics=None)`: float images [B, H, W, C]
     to features [B, F]. `train` switches dropout on. `batch_statistics` is 'running', 'batch' or 'train' (see
@@ -276,7 +280,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
       **options: each is the reference's own if left out or None.
         width: factor on every channel count.
         norm: 'batch', 'layer' or 'none'.
-        activation: 'relu', 'leaky_relu' (slope 0.1) or 'none'.
+        activation: 'relu', 'leaky_relu' (slope 0.1), 'relu6' or 'none'.
         dropout: rate.
         dropblock: resnet12_640: side of the squares dropped after blocks 3 and 4, in pixels; 0: single pixels. The
           module then takes `dropblock_share` as well.
@@ -294,7 +298,7 @@ def create_backbone(name: str, **options: Any) -> nn.Module:
     if name not in _BACKBONES:
         raise ConfigError(f"backbone {name!r} is unknown, expected one of {', '.join(NAMES)}")
     module, defaults = _BACKBONES[name]
-    known = {field.name for field in dataclasses.fields(Options)} - {"kernel_init"}
+    known = {field.name for field in dataclasses.fields(Options)} - {"kernel_init", "same_padding"}
     for key in options.keys() - known:
         raise ConfigError(f"backbone option {key!r} is unknown, expected one of {', '.join(sorted(known))}")
     chosen = {key: value for key, value in options.items() if value is not None}
@@ -315,7 +319,11 @@ def unread(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     keys = tuple(option for owner, option in special.items() if owner != name)
     if options.get("norm", "batch") != "batch":
         keys += tuple(key for key in reference if key.startswith("norm_"))
-    return {key: reference[key] for key in keys if options.get(key) not in (None, reference[key])}
+    # A config's default epsilon is no choice, whatever the network's own is.
+    unset = {key: (None, reference[key]) for key in keys} | {
+        "norm_epsilon": (None, reference["norm_epsilon"], Options.norm_epsilon)
+    }
+    return {key: reference[key] for key in keys if options.get(key) not in unset[key]}
 
 
 def check_unread(name: str, options: Mapping[str, Any], where: str) -> None:

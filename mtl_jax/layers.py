@@ -19,9 +19,11 @@ from mtl_jax.parallel import on_cpu
 from mtl_jax.types import Array
 
 LEAK = 0.1
+BATCH_STATISTICS = ("running", "batch", "train")
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "leaky_relu": lambda x: jax.nn.leaky_relu(x, LEAK),
+    "relu6": lambda x: jnp.where(x >= 6, 6, jax.nn.relu(x)),  # slope 0 at 0 and at 6, as PyTorch's
     "none": lambda x: x,
 }
 XAVIER_INIT = nn.initializers.xavier_uniform()
@@ -30,7 +32,10 @@ PYTORCH_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options of all backbones; `create_backbone` documents each."""
+    """The options of all backbones; `create_backbone` documents each but the last two, which are the backbone's own.
+
+    same_padding: convolutions are padded as TensorFlow's 'SAME', instead of by size // 2 on every side.
+    """
 
     width: float = 1.0
     norm: str = "batch"
@@ -47,10 +52,23 @@ class Options:
     resize: int = 0
     axis_name: str | None = None
     kernel_init: Callable = XAVIER_INIT
+    same_padding: bool = False
 
     def widths(self, *channels: int) -> list[int]:
         """The channel counts scaled by `width`, at least 1."""
         return [max(1, round(c * self.width)) for c in channels]
+
+
+def statistics_mode(train: bool, batch_statistics: str | None) -> str:
+    """Batch norm's mode of a call: the one that is asked for, or by default 'train' or 'running'.
+
+    Raises:
+      ConfigError: an unknown mode.
+    """
+    mode = batch_statistics or ("train" if train else "running")
+    if mode not in BATCH_STATISTICS:
+        raise ConfigError(f"batch_statistics is {mode!r}, expected one of {', '.join(BATCH_STATISTICS)}")
+    return mode
 
 
 def plain_moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
@@ -82,7 +100,7 @@ def plain_max_pool(x: Array, same: bool) -> Array:
     return nn.max_pool(x, (2, 2), (2, 2), "SAME" if same else "VALID")
 
 
-PLAIN = Operations(plain_moments, plain_normalize, plain_add_bias, plain_activate, plain_max_pool)
+PLAIN = Operations(plain_moments, plain_normalize, plain_add_bias, plain_activate, plain_max_pool, layers_fast.grouped)
 
 
 def operations() -> Operations:
@@ -178,10 +196,11 @@ def norm(
 
 
 class Conv(nn.Module):
-    """A convolution padded by size // 2 on every side ('SAME' would pad only one side at stride 2).
+    """A convolution padded by size // 2 on every side, or as 'SAME' says, which pads only one side at stride 2.
 
     Its parameters are those of Linen's own: `kernel` [size, size, in, features] and, with `use_bias`, `bias`. dtype: of
     the computation; None: of images and kernel. cancelled: the bias has no effect, as a batch norm takes it off again.
+    depthwise: each channel has a kernel of its own, [size, size, 1, features]; `features` is the number of channels.
     """
 
     features: int
@@ -192,14 +211,21 @@ class Conv(nn.Module):
     bias_init: Callable
     dtype: Any = None
     cancelled: bool = False
+    depthwise: bool = False
+    same: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = self.size, self.size, x.shape[-1], self.features
+        shape = self.size, self.size, 1 if self.depthwise else x.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         images, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        layout, padding = ("NHWC", "HWIO", "NHWC"), [(self.size // 2,) * 2] * 2
-        y = jax.lax.conv_general_dilated(images, kernel, (self.stride,) * 2, padding, dimension_numbers=layout)
+        layout, padding, strides = ("NHWC", "HWIO", "NHWC"), [(self.size // 2,) * 2] * 2, (self.stride,) * 2
+        if self.same:
+            padding = jax.lax.padtype_to_pads(images.shape[1:3], shape[:2], strides, "SAME")
+        if self.depthwise:
+            y = operations().depthwise(images, kernel, self.stride, padding)
+        else:
+            y = jax.lax.conv_general_dilated(images, kernel, strides, padding, dimension_numbers=layout)
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
@@ -209,31 +235,36 @@ class Conv(nn.Module):
 def conv_norm(
     options: Options, x: Array, features: int, size: int, batch_statistics: str, *,
     names: tuple[str, str], stride: int = 1, bias: bool, pool: bool = False, active: bool = True,
+    depthwise: bool = False,
 ) -> Array:  # fmt: skip
     """A convolution and the normalisation right after it (`conv`, `norm`), with a name each.
 
     Batch norm subtracts its batch's mean, and with it the convolution's bias, whose gradient (over all devices) is 0.
     """
     cancelled = options.norm == "batch" and batch_statistics != "running"
-    x = conv(options, x, features, size, name=names[0], stride=stride, bias=bias, cancelled=cancelled)
+    x = conv(
+        options, x, features, size, name=names[0], stride=stride, bias=bias, cancelled=cancelled, depthwise=depthwise
+    )
     return norm(options, x, batch_statistics, name=names[1], pool=pool, active=active)
 
 
 def conv(
     options: Options, x: Array, features: int, size: int, *,
-    name: str, stride: int = 1, bias: bool, cancelled: bool = False,
+    name: str, stride: int = 1, bias: bool, cancelled: bool = False, depthwise: bool = False,
 ) -> Array:  # fmt: skip
     """A convolution with the options' initialisation, type and rule on biases."""
-    pytorch = options.kernel_init is PYTORCH_INIT
+    pytorch, inputs = options.kernel_init is PYTORCH_INIT, 1 if depthwise else x.shape[-1]
     return Conv(
         features,
         size,
         stride,
         use_bias=bias if options.conv_bias is None else options.conv_bias,
         kernel_init=options.kernel_init,
-        bias_init=_uniform_by_fan_in(size * size * x.shape[-1]) if pytorch else nn.initializers.zeros,
+        bias_init=_uniform_by_fan_in(size * size * inputs) if pytorch else nn.initializers.zeros,
         dtype=options.dtype,
         cancelled=cancelled,
+        depthwise=depthwise,
+        same=options.same_padding,
         name=name,
     )(x)
 

@@ -6,7 +6,7 @@ the time goes into sums over pixels, on an accelerator into reading and writing 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mtl_jax.types import Array
 
 Activation = Callable[[Array], Array]
+Padding = Sequence[tuple[int, int]]  # pixels before and after, of rows and of columns
 
 
 class Operations(NamedTuple):
@@ -27,6 +28,7 @@ class Operations(NamedTuple):
     add_bias: (maps, bias, cancelled) -> maps + bias; `cancelled`: the next layer takes the bias off again.
     activate: (maps, activation) -> the activated maps.
     max_pool: (maps, same) -> 2 x 2 max-pooled maps; an odd last row or column is dropped, or kept with `same`.
+    depthwise: (maps, kernel [k, k, 1, C], stride, padding by side) -> each channel convolved with its own k x k kernel.
     """
 
     moments: Callable[[Array, str | None], tuple[Array, Array]]
@@ -34,6 +36,7 @@ class Operations(NamedTuple):
     add_bias: Callable[[Array, Array, bool], Array]
     activate: Callable[[Array, Activation], Array]
     max_pool: Callable[[Array, bool], Array]
+    depthwise: Callable[[Array, Array, int, Padding], Array]
 
 
 def float32_at_least(x: Array) -> Array:
@@ -273,18 +276,44 @@ def _first_is_largest(x: Array) -> tuple[Array, Array]:
     return rows[:, :, 0] >= rows[:, :, 1], x[..., 0, :] >= x[..., 1, :]
 
 
+# Depthwise convolution
+
+
+def grouped(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """`Operations.depthwise` as XLA's convolution with a group for each channel."""
+    layout, groups = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+    strides = stride, stride
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def shifted(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """`Operations.depthwise` for CPUs: a multiply-add of the shifted maps for each of the k x k weights.
+
+    XLA's convolution with groups is many times slower there.
+    """
+    x, size = jnp.pad(x, ((0, 0), *padding, (0, 0))), len(kernel)
+    height, width = ((length - size) // stride * stride + 1 for length in x.shape[1:3])
+    parts = (
+        x[:, i : i + height : stride, j : j + width : stride] * kernel[i, j, 0]
+        for i in range(size) for j in range(size)
+    )  # fmt: skip
+    return functools.reduce(jnp.add, parts)
+
+
 def _operations(*, moments: Callable, spread: Callable, affine: Callable, add_bias: Callable, activate: Callable,
-                largest: Callable) -> Operations:  # fmt: skip
+                largest: Callable, depthwise: Callable) -> Operations:  # fmt: skip
     max_pool = functools.partial(_max_pool, largest=largest)
     normalize = functools.partial(_normalize, spread=spread, affine=affine, max_pool=max_pool)
-    return Operations(moments, normalize, add_bias, activate, max_pool)
+    return Operations(moments, normalize, add_bias, activate, max_pool, depthwise)
 
 
 CPU = _operations(
     moments=moments_in_two_passes, spread=as_map, affine=_affine, add_bias=_add_bias,
-    activate=lambda x, activation: activation(x), largest=largest,
+    activate=lambda x, activation: activation(x), largest=largest, depthwise=shifted,
 )  # fmt: skip
 ACCELERATOR = _operations(
     moments=moments_in_one_pass, spread=jnp.broadcast_to, affine=affine_twice, add_bias=_add_bias_once,
-    activate=activate_once, largest=largest_compared,
+    activate=activate_once, largest=largest_compared, depthwise=grouped,
 )  # fmt: skip

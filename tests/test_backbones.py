@@ -53,6 +53,29 @@ def resnet25():
     return total
 
 
+def imagenet(blocks, bottleneck=False):
+    total, cin = conv(3, 64, 7, bias=False) + norm(64), 64
+    for stage, c in enumerate((64, 128, 256, 512)):
+        for block in range(blocks[stage]):
+            out = 4 * c if bottleneck else c
+            layers = ((cin, c, 1), (c, c, 3), (c, out, 1)) if bottleneck else ((cin, c, 3), (c, c, 3))
+            total += sum(conv(*layer, bias=False) + norm(layer[1]) for layer in layers)
+            total += (conv(cin, out, 1, bias=False) + norm(out)) * (block == 0 and (stage > 0 or bottleneck))
+            cin = out
+    return total
+
+
+def mobile(*stages):
+    total, cin = conv(3, 32, bias=False) + norm(32), 32
+    for expand, size, c, blocks in stages:
+        for _ in range(blocks):
+            wide = cin * expand
+            total += (conv(cin, wide, 1, bias=False) + norm(wide)) * (expand > 1)
+            total += wide * size**2 + norm(wide) + conv(wide, c, 1, bias=False) + norm(c)
+            cin = c
+    return total + conv(cin, 1280, 1, bias=False) + norm(1280)
+
+
 # Counted above from the description of each network, layer by layer.
 GOLDEN = {
     "conv4": conv(3, 64) + 3 * conv(64, 64) + 4 * norm(64),
@@ -60,12 +83,39 @@ GOLDEN = {
     "resnet12_640": resnet12_640(),  # 12,424,320, as RFS' and MetaOptNet's code counts it
     "resnet18": resnet18(),
     "resnet25": resnet25(),
+    # 11,689,512, 21,797,672 and 25,557,032 with their classifiers, as torchvision counts them
+    "imagenet_resnet18": imagenet((2, 2, 2, 2)),
+    "imagenet_resnet34": imagenet((3, 4, 6, 3)),
+    "imagenet_resnet50": imagenet((3, 4, 6, 3), bottleneck=True),
+    # 4,652,008 and 3,504,872 with their classifiers of 1,281,000, as their publishers count them
+    "efficientnet_lite0": mobile(
+        (1, 3, 16, 1), (6, 3, 24, 2), (6, 5, 40, 2), (6, 3, 80, 3), (6, 5, 112, 3), (6, 5, 192, 4), (6, 3, 320, 1)
+    ),
+    "mobilenet_v2": mobile(
+        (1, 3, 16, 1), (6, 3, 24, 2), (6, 3, 32, 3), (6, 3, 64, 4), (6, 3, 96, 3), (6, 3, 160, 3), (6, 3, 320, 1)
+    ),
 }
-FEATURES = {"conv4": 64, "resnet12": 512, "resnet12_640": 640, "resnet18": 512, "resnet25": 640}
+FEATURES = {
+    "conv4": 64, "resnet12": 512, "resnet12_640": 640, "resnet18": 512, "resnet25": 640, "imagenet_resnet18": 512,
+    "imagenet_resnet34": 512, "imagenet_resnet50": 2048, "efficientnet_lite0": 1280, "mobilenet_v2": 1280,
+}  # fmt: skip
+
+
+MOBILE = ("efficientnet_lite0", "mobilenet_v2")
+# The networks of ImageNet's ResNets are made of the same layers as resnet25; of the mobile ones: test_vision_mobile.
+QUICK = [name for name in backbones.NAMES if not name.startswith("imagenet") and name not in MOBILE]
 
 
 def shapes(module, size=84, channels=3):
     return jax.eval_shape(lambda key: module.init(key, jnp.zeros((1, size, size, channels))), jax.random.key(0))
+
+
+def test_networks_of_imagenet_have_as_many_parameters_as_published():
+    with_classifier = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032}
+    for depth, count in with_classifier.items():
+        assert GOLDEN[f"imagenet_resnet{depth}"] + 1000 * (FEATURES[f"imagenet_resnet{depth}"] + 1) == count
+    assert GOLDEN["efficientnet_lite0"] + 1_281_000 == 4_652_008
+    assert GOLDEN["mobilenet_v2"] + 1_281_000 == 3_504_872
 
 
 def test_every_backbone_has_a_golden_count():
@@ -187,9 +237,9 @@ def test_pooling_before_the_norm_changes_nothing(mode, activation, float64):
 
 
 @pytest.mark.parametrize(
-    ("norm", "mode"), [*(("batch", mode) for mode in backbones.BATCH_STATISTICS), ("layer", "train"), ("none", "train")]
+    ("norm", "mode"), [*(("batch", mode) for mode in layers.BATCH_STATISTICS), ("layer", "train"), ("none", "train")]
 )
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_both_ways_of_writing_have_the_same_gradients(name, norm, mode, monkeypatch, float64):
     """What a CPU gets and what other devices get, where a bias that batch norm cancels has a gradient of exactly 0."""
     module = create_backbone(name, width=0.05, conv_bias=True, norm=norm)

@@ -1,8 +1,5 @@
-"""Published weight files, read and written. Start with files.py, which is what users call.
-
-file_formats.py reads and writes the bytes; pytorch.py and tensorflow.py know the key names of each implementation;
-kept_networks.py is this project's own file of a trained network.
-"""
+"""Published weight files: files.py reads those of few-shot learning, networks.py others (start there).
+They read bytes by file_formats.py and pth.py, names by pytorch.py, tensorflow.py, vision_keys.py."""
 
 from mtl_jax.reference_weights.files import (
     ReferenceWeights,
@@ -11,5 +8,7 @@ from mtl_jax.reference_weights.files import (
     export_safetensors,
     load_reference_weights,
 )
+from mtl_jax.reference_weights.networks import Network, load_network
 
-__all__ = ["ReferenceWeights", "export_npy", "export_pth", "export_safetensors", "load_reference_weights"]
+__all__ = ["Network", "ReferenceWeights", "export_npy", "export_pth", "export_safetensors", "load_network",
+           "load_reference_weights"]  # fmt: skip

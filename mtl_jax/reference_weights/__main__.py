@@ -1,16 +1,17 @@
-"""Weight files of the two reference implementations and of RFS, FEAT, DeepEMD and MetaOptNet: shows and converts them.
+"""Weight files: shows and converts those of the two reference implementations and of RFS, FEAT, DeepEMD and
+MetaOptNet, and ResNets and vision transformers of torchvision, timm, DINO, DINOv2 and Hugging Face.
 
     python -m mtl_jax.reference_weights info FILE
     python -m mtl_jax.reference_weights convert FILE OUT.pth|OUT.safetensors|OUT.npy
 
-FILE is a .pth (.pt, .pth.tar) of PyTorch code; a .npy of the TensorFlow code, several separated by commas, or a folder
-of them; a .safetensors; or a workdir of train.py.
+FILE is a .pth (.pt, .pth.tar, .bin) of PyTorch code; a .npy of the TensorFlow code, several separated by commas, or a
+folder of them; a .safetensors; a workdir of train.py; or hf-hub:OWNER/NAME.
 """
 
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -18,6 +19,7 @@ from mtl_jax import config, meta
 from mtl_jax.config.rules import is_weights
 from mtl_jax.errors import CheckpointError
 from mtl_jax.launch import program
+from mtl_jax.reference_weights import kept_networks, networks
 from mtl_jax.reference_weights.files import (
     ReferenceWeights,
     export_npy,
@@ -26,8 +28,11 @@ from mtl_jax.reference_weights.files import (
     load_reference_weights,
 )
 from mtl_jax.reference_weights.trees import GROUPS
+from mtl_jax.words import counted
 from mtl_jax.workdir import Workdir, named_arrays, writing
 from mtl_jax.workdir.checkpoint import Checkpoints
+
+_LISTED = 8  # keys that a line names; it counts the others
 
 
 def from_workdir(path: Path) -> ReferenceWeights:
@@ -49,7 +54,10 @@ def from_workdir(path: Path) -> ReferenceWeights:
 
 def _pretrained(settings: ConfigDict, workdir: Workdir) -> ReferenceWeights:
     """The pre-trained backbone of a run, or of its `pretrain.init`: a workdir or a weight file."""
-    init = os.path.expanduser(settings.pretrain.init)
+    init = kept_networks.init_path(settings.pretrain.init)
+    if kept_networks.is_kept(init):
+        kept = kept_networks.read(Path(init))
+        return ReferenceWeights(settings.backbone.name, *kept.model.frozen, None, None)
     if init and is_weights(init):
         return load_reference_weights(init)
     source = Workdir(init) if init else workdir
@@ -67,9 +75,26 @@ def describe(weights: ReferenceWeights) -> str:
         tree = getattr(weights, group)
         arrays = named_arrays.flatten(tree) if tree else {}
         count = sum(array.size for array in arrays.values())
-        lines.append(f"{group}: {len(arrays)} arrays, {count:,} numbers" if arrays else f"{group}: none")
+        lines.append(
+            f"{group}: {counted(len(arrays), 'array')}, {counted(count, 'number', ',')}" if arrays else f"{group}: none"
+        )
     if weights.head:
-        lines.append(f"head: {weights.head['kernel'].shape[1]} classes")
+        lines.append(f"head: {counted(weights.head['kernel'].shape[1], 'class')}")
+    return "\n".join(lines)
+
+
+def describe_network(network: networks.Network) -> str:
+    """What a network is, one line a fact."""
+    name, options = networks.named(network.module)
+    lines = [f"backbone: {name}", "options: " + ", ".join(f"{key} {value}" for key, value in options.items())]
+    for group, tree in (("params", network.params), ("batch_stats", network.batch_stats)):
+        arrays = named_arrays.flatten(tree) if tree else {}
+        count = sum(array.size for array in arrays.values())
+        lines.append(f"{group}: {len(arrays)} arrays, {count:,} numbers" if arrays else f"{group}: none")
+    lines.append("images: " + ", ".join(f"{key} {value}" for key, value in network.description.items()))
+    if network.left_out:
+        more = f" and {len(network.left_out) - _LISTED} more" if len(network.left_out) > _LISTED else ""
+        lines.append(f"left out: {', '.join(network.left_out[:_LISTED])}{more}")
     return "\n".join(lines)
 
 
@@ -81,21 +106,26 @@ def main(argv: Sequence[str]) -> int:
         command = commands.add_parser(name, help=about)
         command.add_argument(
             "file",
-            help=".pth, .pt, .pth.tar, .npy (several: separated by commas), folder of .npy, .safetensors, or workdir",
+            help=".pth, .pt, .pth.tar, .bin, .npy (several: separated by commas), folder of .npy, .safetensors, "
+            "workdir, or hf-hub:OWNER/NAME",
         )
         if name == "convert":
             command.add_argument("out", type=Path, help="ends in .pth, .npy or .safetensors")
     flags = parser.parse_args(argv[1:])
     path = Path(flags.file)
-    weights = from_workdir(path) if (path / "config.json").exists() else load_reference_weights(flags.file)
-    print(describe(weights))
+    is_run = (path / "config.json").exists() and not networks.in_folder(path)
+    weights = from_workdir(path) if is_run else networks.read(flags.file)
+    is_network = isinstance(weights, networks.Network)
+    print(describe_network(weights) if is_network else describe(weights))
     if flags.command == "convert":
-        _convert(weights, flags.out)
+        _convert(weights, flags.out, {".safetensors": networks.write} if is_network else _EXPORTS)
     return 0
 
 
-def _convert(weights: ReferenceWeights, out: Path) -> None:
-    exports = {".pth": export_pth, ".pt": export_pth, ".npy": export_npy, ".safetensors": export_safetensors}
+_EXPORTS = {".pth": export_pth, ".pt": export_pth, ".npy": export_npy, ".safetensors": export_safetensors}
+
+
+def _convert(weights: Any, out: Path, exports: Mapping[str, Callable]) -> None:
     if out.suffix not in exports:
         raise CheckpointError(f"{out}: expected a name that ends in {', '.join(exports)}")
     with writing(out, "give another path", CheckpointError):

@@ -1,7 +1,8 @@
-"""The file formats .pth, .npy and .safetensors: mappings of arrays in and out, without running code from a file."""
+"""The file formats .pth, .npy and .safetensors: mappings of arrays in and out, without running code from a file.
 
-import argparse
-import re
+pth.py reads the first.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,55 +11,40 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from mtl_jax.config.rules import PYTORCH_SUFFIXES
 from mtl_jax.data.sources import safe_pickle
-from mtl_jax.errors import CheckpointError, MtlError, first_line
+from mtl_jax.errors import CheckpointError, MtlError
+from mtl_jax.reference_weights import pth
 
 _NUMPY = b"\x93NUMPY"
+_NEWER = ("BF16", "F8_E4M3", "F8_E5M2")  # types that NumPy has not, and JAX has
 
 
-def read_pth(path: Path) -> Any:
-    """The content of a PyTorch file, old or new (zip): tensors, plain containers, command lines.
-
-    Raises:
-      MtlError: PyTorch is not installed.
-      CheckpointError: the file is damaged or asks for more than data.
-    """
-    torch = _torch(path)
+def kind_of(path: Path) -> str | None:
+    """What a file holds, by its first bytes or else its name: 'pth', 'npy' or 'safetensors'; None: none of these."""
     with path.open("rb") as file:
-        if file.read(200).lstrip()[:1] == b"<":
-            raise CheckpointError(f"{path}: a web page, not a PyTorch file; fetch the file that the page leads to")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # RFS and FEAT save their flags with the weights
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make it raise nearly anything
-        raise CheckpointError(f"{path}: not a PyTorch file of plain tensors: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    if refused:
-        return f"it needs the code of {refused[1]}; save the network's state_dict() alone"
-    return f"{first_line(error)[:200]}; fetch it again"
+        start = file.read(9)
+    if start.startswith((pth.ZIP, b"\x80")):
+        return "pth"
+    if start.startswith(_NUMPY):
+        return "npy"
+    if start[8:] == b"{" and path.stat().st_size >= int.from_bytes(start[:8], "little"):
+        return "safetensors"
+    by_name = {".npy": "npy", ".safetensors": "safetensors"}
+    return "pth" if path.name.endswith(PYTORCH_SUFFIXES) else by_name.get(path.suffix)
 
 
 def write_pth(path: Path, mapping: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """Writes {'params': state dict} as PyTorch does."""
-    torch = _torch(path)
+    """Writes {'params': state dict} as PyTorch does. Raises MtlError where PyTorch is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise MtlError(f"{path}: PyTorch writes .pth files; run: pip install 'mtl_jax[torch]'") from error
     tensors = {
         group: {key: torch.from_numpy(np.array(value)) for key, value in state.items()}
         for group, state in mapping.items()
     }
     torch.save(tensors, path)
-
-
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MtlError(
-            f"{path}: .pth files need PyTorch; run: pip install 'mtl_jax[torch]', or give a loaded mapping"
-        ) from error
-    return torch
 
 
 def read_npy(path: Path) -> Mapping[str, Any]:
@@ -70,7 +56,7 @@ def read_npy(path: Path) -> Mapping[str, Any]:
     """
     content = path.read_bytes()
     if not content.startswith(_NUMPY):
-        raise CheckpointError(f"{path}: not a NumPy file; fetch it again")
+        raise _not(path, "a NumPy file", content[:512])
     size = int.from_bytes(content[8:10] if content[6] == 1 else content[8:12], "little")
     header_end = (10 if content[6] == 1 else 12) + size
     is_pickle = b"'|O'" in content[:header_end]
@@ -90,9 +76,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """The arrays by name, and the metadata, of a safetensors file. Raises CheckpointError if it is damaged."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            newer = {name for name in file.keys() if file.get_slice(name).get_dtype() in _NEWER}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys() if name not in newer}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        if newer:
+            with safetensors.safe_open(path, framework="flax") as file:
+                arrays |= {name: np.asarray(file.get_tensor(name)) for name in newer}
+        return arrays, metadata
     except Exception as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); fetch it again") from error
+        with path.open("rb") as opened:
+            raise _not(path, "a safetensors file", opened.read(512), f" ({error})") from error
+
+
+def _not(path: Path, kind: str, start: bytes, reason: str = "") -> CheckpointError:
+    """The error of a file that is not of the kind that its name says."""
+    if not start:
+        return CheckpointError(f"{path}: an empty file, perhaps a download that stopped; fetch it again")
+    if what := pth.known(start):
+        return CheckpointError(f"{path}: {what}, not {kind}; fetch the file that belongs here")
+    return CheckpointError(f"{path}: not {kind}{reason}; fetch it again")
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

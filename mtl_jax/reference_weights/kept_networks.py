@@ -6,6 +6,7 @@ and the head. Optimisers, counters and this machine's paths are left out.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from mtl_jax.reference_weights import file_formats
 from mtl_jax.workdir import named_arrays
 
 FORMAT = 1
+_PACKAGED = Path(__file__).parents[1] / "export"
 
 
 class Kept(NamedTuple):
@@ -38,7 +40,7 @@ class Kept(NamedTuple):
 
 
 def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.float32) -> None:
-    """Writes a network.
+    """Writes a network; one that was trained elsewhere may come without a head.
 
     Args:
       path: the file.
@@ -51,7 +53,8 @@ def write(path: Path, kept: Kept, *, base: Path | None = None, dtype: Any = np.f
     """
     learned, frozen = kept.model.learned, kept.model.frozen
     if base is None:
-        tree = {"params": backbone_params(learned, frozen), "batch_stats": frozen.batch_stats, "head": learned["head"]}
+        tree = {"params": backbone_params(learned, frozen), "batch_stats": frozen.batch_stats}
+        tree |= {"head": learned["head"]} if "head" in learned else {}
     elif learned.keys() <= {"ss", "head"}:
         tree = learned
     else:
@@ -96,6 +99,34 @@ def read(path: Path) -> Kept:
         return Kept(settings, int(content["step"]), shape, model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a kept network of mtl_jax ({error}); fetch it again") from error
+
+
+def packaged_names() -> list[str]:
+    """The names of the networks that come with the package."""
+    return sorted(file.stem for file in _PACKAGED.glob("*.safetensors"))
+
+
+def packaged(name: str) -> Path:
+    """The file of a network that comes with the package.
+
+    Raises:
+      CheckpointError: there is none of that name.
+    """
+    if name not in packaged_names():
+        known = ", ".join(packaged_names()) or "none"
+        raise CheckpointError(f"no network {name!r} comes with the package, expected one of: {known}")
+    return packaged_path(name)
+
+
+def packaged_path(name: str) -> Path:
+    """Where the file of a network that comes with the package lies."""
+    return _PACKAGED / f"{name}.safetensors"
+
+
+def init_path(init: str) -> str:
+    """The path of what `pretrain.init` names, a workdir or weights: a path, or the name of a network in the package."""
+    path = os.path.expanduser(init)
+    return str(packaged(init)) if init in packaged_names() and not os.path.exists(path) else path
 
 
 def _read_base(path: Path, base: Mapping[str, str]) -> Frozen:

@@ -18,18 +18,24 @@ GROUPS = ("params", "batch_stats", "ss", "head")
 Shape = tuple[int | None, ...]  # None: the number of classes, which the file decides
 Names = dict[str, tuple[str, Shape]]  # a reference's key -> the path here, such as 'params/block1/...', and its shape
 
-_WIDEST = {
+WIDEST = {
     "resnet25": ("stage3/block4/conv2/kernel", 640),
     "resnet12": ("block4/conv3/kernel", 512),
     "resnet12_640": ("block4/conv3/kernel", 640),
     "resnet18": ("stage4/block2/conv2/kernel", 512),
+    "imagenet_resnet18": ("stage4/block2/conv2/kernel", 512),
+    "imagenet_resnet34": ("stage4/block3/conv2/kernel", 512),
+    "imagenet_resnet50": ("stage4/block3/conv3/kernel", 2048),
+    "efficientnet_lite0": ("stage7/conv/kernel", 1280),
+    "mobilenet_v2": ("stage7/conv/kernel", 1280),
 }
 
 
 class ReferenceWeights(NamedTuple):
     """The content of a reference's weight file as this project's trees of NumPy arrays; None for what it does not have.
 
-    backbone: 'resnet25', 'resnet12_640' (PyTorch), 'resnet12' or 'resnet18' (TensorFlow).
+    backbone: 'resnet25', 'resnet12_640', 'efficientnet_lite0', 'mobilenet_v2', 'imagenet_resnet50' and kin (PyTorch),
+      'resnet12' or 'resnet18' (TensorFlow).
     params: Θ.
     batch_stats: the running averages of batch norm.
     ss: Φ, for `apply_scale_shift(params, ss)`.
@@ -45,7 +51,7 @@ class ReferenceWeights(NamedTuple):
     @property
     def width(self) -> float:
         """The factor on the channel counts: 1.0 for the reference's own size."""
-        path, channels = _WIDEST[self.backbone]
+        path, channels = WIDEST[self.backbone]
         return named_arrays.flatten(self.params)[path].shape[-1] / channels
 
     def module(self, **options: Any) -> nn.Module:
@@ -163,9 +169,11 @@ def _neutral(path: str, shape: Shape) -> np.ndarray | None:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """An array or a PyTorch tensor as a NumPy array; PyTorch is not imported."""
+    """An array or a PyTorch tensor as a NumPy array of its own types; PyTorch is not imported."""
     value = value.detach().cpu() if hasattr(value, "detach") else value
-    return np.asarray(value)
+    value = value.float() if str(getattr(value, "dtype", "")) == "torch.bfloat16" else value
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name.startswith(("bfloat16", "float8")) else array
 
 
 def _fits(shape: tuple[int, ...], expected: Shape) -> bool:

@@ -93,6 +93,8 @@ WRAPPED = {
     "a trainer": (False, lambda s: {"epoch": 9, "state_dict": s, "optimizer": {"state": {}, "param_groups": []}}),
     "RFS' wrapper": (False, lambda s: {"epoch": 9, "model": s}),
     "of wrappers": (True, lambda s: {"model": {"state_dict": s}}),
+    "of unknown wrappers": (False, lambda s: {"checkpoint": {"learner": {"state_dict": s}}, "epoch": 9}),
+    "a prefix around encoder and head": (True, lambda s: {"params": {f"model.{key}": v for key, v in s.items()}}),
     "a prefix of its own": (False, lambda s: {f"backbone.{key}": value for key, value in s.items()}),
 }
 
@@ -129,9 +131,27 @@ def test_a_web_page_and_a_whole_network_are_named(tmp_path):
     page.write_text("\n<!DOCTYPE html><html>too large to scan for viruses</html>")
     with pytest.raises(CheckpointError, match=r"page\.pth: a web page, not a PyTorch file; fetch the file"):
         mtl_jax.load_reference_weights(page)
-    torch.save(torch.nn.Linear(2, 2), network)
-    with pytest.raises(CheckpointError, match=r"network\.pth.*needs the code of torch\.nn.*Linear; save .*state_dict"):
-        mtl_jax.load_reference_weights(network)
+    for content in (torch.nn.Linear(2, 2), {"epoch": 9, "learner": torch.nn.Linear(2, 2)}):
+        torch.save(content, network)
+        with pytest.raises(
+            CheckpointError, match=r"network\.pth.*needs the code of torch\.nn.*Linear; save .*state_dict"
+        ):
+            mtl_jax.load_reference_weights(network)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("npy", "a NumPy"), ("safetensors", "a safetensors"), ("bin", "a PyTorch")]
+)
+def test_what_stands_in_place_of_weights_of_any_kind_is_named(tmp_path, suffix, kind):
+    file = tmp_path / f"a.{suffix}"
+    for content, words in (
+        (b"<!DOCTYPE html>", f"a web page, not a {kind} file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", f"Git LFS pointer .*, not a {kind} file"),
+        (b"", "an empty file"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"a\.{suffix}: .*{words}"):
+            mtl_jax.load_reference_weights(file)
 
 
 def test_another_networks_weights_cannot_be_written_as_pth():
@@ -168,18 +188,26 @@ def test_no_file_can_run_code(tmp_path, capsys):
     assert "code ran" not in capsys.readouterr().out
 
 
-def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
-    (tmp_path / "a.pth").write_bytes(b"anything")
+def test_pth_files_are_read_without_torch_and_written_with_it(tmp_path, monkeypatch, state):
+    torch = pytest.importorskip("torch")
+    torch.save({key: torch.tensor(value) for key, value in state.items()}, tmp_path / "a.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MtlError, match=r"a\.pth: \.pth files need PyTorch; run: pip install"):
-        mtl_jax.load_reference_weights(tmp_path / "a.pth")
+    loaded = mtl_jax.load_reference_weights(tmp_path / "a.pth")
+    with pytest.raises(MtlError, match=r"b\.pth: PyTorch writes \.pth files; run: pip install 'mtl_jax\[torch\]'"):
+        reference_weights.export_pth(loaded, tmp_path / "b.pth")
+
+
+def test_what_a_file_holds_decides_not_its_name(tmp_path, state):
+    reference_weights.export_safetensors(mtl_jax.load_reference_weights(state), tmp_path / "a.pth")
+    assert mtl_jax.load_reference_weights(tmp_path / "a.pth").backbone == "resnet25"
+    (tmp_path / "a.txt").write_text("no weights")
+    with pytest.raises(CheckpointError, match=r"a\.txt: not a weight file; expected one of \.pth"):
+        mtl_jax.load_reference_weights(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 damaged", b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}"])
 @pytest.mark.parametrize("suffix", rules.WEIGHT_SUFFIXES)
 def test_damaged_files_are_named(tmp_path, suffix, content):
-    if suffix in rules.PYTORCH_SUFFIXES:
-        pytest.importorskip("torch")
     path = tmp_path / f"damaged{suffix}"
     path.write_bytes(content)
     with pytest.raises(MtlError, match=f"damaged{suffix}"):
