@@ -3,7 +3,8 @@
     python -m mtl_jax.classify --support=my_classes --query=unsorted
     python -m mtl_jax.classify --support=my_classes --query=unsorted --workdir=runs/mine --unknown=0.5
 
-my_classes/ has one folder per class, with any number of images in each; unsorted/ has images at any depth. It writes
+my_classes/ has one folder per class, with any number of images in each; unsorted/ has images at any depth. What a file
+holds decides whether it is an image, not its name; every other file is named and left out. It writes
 predictions.csv (file, class, probability, runner-up and its probability) and predictions.png, a contact sheet.
 With --unknown=P, an image whose most probable class is less probable than P is 'unknown'. The table then gives that
 class as the runner-up, and its probability in both columns.
@@ -13,21 +14,29 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtl_jax.classify import contact_sheet, sort
-from mtl_jax.errors import MtlError
+from mtl_jax.classify import contact_sheet, folders, sort
+from mtl_jax.classify.classifier import PRETRAINED
+from mtl_jax.config import own_backbone
+from mtl_jax.errors import ConfigError, DataError, MtlError
 from mtl_jax.launch import program
+from mtl_jax.reference_weights import kept_networks
+from mtl_jax.words import counted
 
 
 def parser() -> program.Parser:
     """The program's parser."""
     root = program.Parser("python -m mtl_jax.classify", description=__doc__)
-    root.add_argument("--workdir", type=Path, help="the run of train.py whose network to use (default: the package's)")
+    root.add_argument("--workdir", type=Path, help="the run of train.py whose network to use")
+    names = ", ".join(kept_networks.packaged_names())
+    about = f"a network of the package: {names} ({PRETRAINED}); {own_backbone.WITH_RUN}"
+    root.add_argument("--backbone", metavar="NAME", help=about)
     root.add_argument("--support", type=Path, help="a folder with one folder of images per class")
     root.add_argument("--classifier", type=Path, help="instead of --support: a file that --save wrote")
     root.add_argument("--query", type=Path, required=True, help="a folder of images to sort, or one image")
     root.add_argument("--output", type=Path, default=Path("predictions.csv"), help="the table (predictions.csv)")
     root.add_argument("--sheet", type=Path, help="the contact sheet (the table's name with .png)")
     root.add_argument("--unknown", type=float, metavar="P", help="answer 'unknown' below this probability")
+    root.add_argument("--unknown-label", metavar="NAME", help="the answer below it, where a class is called 'unknown'")
     root.add_argument("--temperature", type=float, help="of the probabilities (default: found by leaving images out)")
     root.add_argument("--save", type=Path, help="write the fitted classifier to this file")
     target = root.add_mutually_exclusive_group()
@@ -39,27 +48,51 @@ def parser() -> program.Parser:
 def run(argv: Sequence[str]) -> int:
     """The program."""
     flags = parser().parse_args(argv[1:])
-    files = sort.find_images(flags.query)
-    classifier = sort.make_classifier(
-        flags.support, flags.classifier, flags.workdir, unknown=flags.unknown, temperature=flags.temperature
+    if bool(flags.support) == bool(flags.classifier):
+        raise ConfigError("give either --support=DIR or --classifier=FILE")
+    backbone = own_backbone.load_beside(flags.workdir, flags.backbone)
+    query = folders.find_images(flags.query)
+    support = folders.find_support(flags.support) if flags.support else None
+    sheet = flags.sheet or flags.output.with_suffix(".png")
+    sort.refuse_overwriting(
+        {"table": flags.output, "contact sheet": sheet, "classifier": flags.save},
+        [*(flags.query / file for file in query.files), *(support.files if support else [])],
     )
-    read = sort.read_photos(flags.query, files, classifier.image_transform)
+    if not query.files:
+        _print_left_out(query.left_out)
+        raise _nothing_to_read(flags.query, query.left_out)
+    classifier = sort.make_classifier(
+        support, flags.classifier, flags.workdir, backbone,
+        unknown=flags.unknown, unknown_label=flags.unknown_label, temperature=flags.temperature,
+    )  # fmt: skip
+    read = sort.read_photos(flags.query, query.files, classifier.image_transform)
     photos = [photo for photo in read if isinstance(photo, sort.Photo)]
-    errors = [error for error in read if isinstance(error, MtlError)]
+    left_out = [*query.left_out, *(str(error) for error in read if isinstance(error, MtlError))]
+    _print_left_out([*(support.left_out if support else []), *left_out])
+    if not photos:
+        raise _nothing_to_read(flags.query, left_out)
     sort.warn_of_copies(classifier, photos)
     predictions = sort.predict(classifier, photos)
     sort.write_table(flags.output, predictions)
-    sheet = flags.sheet or flags.output.with_suffix(".png")
     contact_sheet.save(sheet, predictions, [photo.thumbnail for photo in photos])
     if flags.copy or flags.link:
         sort.sort_files(flags.query, predictions, flags.copy or flags.link, link=bool(flags.link))
     if flags.save:
         classifier.save(flags.save)
-    for error in errors:
-        print(f"left out: {error}", file=sys.stderr)
-    print(f"{sort.describe_support(classifier)}; {len(photos)} images sorted, {len(errors)} left out: "
-          f"{flags.output}, {sheet}")  # fmt: skip
+    of_support = f", {counted(len(support.left_out), 'file')} left out" if support and support.left_out else ""
+    print(f"{sort.describe_support(classifier)}{of_support}; {counted(len(photos), 'image')} sorted, "
+          f"{len(left_out)} left out: {flags.output}, {sheet}")  # fmt: skip
     return 0
+
+
+def _print_left_out(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"left out: {line}", file=sys.stderr)
+
+
+def _nothing_to_read(query: Path, left_out: Sequence[str]) -> DataError:
+    files = counted(len(left_out), "file")
+    return DataError(f"{query}: no image that can be read, {files} left out; nothing is written")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,24 +8,26 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mtl_jax.classify import file, head, inputs
-from mtl_jax.classify.inputs import UNKNOWN_SOURCE, Source
+from mtl_jax.classify import file, folders, head, inputs, learner, parameters
+from mtl_jax.classify.inputs import UNKNOWN_SOURCE, Loaded, Source
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.export import embedding
+from mtl_jax.learners import BaseLearner, moved_part
+from mtl_jax.types import Params
 
-UNKNOWN = "unknown"
-UNKNOWN_NUMBER = -1
-PRETRAINED = "fc100-conv4"
+PRETRAINED = "imagenet-lite0"
+FITTED = ("coef_", "intercept_", "base_learner_", "learned_")  # the first two or the last two
 FLOATS = [np.float64, np.float32]  # other dtypes become the first
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """MTL's meta-test for any number of classes and any number of images of each, equal or not.
 
-    The head starts at zero and takes `steps` gradient steps on the class-balanced loss over the support images. The
-    backbone does not change. X can be images or features. Images: a sequence of paths, Pillow images or arrays, uint8
-    [H, W] or [H, W, C]; or one array, uint8 [B, H, W] or [B, H, W, C]. Features: a 2-D array [B, F].
+    The head starts at zero and takes `steps` gradient steps on the class-balanced loss over the support images, unless
+    `base_learner` says otherwise. The backbone does not change. X can be images or features. Images: a sequence of
+    paths, Pillow images or arrays, uint8 [H, W] or [H, W, C]; or one array, uint8 [B, H, W] or [B, H, W, C]. Features:
+    a 2-D array [B, F].
 
     Args:
       embed: stored images uint8 [B, H, W, C] -> features [B, F], as `from_workdir` gives it. With None, X is features.
@@ -37,10 +39,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
       image_size: images are resized (shorter side, bilinear) and cropped to this square for `embed`; 0: left as they
         are.
       channels: 1 or 3; 0: as many as the image has.
+      base_learner: instead of `steps` and `lr`, any base-learner: `Prototypes`, `Ridge` or `Logistic` of
+        `mtl_jax.solved_learners`, a `mtl_jax.learners.Inner`, or a function (learned, support features [S, F], labels
+        int [S], query features [Q, F]) -> logits [Q, N]. Its `way` is replaced by the number of classes.
+      learned: what the base-learner takes first. None: what its `init` makes; {} if it has none.
 
     Attributes:
       classes_: sorted.
-      coef_, intercept_: the head, [F, N] and [N].
+      coef_, intercept_: the head, [F, N] and [N]; not with a `base_learner`.
+      base_learner_, learned_: the `base_learner` for this number of classes, and what it takes first.
       temperature_: the temperature in use.
       support_features_, support_labels_: [S, F], and positions in `classes_`, [S].
       support_images_: where each support row came from, [S] (see `inputs.Source`); not saved.
@@ -62,6 +69,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         unknown_label: Any = None,
         image_size: int = 0,
         channels: int = 0,
+        base_learner: BaseLearner | None = None,
+        learned: Params | None = None,
     ) -> None:
         self.embed = embed
         self.steps = steps
@@ -71,39 +80,45 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.unknown_label = unknown_label
         self.image_size = image_size
         self.channels = channels
+        self.base_learner = base_learner
+        self.learned = learned
 
     @classmethod
     def from_workdir(cls, path: str | Path, **parameters: Any) -> "FewShotClassifier":
-        """A classifier with the network of a run of train.py, and the inner loop of that run's evaluation.
+        """A classifier with the network of a run of train.py, and the base-learner of that run's evaluation.
+
+        What the run has learned of its base-learner is used, but for what belongs to its training classes: a linear
+        head starts from zero, a cosine head from prototypes.
 
         Args:
           path: the workdir.
-          **parameters: as for the class, e.g. unknown_threshold=0.5 or another number of steps.
+          **parameters: as for the class, e.g. unknown_threshold=0.5, another number of steps, or another base_learner.
 
         Raises:
-          MtlError: no such run; or its features depend on other images (see `embedding.load`) or on the task, or its
-            inner loop changes them before the head.
+          MtlError: no such run; or its features depend on other images (see `embedding.load`) or on the task; or
+            `steps`, `lr` or `learned` is given, and its base-learner is more than a linear head.
         """
         embed = embedding.load(path)
-        if embed.inner.adapt != "head":
+        if moved_part(embed.inner) != "head":
             raise ConfigError(
                 f"{path}: its inner loop adapts the backbone too (inner.adapt={embed.inner.adapt!r}); "
                 "a FewShotClassifier adapts the head alone: give a run with inner.adapt='head'"
             )
-        if embed.inner.features != "plain":
+        own = {} if "base_learner" in parameters else learner.of_run(embed.inner, embed.head)
+        if "base_learner" in own and (ignored := {"steps", "lr", "learned"}.intersection(parameters)):
             raise ConfigError(
-                f"{path}: its head takes {embed.inner.features!r} features (inner.features), which a "
-                "FewShotClassifier cannot make: give a run with inner.features='plain'"
+                f"{path}: its base-learner is {own['base_learner']}, to which {min(ignored)} does not apply; "
+                "give another base_learner instead"
             )
-        return cls(embed, **{"steps": embed.inner.steps, "lr": embed.inner.lr, **parameters})
+        return cls(embed, **{**own, **parameters})
 
     @classmethod
     def from_pretrained(cls, name: str = PRETRAINED, **parameters: Any) -> "FewShotClassifier":
         """A classifier with a network that comes with the package, so that no training run is needed.
 
         Args:
-          name: the network. 'fc100-conv4' was trained on 60 classes of CIFAR-100 at 32 x 32 pixels. It is a start: a
-            network trained on images like yours will do better. docs/results.md has its measured accuracy.
+          name: the network. 'imagenet-lite0' was trained on ImageNet's 1000 classes at 224 x 224 pixels, 'fc100-conv4'
+            on 60 classes of CIFAR-100 at 32 x 32. docs/own_images.md has their measured accuracy.
           **parameters: as for the class. `lr` stays 'auto' unless given, since your images differ from its own.
 
         Raises:
@@ -111,26 +126,45 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """
         return cls(embedding.pretrained(name), **parameters)
 
-    def fit(self, X: Any, y: Sequence[Any]) -> "FewShotClassifier":
+    def fit(self, X: Any, y: Sequence[Any], *, errors: str = "raise") -> "FewShotClassifier":
         """Learns the classes of `y` from this support set alone, and forgets what was learned before.
 
         Args:
           X: images or features, see the class.
           y: one label per row: text or whole numbers.
+          errors: of images that cannot be read. 'raise', or 'skip': they are left out, and one warning names them.
 
         Raises:
-          DataError: an image cannot be read, or has two labels.
+          DataError: an image cannot be read or has two labels, or no image of a class can be read.
           ValueError: labels or features that cannot be learned from.
         """
-        return self._fit(*self._validated(X, y, reset=True))
+        return self._fit(*self._validated(X, y, errors, reset=True))
 
-    def partial_fit(self, X: Any, y: Sequence[Any], classes: Any = None) -> "FewShotClassifier":
+    def fit_folder(self, folder: str | Path, *, errors: str = "raise") -> "FewShotClassifier":
+        """As `fit`, on a folder that has one folder of images per class; classes are called after their folders.
+
+        Which files are images is decided by what they hold, whatever their names. One warning names all others.
+
+        Args:
+          folder: its path.
+          errors: as in `fit`.
+
+        Raises:
+          DataError: as `fit`; no such folder, an image in no class folder, or a class folder without images.
+        """
+        support = folders.find_support(Path(folder))
+        inputs.warn_of_left_out(support.left_out)
+        return self.fit(support.files, support.classes, errors=errors)
+
+    def partial_fit(
+        self, X: Any, y: Sequence[Any], classes: Any = None, *, errors: str = "raise"
+    ) -> "FewShotClassifier":
         """Adds images of new or known classes to the support set and fits the head again.
 
         Images that were given before are not embedded again.
 
         Args:
-          X, y: as for `fit`.
+          X, y, errors: as for `fit`.
           classes: all labels that will ever come, as in scikit-learn's incremental learners. Only used to check `y`: a
             class without images is never predicted.
         """
@@ -138,8 +172,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if len(unexpected):
             raise ValueError(f"y has {unexpected[0]!r}, which is not in classes")
         if not hasattr(self, "classes_"):
-            return self.fit(X, y)
-        features, labels, sources = self._validated(X, y, reset=False)
+            return self.fit(X, y, errors=errors)
+        features, labels, sources = self._validated(X, y, errors, reset=False)
         if labels.dtype.kind != self.classes_.dtype.kind and "U" in (labels.dtype.kind, self.classes_.dtype.kind):
             raise ValueError(f"y has labels like {labels[0]!r}, the classes so far are like {self.classes_[0]!r}")
         loaded_sources = [UNKNOWN_SOURCE] * len(self.support_labels_)  # a file has none
@@ -161,74 +195,95 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _fit_head(self, features: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> "FewShotClassifier":
-        self._check_parameters(classes)
-        self.classes_, self.support_features_, self.support_labels_ = classes, features, labels.astype(np.int32)
-        way = len(classes)
-        centre, lr = head.centre_and_rate(features, labels, way, self.lr)
-        loop = {"steps": self.steps, "lr": lr}
-        fitted = head.fit_head(features - centre, labels, way, **loop)
-        self.coef_, self.intercept_ = fitted["kernel"], fitted["bias"] - centre @ fitted["kernel"]
-        self.temperature_ = self.temperature
-        if self.temperature is None:
-            held_out = head.held_out_logits(features - centre, labels, way, **loop)
-            self.temperature_ = head.calibrate(held_out, labels)
+        parameters.check(self, classes)
+        way, labels = len(classes), labels.astype(np.int32)
+        if self.base_learner is None:
+            fitted = head.fitted(features, labels, way, steps=self.steps, lr=self.lr, temperature=self.temperature)
+        else:
+            fitted = learner.fitted(
+                self.base_learner, self.learned, features, labels, way, temperature=self.temperature
+            )
+        self.classes_, self.support_features_, self.support_labels_ = classes, features, labels
+        for name in FITTED:
+            vars(self).pop(name, None)
+        vars(self).update({f"{name}_": value for name, value in fitted.items()})
         return self
 
-    def _check_parameters(self, classes: np.ndarray) -> None:
-        if not (isinstance(self.steps, int | np.integer) and self.steps > 0):
-            raise ConfigError(f"steps is {self.steps!r}, expected a positive whole number")
-        if self.lr != head.AUTO_LR and not (isinstance(self.lr, int | float) and self.lr > 0):
-            raise ConfigError(f"lr is {self.lr!r}, expected a positive number or {head.AUTO_LR!r}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ConfigError(f"temperature is {self.temperature!r}, expected a positive number or None")
-        if self.unknown_threshold is None:
-            return
-        if not 0 <= self.unknown_threshold <= 1:
-            raise ConfigError(f"unknown_threshold is {self.unknown_threshold!r}, expected a probability or None")
-        if self._unknown(classes) in classes.tolist():
-            raise ConfigError(f"{self._unknown(classes)!r} is a class of its own; give another unknown_label")
+    def predict_proba(self, X: Any, *, errors: str = "raise") -> np.ndarray:
+        """Probabilities of the classes, [B, N], with columns in the order of `classes_`.
 
-    def _unknown(self, classes: np.ndarray) -> Any:
-        if self.unknown_label is not None:
-            return self.unknown_label
-        return UNKNOWN if classes.dtype.kind in "UO" else UNKNOWN_NUMBER
+        Args:
+          X: images or features, see the class.
+          errors: of images that cannot be read. 'raise', or 'skip': their rows are NaN, and one warning names them.
 
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Probabilities of the classes, [B, N], with columns in the order of `classes_`."""
+        Raises:
+          DataError: an image cannot be read.
+        """
         check_is_fitted(self, "classes_")
-        features, _ = self._embedded(X)
-        logits = validate_data(self, features, reset=False, dtype=FLOATS) @ self.coef_ + self.intercept_
+        features, loaded = self._embedded(X, errors)
+        if loaded is None or not loaded.left_out:
+            return self._probabilities(features)
+        probabilities = np.full((len(X), len(self.classes_)), np.nan)
+        if len(features):
+            probabilities[loaded.positions] = self._probabilities(features)
+        return probabilities
+
+    def _probabilities(self, features: Any) -> np.ndarray:
+        features = validate_data(self, features, reset=False, dtype=FLOATS)
+        if hasattr(self, "base_learner_"):
+            support, labels, way = self.support_features_, self.support_labels_, len(self.classes_)
+            logits = learner.logits(self.base_learner_, self.learned_, support, labels, features, way)
+        else:
+            logits = features @ self.coef_ + self.intercept_
         return np.exp(head.log_softmax(logits / self.temperature_))
 
-    def predict(self, X: Any) -> np.ndarray:
-        """The most probable class of each row, or `unknown_label` if it is less probable than `unknown_threshold`."""
-        return self.answers(self.predict_proba(X))
+    def predict(self, X: Any, *, errors: str = "raise") -> np.ndarray:
+        """The most probable class of each row, or `unknown_label` if it is less probable than `unknown_threshold`.
+
+        Args:
+          X: images or features, see the class.
+          errors: of images that cannot be read. 'raise', or 'skip': their answers are None, and one warning names them.
+
+        Returns:
+          [B], one answer a row of X, also where images are skipped; then its dtype is object.
+
+        Raises:
+          DataError: an image cannot be read.
+        """
+        return self.answers(self.predict_proba(X, errors=errors))
 
     def answers(self, probabilities: np.ndarray) -> np.ndarray:
-        """What `predict` answers, [B], given the result of `predict_proba`, [B, N]."""
+        """What `predict` answers, [B], given the result of `predict_proba`, [B, N]; None for a row of NaN."""
         likeliest = self.classes_[probabilities.argmax(1)]
-        if self.unknown_threshold is None:
-            return likeliest
-        is_unknown = probabilities.max(1) < self.unknown_threshold
-        label = np.array(self._unknown(self.classes_), object if likeliest.dtype == object else None)
-        return np.where(is_unknown, label, likeliest)
+        if self.unknown_threshold is not None:
+            is_unknown = probabilities.max(1) < self.unknown_threshold
+            label = np.array(
+                parameters.unknown_label(self, self.classes_), object if likeliest.dtype == object else None
+            )
+            likeliest = np.where(is_unknown, label, likeliest)
+        is_skipped = np.isnan(probabilities).any(1)
+        return np.where(is_skipped, None, likeliest.astype(object)) if is_skipped.any() else likeliest
 
-    def _validated(self, X: Any, y: Any, *, reset: bool) -> tuple[np.ndarray, np.ndarray, list[Source]]:
+    def _validated(self, X: Any, y: Any, errors: str, *, reset: bool) -> tuple[np.ndarray, np.ndarray, list[Source]]:
         """The features, labels and sources of a support set."""
-        features, sources = self._embedded(X)
+        features, loaded = self._embedded(X, errors)
+        if loaded is not None and loaded.left_out:
+            y = inputs.labels_of_loaded(loaded, X, y)
         features, labels = validate_data(self, features, y, reset=reset, dtype=FLOATS)
         inputs.check_labels(labels)
-        return features, labels, sources or [UNKNOWN_SOURCE] * len(labels)
+        return features, labels, loaded.sources if loaded else [UNKNOWN_SOURCE] * len(labels)
 
-    def _embedded(self, X: Any) -> tuple[Any, list[Source] | None]:
-        """The features of images and their sources; or X itself and None if it is features already."""
-        inputs.refuse_single(X)
+    def _embedded(self, X: Any, errors: str) -> tuple[Any, Loaded | None]:
+        """The features of images, [K, F], and what was loaded; or X itself and None if it is features already."""
+        inputs.check_errors(errors)
+        inputs.refuse_no_batch(X)
         if not inputs.is_images(X):
             return X, None
         if self.embed is None:
             raise DataError("X is images, but the classifier has no embed: make it by from_workdir, or give embed")
-        images, sources = inputs.load_images(X, self.image_transform)
-        return np.asarray(self.embed(images)), sources
+        loaded = inputs.load_images(X, self.image_transform, errors)
+        inputs.warn_of_left_out(loaded.left_out)
+        return np.asarray(self.embed(loaded.images)) if loaded.sources else np.zeros((0, 0)), loaded
 
     # Not named `transform`: scikit-learn takes what has one for a transformer.
     @property
@@ -241,10 +296,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Writes the head, class names, support features and labels, and the backbone's fingerprint to one small file.
 
-        The format is safetensors. The backbone is not in it: give it to `load` again.
+        With a `base_learner` its name and numbers stand in place of the head. The format is safetensors. The backbone
+        is not in it: give it to `load` again, unless it is the package's.
 
         Raises:
-          MtlError: the file cannot be written. NotFittedError: there is nothing to save.
+          MtlError: the file cannot be written, or the base-learner is code of your own. NotFittedError: there is
+            nothing to save.
         """
         file.write(self, path)
 
@@ -254,7 +311,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
           path: the file.
-          embed: the backbone it was fitted with: a workdir's path or a function. With None, it takes features only.
+          embed: the backbone it was fitted with: a workdir's path or a function. None: the network that comes with the
+            package, if it was fitted with one; else it takes features only.
 
         Raises:
           CheckpointError: the file is missing or damaged, or `embed` is not the backbone that it was fitted with.

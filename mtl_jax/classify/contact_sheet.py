@@ -1,5 +1,6 @@
 """A picture of sorted photographs: a block for each class, the most certain first, with file name and probability."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mtl_jax.data import pictures
-from mtl_jax.data.pictures import fitting, label_font, shorten
+from mtl_jax.data.lettering import text
+from mtl_jax.data.lettering.text import fitting, shorten
 
 COLUMNS = 10
 MAX_IMAGES = 500
@@ -18,8 +20,20 @@ PAPER, INK, PALE = "white", "black", "#666666"
 
 
 def save(path: Path, predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> None:
-    """Writes the sheet of `draw` as a PNG file. Raises DataError where it cannot be written."""
+    """Writes the sheet of `draw` as a PNG file, and says which letters no font here has.
+
+    Raises:
+      DataError: it cannot be written.
+    """
     pictures.save(draw(predictions, thumbnails), path)
+    shown = {name for row in predictions for name in (Path(row.file).name, row.answer, row.runner_up)}
+    if letters := text.without_font(shown):
+        some = letters[:20] + ("..." if len(letters) > 20 else "")
+        print(
+            f"warning: no font on this machine has {some}; {path} shows their code points, such as "
+            f"U+{ord(letters[0]):04X}; install a font that has them, such as Noto Sans",
+            file=sys.stderr,
+        )
 
 
 def draw(predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> Image.Image:
@@ -40,25 +54,25 @@ def draw(predictions: Sequence[Any], thumbnails: Sequence[np.ndarray]) -> Image.
     heights = [LINE + 6 + -(-len(rows) // COLUMNS) * (CELL + 2 * LINE) for _, _, rows in blocks]
     size = (2 * MARGIN + COLUMNS * CELL, 2 * MARGIN + sum(heights) + (0 if blocks else LINE))
     sheet = Image.new("RGB", size, PAPER)
-    pen, font, top = ImageDraw.Draw(sheet), label_font(), MARGIN
+    pen, top = ImageDraw.Draw(sheet), MARGIN
     for (name, count, rows), height in zip(blocks, heights, strict=True):
         shown = "" if len(rows) == count else f" (the {len(rows)} most certain)"
-        pen.text((MARGIN, top), f"{shorten(name, 60)}: {count}{shown}", fill=INK, font=font)
+        text.draw(pen, (MARGIN, top), f"{shorten(name, 60)}: {count}{shown}", INK)
         for number, i in enumerate(rows):
             corner = (MARGIN + number % COLUMNS * CELL, top + LINE + 6 + number // COLUMNS * (CELL + 2 * LINE))
-            _draw_cell(sheet, pen, font, corner, thumbnails[i], predictions[i])
+            _draw_cell(sheet, pen, corner, thumbnails[i], predictions[i])
         top += height
     return sheet
 
 
-def _draw_cell(sheet: Image.Image, pen: Any, font: Any, corner: Any, thumbnail: np.ndarray, prediction: Any) -> None:
+def _draw_cell(sheet: Image.Image, pen: Any, corner: Any, thumbnail: np.ndarray, prediction: Any) -> None:
     x, y = corner
     pixels = thumbnail[:, :, 0] if thumbnail.shape[2] == 1 else thumbnail
     sheet.paste(Image.fromarray(pixels), (x, y))
-    pen.text((x, y + CELL - 6), fitting(Path(prediction.file).name, CELL - 6, font), fill=INK, font=font)
-    text, other = f"{100 * prediction.probability:.0f} %", prediction.runner_up
+    text.draw(pen, (x, y + CELL - 6), fitting(Path(prediction.file).name, CELL - 6), INK)
+    answer, other = f"{100 * prediction.probability:.0f} %", prediction.runner_up
     if other and prediction.runner_up_probability == prediction.probability:  # unknown: what it might have been
-        text = fitting(other, CELL - 6, font, f"{text}? ")
+        answer = fitting(other, CELL - 6, f"{answer}? ")
     elif other:
-        text = fitting(other, CELL - 6, font, f"{text}, or ")
-    pen.text((x, y + CELL - 6 + LINE), text, fill=PALE, font=font)
+        answer = fitting(other, CELL - 6, f"{answer}, or ")
+    text.draw(pen, (x, y + CELL - 6 + LINE), answer, PALE)

@@ -5,6 +5,7 @@ rows per class it is the mean. The columns all start at zero, so the order of th
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,21 @@ def centre_and_rate(features: np.ndarray, labels: np.ndarray, way: int, lr: floa
     return centre, step_size(features - centre, weights)
 
 
+def fitted(
+    features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, lr: float | str, temperature: float | None
+) -> dict[str, Any]:
+    """The head for features as they are, and its temperature: {'coef': [F, N], 'intercept': [N], 'temperature'}.
+
+    Arguments as of FewShotClassifier.
+    """
+    centre, lr = centre_and_rate(features, labels, way, lr)
+    head = fit_head(features - centre, labels, way, steps=steps, lr=lr)
+    if temperature is None:
+        temperature = calibrate(held_out_logits(features - centre, labels, way, steps=steps, lr=lr), labels)
+    intercept = head["bias"] - centre @ head["kernel"]
+    return {"coef": head["kernel"], "intercept": intercept, "temperature": temperature}
+
+
 def fit_head(features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, lr: float) -> Params:
     """The head after `steps` updates from zero on the balanced loss: NumPy arrays {'kernel': [F, N], 'bias': [N]}.
 
@@ -73,18 +89,26 @@ def held_out_logits(features: np.ndarray, labels: np.ndarray, way: int, *, steps
 
     Up to `LEAVE_ONE_OUT_ROWS` rows are left out one at a time; of more, a tenth at a time. Arguments as in `fit_head`.
     """
-    rows = len(labels)
-    folds = rows if rows <= LEAVE_ONE_OUT_ROWS else FOLDS
-    # The rows of each class are spread over the folds, so that no fold takes all of a class away.
-    fold_of_row = np.empty(rows, np.int64)
-    fold_of_row[np.argsort(labels, kind="stable")] = np.arange(rows) % folds
-    weights = np.zeros((folds, rows), np.float32)
-    for fold in range(folds):
+    fold_of_row, rows = folds(labels), len(labels)
+    weights = np.zeros((fold_of_row.max() + 1, rows), np.float32)
+    for fold in range(len(weights)):
         kept = np.flatnonzero(fold_of_row != fold)
         weights[fold, kept] = balanced_weights(labels[kept], way)
     padded = _pad(features, labels, weights)
     logits = _held_out(_zero_head(features.shape[1], way), *padded, lr, steps=steps)
     return np.asarray(logits, np.float64)[fold_of_row, np.arange(rows)]
+
+
+def folds(labels: np.ndarray) -> np.ndarray:
+    """The fold of each row, int [S]: with it the row is left out.
+
+    The rows of each class are spread over the folds, so that no fold takes all of a class of two or more rows away.
+    """
+    rows = len(labels)
+    fold_of_row = np.empty(rows, np.int64)
+    count = rows if rows <= LEAVE_ONE_OUT_ROWS else FOLDS
+    fold_of_row[np.argsort(labels, kind="stable")] = np.arange(rows) % count
+    return fold_of_row
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> float:

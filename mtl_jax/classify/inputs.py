@@ -8,15 +8,15 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from sklearn.utils.validation import check_consistent_length
 
 from mtl_jax.data import decode, transforms
 from mtl_jax.data.transforms import Transform
-from mtl_jax.errors import DataError
+from mtl_jax.errors import ConfigError, DataError
 
 
 class Source(NamedTuple):
@@ -30,13 +30,23 @@ class Source(NamedTuple):
 
 
 UNKNOWN_SOURCE = Source(b"", "")
+ERRORS = ("raise", "skip")
+ADVICE = "; replace it, or leave it out"
 
 
 class Loaded(NamedTuple):
-    """A batch of images, uint8 [B, H, W, C], and the source of each."""
+    """A batch of images.
+
+    images: uint8 [K, H, W, C]; K is B, or less where images are left out.
+    sources: of each, [K].
+    positions: of each in what was given, int [K], 0..B-1.
+    left_out: for each image left out, why.
+    """
 
     images: np.ndarray
     sources: list[Source]
+    positions: np.ndarray
+    left_out: list[str]
 
 
 def is_images(x: Any) -> bool:
@@ -49,30 +59,51 @@ def is_images(x: Any) -> bool:
     return isinstance(first, str | os.PathLike | Image.Image) or (isinstance(first, np.ndarray) and first.ndim > 1)
 
 
-def refuse_single(x: Any) -> None:
-    """Raises DataError if `x` is one image or an iterator instead of a batch."""
+def check_errors(errors: str) -> None:
+    """Raises ConfigError for another word than 'raise' and 'skip'."""
+    if errors not in ERRORS:
+        raise ConfigError(f"errors is {errors!r}, expected one of {', '.join(ERRORS)}")
+
+
+def refuse_no_batch(x: Any) -> None:
+    """Raises DataError if `x` is one image or an iterator instead of a batch, or has no images."""
     is_file = isinstance(x, str | os.PathLike | Image.Image)
     if is_file or (isinstance(x, np.ndarray) and x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] in (3, 4)):
         raise DataError("X is a single image; give a list of images: [image]")
     if isinstance(x, Iterator):
         raise DataError(f"X is an iterator ({type(x).__name__}); give a list of images")
+    if (x.ndim not in (0, 2) if isinstance(x, np.ndarray) else isinstance(x, Sequence)) and not len(x):
+        raise DataError("X is empty: no images")
 
 
-def load_images(images: Any, transform: Transform) -> Loaded:
+def load_images(images: Any, transform: Transform, errors: str = "raise") -> Loaded:
     """Decodes, converts and resizes a batch.
 
     Args:
       images: an array, uint8 [B, H, W] or [B, H, W, C], or a sequence of paths, Pillow images and arrays uint8 [H, W]
         or [H, W, C]. Sizes may differ if `transform` has an `image_size`.
       transform: how each image is prepared.
+      errors: 'raise', or 'skip' to leave out images that cannot be read.
 
     Raises:
-      DataError: no images; or one that cannot be read, is not uint8 or differs in size, named by file or position.
+      DataError: an image cannot be read (unless skipped), is not uint8, or differs in size, named by file or position.
     """
-    if not len(images):
-        raise DataError("X is empty; give at least one image")
+
+    def read(position: int) -> tuple[np.ndarray, Source] | DataError:
+        try:
+            return _load(position, images[position], transform)
+        except DataError as error:
+            if errors == "raise":
+                raise
+            return error
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes and resizes without the GIL
-        loaded = list(pool.map(lambda pair: _load(*pair, transform), enumerate(images)))
+        results = list(pool.map(read, range(len(images))))
+    loaded = [result for result in results if not isinstance(result, DataError)]
+    left_out = [_without_advice(result) for result in results if isinstance(result, DataError)]
+    positions = np.array([i for i, result in enumerate(results) if not isinstance(result, DataError)], np.int64)
+    if not loaded:
+        return Loaded(np.zeros((0, 0, 0, 1), np.uint8), [], positions, left_out)
     first = loaded[0][0].shape
     for pixels, source in loaded:
         if pixels.shape != first:
@@ -80,7 +111,12 @@ def load_images(images: Any, transform: Transform) -> Loaded:
                 f"{source.name}: an image of {list(pixels.shape)}, the first is {list(first)}; "
                 "bring them to one size and number of channels, or give image_size and channels"
             )
-    return Loaded(np.stack([pixels for pixels, _ in loaded]), [source for _, source in loaded])
+    stacked = np.stack([pixels for pixels, _ in loaded])
+    return Loaded(stacked, [source for _, source in loaded], positions, left_out)
+
+
+def _without_advice(error: DataError) -> str:
+    return str(error).removesuffix(ADVICE)
 
 
 def _load(position: int, image: Any, transform: Transform) -> tuple[np.ndarray, Source]:
@@ -88,7 +124,7 @@ def _load(position: int, image: Any, transform: Transform) -> tuple[np.ndarray, 
     try:
         pixels = _decode(image, name, transform)
     except decode.CorruptImage as error:
-        raise DataError(f"{decode.reason(error)}; replace it, or leave it out") from None
+        raise DataError(f"{decode.reason(error)}{ADVICE}") from None
     return transforms.store(pixels, transform), Source(decode.digest(pixels), name)
 
 
@@ -97,11 +133,7 @@ def _decode(image: Any, name: str, transform: Transform) -> np.ndarray:
         decode.refuse_unusual(image, name, transform.convert)
         return decode.to_pixels(image, transform)
     if isinstance(image, str | os.PathLike):
-        try:
-            content = Path(image).read_bytes()
-        except OSError as error:
-            raise DataError(f"{name}: cannot be read: {error.strerror}") from error
-        return decode.decode(content, name, transform)
+        return decode.read_image(image, transform)
     array = np.asarray(image)
     if array.dtype.kind == "f" and array.ndim > 1:
         raise DataError(
@@ -109,6 +141,29 @@ def _decode(image: Any, name: str, transform: Transform) -> np.ndarray:
             "(255 * image).round().astype('uint8')"
         )
     return decode.decode(array, name, transform)
+
+
+def labels_of_loaded(loaded: Loaded, x: Sequence[Any], y: Sequence[Any]) -> np.ndarray:
+    """The labels of the images that were loaded from the batch `x` with labels `y`, [K].
+
+    Raises:
+      DataError: no image of a class could be read.
+      ValueError: not as many labels as images.
+    """
+    check_consistent_length(x, y)
+    labels = np.asarray(y)
+    kept = labels[loaded.positions]
+    lost = np.setdiff1d(labels, kept)
+    if len(lost):
+        raise DataError(f"no image of class {str(lost[0])!r} can be read; left out: {'; '.join(loaded.left_out)}")
+    return kept
+
+
+def warn_of_left_out(left_out: Sequence[str]) -> None:
+    """One warning that counts and names what is left out, if anything is."""
+    if left_out:
+        files = "1 file" if len(left_out) == 1 else f"{len(left_out)} files"
+        warnings.warn(f"{files} left out: {'; '.join(left_out)}", stacklevel=4)
 
 
 def check_labels(labels: np.ndarray) -> None:

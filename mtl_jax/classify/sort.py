@@ -6,20 +6,20 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mtl_jax.classify.classifier import PRETRAINED, FewShotClassifier
+from mtl_jax.classify.folders import Support
 from mtl_jax.data import decode, transforms
-from mtl_jax.data.sources import trees
-from mtl_jax.data.sources.class_folders import IMAGE_SUFFIXES
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import DataError, MtlError
 from mtl_jax.export import embedding
+from mtl_jax.words import counted
 from mtl_jax.workdir import write_bytes_atomic, writing
 
 COLUMNS = ("file", "class", "probability", "runner_up", "runner_up_probability")
@@ -48,50 +48,13 @@ class Prediction(NamedTuple):
     runner_up_probability: float
 
 
-def find_images(folder: Path) -> list[str]:
-    """The image files under a folder, relative to it and sorted; [''] if `folder` is itself a file.
-
-    Raises:
-      DataError: no such folder, or no image in it.
-    """
-    if folder.is_file():
-        return [""]
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give one with images")
-    files = [file for file in trees.folder_tree(folder).files if file.lower().endswith(IMAGE_SUFFIXES)]
-    if not files:
-        raise DataError(f"{folder}: has no images; known suffixes are {' '.join(IMAGE_SUFFIXES)}")
-    return files
-
-
-def find_support(folder: Path) -> tuple[list[str], list[str]]:
-    """The images in a folder of class folders, and the class of each: the name of the folder it is in.
-
-    Raises:
-      DataError: an image outside the class folders, or a class folder without images.
-    """
-    if folder.is_file():
-        raise DataError(f"{folder}: a file; --support is a folder with one folder per class")
-    files = find_images(folder)
-    classes = [str(PurePosixPath(file).parent) for file in files]
-    if "." in classes:
-        raise DataError(f"{folder / files[classes.index('.')]}: in no class folder; move it into one or remove it")
-    used = {name.split("/", 1)[0] for name in classes}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in used and not trees.ignored(path.name):
-            raise DataError(f"{path}: a class without images; add some or remove the folder")
-    return files, classes
-
-
 def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> list[Photo | MtlError]:
     """Decodes files. For one that cannot be read, the list has the error that says why."""
 
     def read(file: str) -> Photo | MtlError:
         path = folder / file
         try:
-            pixels = decode.decode(path.read_bytes(), str(path), transform)
-        except OSError as error:
-            return DataError(f"{path}: cannot be read: {error.strerror}")
+            pixels = decode.read_image(path, transform)
         except decode.CorruptImage as error:
             return DataError(decode.reason(error))
         except MtlError as error:
@@ -104,36 +67,40 @@ def read_photos(folder: Path, files: Sequence[str], transform: Transform) -> lis
 
 
 def make_classifier(
-    support: Path | None,
+    support: Support | None,
     saved: Path | None,
     workdir: Path | None,
+    backbone: str | None = None,
     *,
     unknown: float | None = None,
+    unknown_label: str | None = None,
     temperature: float | None = None,
 ) -> FewShotClassifier:
-    """A classifier fitted on the folder `support`, or read from the file `saved`; exactly one of them is given.
+    """A classifier fitted on the photographs of `support`, or read from the file `saved`, where `support` is None.
 
     Args:
-      support: a folder of class folders.
+      support: photographs of each class.
       saved: a file of `FewShotClassifier.save`.
-      workdir: the run whose network is used; None: the network of the package.
+      workdir: the run whose network is used.
+      backbone: instead of `workdir`: the name of a network of the package. None: the default one, or as `saved` was
+        fitted with.
       unknown: the `unknown_threshold`. None: never 'unknown', or as saved.
+      unknown_label: the answer below that. None: 'unknown', or as saved.
       temperature: of the probabilities. None: calibrated, or as saved.
     """
-    if (support is None) == (saved is None):
-        raise DataError("give either --support=DIR or --classifier=FILE")
-    options = {"unknown_threshold": unknown, "temperature": temperature}
-    if saved:
-        classifier = FewShotClassifier.load(saved, workdir or embedding.pretrained(PRETRAINED))
+    options = {"unknown_threshold": unknown, "unknown_label": unknown_label, "temperature": temperature}
+    if support is None:
+        classifier = FewShotClassifier.load(saved, workdir or (embedding.pretrained(backbone) if backbone else None))
+        if classifier.embed is None:
+            raise DataError(f"{saved}: was not fitted with a network of the package; give its run, --workdir=DIR")
         classifier.set_params(**{name: value for name, value in options.items() if value is not None})
         return classifier.refit()
     if workdir:
         classifier = FewShotClassifier.from_workdir(workdir, **options)
     else:
-        classifier = FewShotClassifier.from_pretrained(**options)
-    files, classes = find_support(support)
+        classifier = FewShotClassifier.from_pretrained(backbone or PRETRAINED, **options)
     with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
-        classifier.fit([support / file for file in files], classes)
+        classifier.fit(support.files, support.classes)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     return classifier
@@ -163,6 +130,28 @@ def predict(classifier: FewShotClassifier, photos: Sequence[Photo]) -> list[Pred
             Prediction(photo.file, str(answer), float(values[first]), names[other], float(values[other]))
         )
     return predictions
+
+
+def refuse_overwriting(written: Mapping[str, Path | None], photographs: Iterable[Path]) -> None:
+    """Raises DataError where two outputs are one file, or one is a photograph that is read, or a folder.
+
+    Args:
+      written: by what each is, the files that are to be written.
+      photographs: the files that are to be read.
+    """
+    taken = {_identity(path): "a photograph" for path in photographs}
+    for what, path in written.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise DataError(f"{path}: a folder; the {what} is a file: give its name")
+        other = taken.setdefault(_identity(path), f"the {what}")
+        if other != f"the {what}":
+            raise DataError(f"{path}: the {what} would overwrite {other}; give it another name")
+
+
+def _identity(path: Path) -> str:
+    return str(path.resolve()).casefold()  # Windows and macOS do not tell X.PNG from x.png
 
 
 def write_table(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -199,5 +188,9 @@ def sort_files(folder: Path, predictions: Sequence[Prediction], into: Path, *, l
 def describe_support(classifier: FewShotClassifier) -> str:
     """'5 classes of 3 images each', or '5 classes of 2 to 7 images'."""
     shots, way = np.bincount(classifier.support_labels_), len(classifier.classes_)
-    each = f"{shots.min()} to {shots.max()} images" if shots.min() < shots.max() else f"{shots.min()} images each"
-    return f"{way} {'class' if way == 1 else 'classes'} of {each}".replace(" 1 images", " 1 image")
+    each = (
+        f"{shots.min()} to {shots.max()} images"
+        if shots.min() < shots.max()
+        else f"{counted(shots.min(), 'image')} each"
+    )
+    return f"{counted(way, 'class')} of {each}"

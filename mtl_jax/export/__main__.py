@@ -1,6 +1,7 @@
 """Exports the embedding function of a trained run as StableHLO, which runs without this package or its code.
 
     python -m mtl_jax.export --workdir=runs/glyphs --output=embedding.stablehlo
+    python -m mtl_jax.export --backbone=imagenet-lite0 --output=photographs.stablehlo
 
 The function takes stored images, uint8 [B, H, W, C] with any B, and returns features, float32 [B, F]. It includes the
 centre crop, the normalisation and the backbone, with scale and shift and batch norm folded into the convolutions.
@@ -17,15 +18,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtl_jax.config import own_backbone
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.export import embedding, stablehlo
 from mtl_jax.launch import program
+from mtl_jax.learners import moved_part
+from mtl_jax.reference_weights import kept_networks
 
 
 def parser() -> program.Parser:
     """The program's parser."""
     root = program.Parser("python -m mtl_jax.export", description=__doc__)
-    root.add_argument("--workdir", type=Path, required=True, help="a run of train.py")
+    root.add_argument("--workdir", type=Path, help="a run of train.py")
+    names = ", ".join(kept_networks.packaged_names())
+    root.add_argument("--backbone", metavar="NAME", help=f"a network of the package: {names}; {own_backbone.WITH_RUN}")
     root.add_argument("--output", type=Path, default=Path("embedding.stablehlo"), help="the file (%(default)s)")
     root.add_argument(
         "--platforms", default=",".join(stablehlo.DEFAULT_PLATFORMS), help="where it will run (%(default)s)"
@@ -36,10 +42,13 @@ def parser() -> program.Parser:
 def run(argv: Sequence[str]) -> int:
     """The program."""
     flags = parser().parse_args(argv[1:])
+    name = own_backbone.load_beside(flags.workdir, flags.backbone)
+    if not (flags.workdir or name):
+        raise ConfigError("give --workdir=DIR or --backbone=NAME")
     if flags.output.suffix == ".json":
         raise MtlError(f"--output={flags.output}: the JSON file beside it has that name; give another suffix")
-    embed = embedding.load(flags.workdir)
-    if embed.inner.adapt != "head":
+    embed = embedding.pretrained(name) if name else embedding.load(flags.workdir)
+    if moved_part(embed.inner) != "head":
         raise ConfigError(
             f"{flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={embed.inner.adapt!r}), "
             "so no single function gives its features; give a run with inner.adapt='head'"
@@ -48,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     size = flags.output.stat().st_size / 1e6
     print(
         f"{flags.output} ({size:.1f} MB, for {', '.join(facts['platforms'])}): uint8 {facts['input']} -> "
-        f"float32 [B, {facts['features']}], equal to the run's features to {facts['max_difference']:.1g}"
+        f"float32 [B, {facts['features']}], equal to the network's features to {facts['max_difference']:.1g}"
     )
     return 0
 

@@ -13,12 +13,15 @@ import numpy as np
 
 from mtl_jax import config
 from mtl_jax.config import build, run_data
+from mtl_jax.data import transforms
 from mtl_jax.data.transforms import Transform
-from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, embed_all
-from mtl_jax.meta import Embed, Frozen, Inner, backbone_params
+from mtl_jax.learners import BaseLearner
+from mtl_jax.meta import Embed, Frozen, backbone_params
 from mtl_jax.reference_weights import kept_networks
+from mtl_jax.reference_weights.kept_networks import packaged
 from mtl_jax.types import Params
 from mtl_jax.workdir import Workdir, manifest, named_arrays
 
@@ -33,6 +36,7 @@ class Embedding:
     params, batch_stats: of the backbone, with scale and shift and fine-tuned leaves applied.
     image_shape: [H, W, C] of the run's images as stored, before the crop on the device.
     step: of the meta-training checkpoint; 0 if the run was not meta-trained.
+    head: what the base-learner of the run has learned.
     """
 
     settings: Mapping[str, Any]
@@ -40,6 +44,7 @@ class Embedding:
     batch_stats: Params
     image_shape: tuple[int, int, int]
     step: int = 0
+    head: Params = dataclasses.field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features of stored images. Raises ConfigError for another image shape."""
@@ -57,18 +62,19 @@ class Embedding:
     @property
     def transform(self) -> Transform:
         """How an image of any size and mode is prepared: as the run's data set was."""
-        data, (height, _, channels) = self.settings["data"], self.image_shape
-        return Transform(height, data["resize"], channels, convert=True)
+        return transforms.of_network(self.settings["data"], self.image_shape)
 
     @property
-    def inner(self) -> Inner:
-        """The inner loop of the run's evaluation."""
+    def inner(self) -> BaseLearner:
+        """The base-learner of the run's evaluation."""
         return build.protocol(self.settings).inner
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of everything that an image's features depend on: architecture, image preparation, all weights."""
         data = {key: self.settings["data"][key] for key in ("resize", "crop", "mean", "std")}
+        if self.transform.interpolation != "bilinear":  # there was no choice once, and fingerprints are to stay
+            data["interpolation"] = self.transform.interpolation
         facts = [self.settings["backbone"], data, self.settings["runtime"]["dtype"], list(self.image_shape)]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         arrays = named_arrays.flatten({"params": self.params, "batch_stats": self.batch_stats})
@@ -110,7 +116,7 @@ def load(path: str | Path) -> Embedding:
     step, model = network.trained(settings, workdir, shape)
     params = jax.tree.map(np.asarray, backbone_params(model.learned, model.frozen))
     stats = jax.tree.map(np.asarray, model.frozen.batch_stats)
-    return Embedding(settings, params, stats, shape, step)
+    return Embedding(settings, params, stats, shape, step, jax.tree.map(np.asarray, model.learned.get("head", {})))
 
 
 def pretrained(name: str) -> Embedding:
@@ -118,17 +124,3 @@ def pretrained(name: str) -> Embedding:
     kept = kept_networks.read(packaged(name))
     params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
     return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)
-
-
-def packaged(name: str) -> Path:
-    """The file of a network that comes with the package.
-
-    Raises:
-      CheckpointError: there is none of that name.
-    """
-    folder = Path(__file__).parent
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.safetensors"))) or "none"
-        raise CheckpointError(f"no network {name!r} comes with the package, expected one of: {known}")
-    return path

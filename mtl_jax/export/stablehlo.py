@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import export as jax_export
 
 from mtl_jax import __version__
+from mtl_jax.data import transforms
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export.embedding import Embedding
@@ -52,8 +53,7 @@ class Exported:
     @property
     def transform(self) -> Transform:
         """How any image is prepared for it."""
-        height, _, channels = self.facts["image_shape"]
-        return Transform(height, self.facts["resize"], channels, convert=True)
+        return transforms.of_network(self.facts, self.facts["image_shape"])
 
     def __deepcopy__(self, memo: Any) -> "Exported":
         return self  # immutable; scikit-learn's clone deep-copies parameters
@@ -71,7 +71,7 @@ def fold_batch_norm(module: nn.Module, params: Params, batch_stats: Params) -> t
       The same backbone with norm='none' and a bias on every convolution, and its float32 parameters. If there is no
       batch norm in `module`, it is returned with its parameters.
     """
-    if module.options.norm != "batch":
+    if not hasattr(module, "options") or module.options.norm != "batch":
         return module, params
     options = dataclasses.replace(module.options, norm="none", conv_bias=True)
     return module.clone(options=options), _fold(params, batch_stats, module.options.norm_epsilon)
@@ -112,13 +112,15 @@ def folded(embed: Embedding) -> Callable[[jax.Array], jax.Array]:
     It computes in float32 even on accelerators that multiply less precisely by default.
     """
     module = embed.embed.module
-    module = module.clone(options=dataclasses.replace(module.options, dtype=None))
-    module, params = fold_batch_norm(module, embed.params, embed.batch_stats)
-    prepare = embed.embed.prepare
+    if hasattr(module, "options"):
+        module = module.clone(options=dataclasses.replace(module.options, dtype=None))
+    folded_module, params = fold_batch_norm(module, embed.params, embed.batch_stats)
+    stats = embed.batch_stats if folded_module is module else {}
+    network = embed.embed._replace(module=folded_module)
 
     def run(images: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("float32"):
-            return module.apply({"params": params}, prepare(images), batch_statistics="running")
+            return network(params, stats, images)[0]
 
     return run
 
@@ -162,7 +164,8 @@ def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATF
     facts = {
         "format": "jax.export StableHLO", "sha256": hashlib.sha256(data).hexdigest(),
         "input": ["B", *shape], "input_dtype": "uint8", "image_shape": list(shape), "features": expected.shape[1],
-        "resize": settings["data"]["resize"], "platforms": list(platforms), "max_difference": difference,
+        "resize": settings["data"]["resize"], "interpolation": embed.transform.interpolation,
+        "platforms": list(platforms), "max_difference": difference,
         "backbone": settings["backbone"]["name"], "data": settings["data"]["name"],
         "checkpoint_step": embed.step, "fingerprint": embed.fingerprint,
         "mtl_jax": __version__, "jax": jax.__version__,

@@ -151,7 +151,7 @@ def test_before_fit_it_says_so():
 
 
 def test_an_empty_batch_of_images_is_refused():
-    with pytest.raises(DataError, match="X is empty; give at least one image"):
+    with pytest.raises(DataError, match="X is empty: no images"):
         FewShotClassifier(Energies()).fit(np.zeros((0, 4, 4, 3), np.uint8), [])
 
 
@@ -352,6 +352,103 @@ def test_support_labels_that_are_no_classes_are_refused(tmp_path):
     classifier.save(path)
     with pytest.raises(CheckpointError, match="support labels that are no positions in its classes"):
         FewShotClassifier.load(path)
+
+
+def test_images_that_cannot_be_read_are_skipped_where_asked(folders, tmp_path):
+    files, names = folders
+    classifier = FewShotClassifier(Energies(), image_size=16).fit(files, names)
+    (tmp_path / "a.png").write_bytes(b"<html>")
+    mixed = [tmp_path / "a.png", *files, tmp_path / "missing.jpg"]
+    with pytest.raises(DataError, match=r"a\.png: not an image"):
+        classifier.predict(mixed)
+    with pytest.warns(
+        UserWarning, match=r"^2 files left out: .*a\.png: not an image but an HTML page.*; .*missing\.jpg: "
+    ):
+        answers = classifier.predict(mixed, errors="skip")
+    assert answers.dtype == object and answers[0] is answers[-1] is None
+    assert answers[1:-1].tolist() == classifier.predict(files).tolist()
+    with pytest.warns(UserWarning, match="2 files left out"):
+        probabilities = classifier.predict_proba(mixed, errors="skip")
+    assert np.isnan(probabilities[[0, -1]]).all()
+    np.testing.assert_array_equal(probabilities[1:-1], classifier.predict_proba(files))
+    classifier.set_params(unknown_threshold=1.0)
+    with pytest.warns(UserWarning, match="2 files left out"):
+        assert classifier.predict(mixed, errors="skip").tolist() == [None, *["unknown"] * len(files), None]
+    with pytest.warns(UserWarning, match="1 file left out"):
+        assert classifier.predict(mixed[:1], errors="skip").tolist() == [None]
+
+
+def test_skipping_changes_nothing_where_all_can_be_read(folders):
+    files, names = folders
+    classifier = FewShotClassifier(Energies(), image_size=16).fit(files, names, errors="skip")
+    answers = classifier.predict(files, errors="skip")
+    assert answers.dtype.kind == "U" and len(classifier.support_labels_) == len(files)
+    with pytest.raises(ConfigError, match="errors is 'ignore', expected one of raise, skip"):
+        classifier.predict(files, errors="ignore")
+    with pytest.raises(ConfigError, match="errors is 'ignore'"):
+        FewShotClassifier().fit(*blobs([2, 2]), errors="ignore")
+
+
+def test_a_support_set_without_what_cannot_be_read(folders, tmp_path):
+    files, names = folders
+    plain = FewShotClassifier(Energies(), image_size=16).fit(files, names)
+    (tmp_path / "a.png").write_bytes(b"")
+    mixed, labels = [tmp_path / "a.png", *files], [names[-1], *names]
+    classifier = FewShotClassifier(Energies(), image_size=16)
+    with pytest.warns(UserWarning, match=r"^1 file left out: .*a\.png: the file is empty"):
+        classifier.fit(mixed, labels, errors="skip")
+    np.testing.assert_array_equal(classifier.coef_, plain.coef_)
+    with pytest.warns(UserWarning, match="1 file left out"):
+        classifier.partial_fit([mixed[0], stripes(1, 0, seed=7)[0]], [names[0]] * 2, errors="skip")
+    assert len(classifier.support_labels_) == len(files) + 1
+    with (
+        pytest.warns(UserWarning, match="1 file left out"),
+        pytest.raises(DataError, match=r"no image of class 'new' can be read; left out: .*the file is empty"),
+    ):
+        classifier.partial_fit(mixed[:1], ["new"], errors="skip")
+    with pytest.warns(UserWarning, match="1 file"), pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        classifier.fit(mixed, names, errors="skip")
+
+
+@pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 8, 8, 3), np.uint8), np.array([], object)])
+def test_no_images_are_said_to_be_none(folders, nothing):
+    classifier = FewShotClassifier(Energies(), image_size=16)
+    with pytest.raises(DataError, match=r"^X is empty: no images$"):
+        classifier.fit(nothing, [])
+    classifier.fit(*folders)
+    for method in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(DataError, match=r"^X is empty: no images$"):
+            method(nothing)
+
+
+def test_a_folder_of_class_folders_is_fitted(folders):
+    files, names = folders
+    root = files[0].parents[1]
+    plain = FewShotClassifier(Energies(), image_size=16).fit(files, names)
+    classifier = FewShotClassifier(Energies(), image_size=16).fit_folder(str(root))
+    np.testing.assert_allclose(classifier.coef_, plain.coef_, atol=1e-6)
+    assert classifier.classes_.tolist() == ["diagonal", "horizontal", "vertical"]
+    (root / "diagonal" / "notes.txt").write_text("a text")
+    with pytest.warns(UserWarning, match=r"^1 file left out: .*notes\.txt: not an image"):
+        classifier.fit_folder(root)
+    (root / "diagonal" / "notes.txt").unlink()
+    (root / "diagonal" / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"c\.png: .*; replace it, or leave it out"):
+        classifier.fit_folder(root)
+    with pytest.warns(UserWarning, match=r"1 file left out: .*c\.png"):
+        classifier.fit_folder(root, errors="skip")
+    assert len(classifier.support_labels_) == len(files)
+    with pytest.raises(DataError, match="none: no such folder"):
+        classifier.fit_folder(root / "none")
+
+
+def test_a_file_is_loaded_with_the_network_of_the_package_that_it_was_fitted_with(folders, tmp_path):
+    files, names = folders
+    classifier = FewShotClassifier.from_pretrained().fit(files, names)
+    classifier.save(tmp_path / "c.safetensors")
+    loaded = FewShotClassifier.load(tmp_path / "c.safetensors")
+    assert loaded.embed.fingerprint == classifier.embed.fingerprint
+    np.testing.assert_array_equal(loaded.predict_proba(files), classifier.predict_proba(files))
 
 
 def test_what_images_can_be_wrong_with(tmp_path):

@@ -17,7 +17,10 @@ from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export import __main__ as export_main
 from mtl_jax.export import embedding, stablehlo
 
-SIZES = {"conv4": 32, "resnet12": 32, "resnet12_640": 32, "resnet18": 32, "resnet25": 28}
+SIZES = {
+    "conv4": 32, "resnet12": 32, "resnet12_640": 32, "resnet18": 32, "resnet25": 28, "imagenet_resnet18": 32,
+    "imagenet_resnet50": 32, "efficientnet_lite0": 32, "mobilenet_v2": 32,
+}  # fmt: skip
 
 
 def random_tree(tree, rng):
@@ -165,3 +168,14 @@ def test_what_is_no_function_of_one_image_is_not_exported(tiny_run, tmp_path, ca
     assert export_main.main(["export", f"--workdir={run}", f"--output={tmp_path / 'e.stablehlo'}"]) == 2
     err = capsys.readouterr().err
     assert message in " ".join(err.split()) and err.count("\n") == 1 and not (tmp_path / "e.stablehlo").exists()
+
+
+def test_a_network_of_the_package_is_exported_by_name(tmp_path, capsys):
+    path = tmp_path / "small.stablehlo"
+    assert export_main.main(["export", "--backbone=fc100-conv4", f"--output={path}", "--platforms=cpu"]) == 0
+    network, loaded = embedding.pretrained("fc100-conv4"), stablehlo.load(path)
+    assert (loaded.facts["interpolation"], loaded.transform) == ("bilinear", network.transform)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    np.testing.assert_allclose(loaded(images), network(images), rtol=1e-4, atol=1e-5)
+    assert export_main.main(["export", "--backbone=resnet", f"--output={path}"]) == 2
+    assert "no network 'resnet' comes with the package" in capsys.readouterr().err
