@@ -1,5 +1,7 @@
 # make demo: train and test on the embedded glyphs. make test: everything that CI tests. Both need Python alone.
-PYTHON ?= python3.11
+# The first Python of this list that runs and is 3.11 to 3.13; `make PYTHON=...` names another.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3 python,$(shell \
+	$(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null && echo $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
@@ -44,17 +46,19 @@ docs: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m docs tests/test_docs.py
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 is here; install one, or name one: make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
+$(VENV)/installed: $(VENV)/bin/python setup.cfg setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -e '.[test,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[test,lint,hub]'
 	$(BIN)/python -m pip install --quiet '$(TORCH)' || echo "without $(TORCH): the tests that need it skip"
+	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[vision]' || echo "without the extra vision: its tests skip"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.12 runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-3.13 runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
-"""What can be run: `python -m mtl_jax` lists the programs, a line each.
+"""All programs: `mtl-jax` (or `python -m mtl_jax`) lists them, `mtl-jax train --help` runs one.
 
-python -m mtl_jax.train --help
+mtl-jax train --config=configs/glyphs.py:1shot --workdir=runs/glyphs
 """
 
 import ast
@@ -9,32 +9,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PROGRAMS = (
-    "demo", "data", "train", "evaluate", "launch", "frozen_episodes", "report", "ablation", "classify", "export",
-    "reference_weights",
-)  # fmt: skip
+from mtl_jax.launch import interrupts, start
+from mtl_jax.launch.start import PROGRAMS
+
+
+def file_of(program: str) -> Path:
+    """The file that `python -m mtl_jax.PROGRAM` runs."""
+    spec = importlib.util.find_spec(f"mtl_jax.{program}")
+    return Path(spec.origin).with_name("__main__.py") if spec.submodule_search_locations else Path(spec.origin)
 
 
 def summary(program: str) -> str:
     """The first line of a program's docstring, read without importing the program."""
-    spec = importlib.util.find_spec(f"mtl_jax.{program}")
-    file = Path(spec.origin)
-    if spec.submodule_search_locations:
-        file = file.with_name("__main__.py")
-    return ast.get_docstring(ast.parse(file.read_bytes())).partition("\n")[0]
+    return ast.get_docstring(ast.parse(file_of(program).read_bytes())).partition("\n")[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the list; status 2 where a program's name was given as a word."""
+    """Runs the program that the first word names; without one, prints the list. Status 2 where there is none."""
     words = (sys.argv if argv is None else argv)[1:]
     if words and words[0] not in ("-h", "--help"):
-        near = words[0] if words[0] in PROGRAMS else "train"
-        print(f"error: python -m mtl_jax takes no words; write python -m mtl_jax.{near} --help", file=sys.stderr)
-        return 2
+        start.check(words[0], "mtl-jax {}")
+        sys.argv = [str(file_of(words[0])), *words[1:]]
+        start.run(words[0])
     width = max(map(len, PROGRAMS))
-    print("Programs, each with --help:\n")
-    for program in PROGRAMS:
-        print(f"  python -m mtl_jax.{program:{width}}  {summary(program)}")
+    with interrupts.readers_may_leave():
+        print("Programs, each with --help; `python -m mtl_jax.train` is the same as `mtl-jax train`:\n")
+        for program in PROGRAMS:
+            print(f"  mtl-jax {program:{width}}  {summary(program)}")
     return 0
 
 

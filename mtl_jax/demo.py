@@ -17,16 +17,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from mtl_jax.configs import glyphs
 from PIL import Image
 
 from mtl_jax import evaluation, metrics, pretrain, workdir
 from mtl_jax.config import build
-from mtl_jax.configs import glyphs
 from mtl_jax.data import Dataset, Split, pictures
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.choose import choose_inner
 from mtl_jax.evaluation import Model, Protocol
-from mtl_jax.launch import program
+from mtl_jax.launch import environment, program
 from mtl_jax.meta import Embed, Frozen
 from mtl_jax.report import plots
 from mtl_jax.train import train
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
     minutes = (time.monotonic() - started) / 60
     workdir.write_json_atomic(path / "table.json", {
         "dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": arguments.seed, "minutes": minutes,
-        "rows": records,
+        **environment.device_facts(), "rows": records,
     })  # fmt: skip
     plots.save(plots.learning_curves(workdir.Workdir(path / "1shot").metrics), path / "learning_curves.png")
     episode = draw_episode(settings[1], path / "1shot", dataset, results[1][ROWS[2]][0])

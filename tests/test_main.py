@@ -1,5 +1,6 @@
-"""`python -m mtl_jax` lists all that can be run; each program's --help has an example whose flags exist."""
+"""`mtl-jax` lists all that can be run; each program's --help has an example whose flags exist."""
 
+import argparse
 import importlib
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import mtl_jax
 from mtl_jax import __main__ as listing
+from mtl_jax.launch import program
 
 PACKAGE = Path(mtl_jax.__file__).parent
 
@@ -21,27 +23,24 @@ def test_the_list_is_of_all_programs_and_each_has_a_line(capsys):
     assert listing.main(["mtl_jax"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert len(lines) == len(listing.PROGRAMS)
-    for program, line in zip(listing.PROGRAMS, lines, strict=True):
-        assert re.fullmatch(rf"  python -m mtl_jax\.{program} +\S.{{20,130}}", line)
+    for name, line in zip(listing.PROGRAMS, lines, strict=True):
+        assert re.fullmatch(rf"  mtl-jax {name} +\S.{{20,130}}", line)
 
 
-@pytest.mark.parametrize("program", listing.PROGRAMS)
-def test_help_has_an_example_and_every_flag_of_it(program, capsys):
-    module = importlib.import_module(f"mtl_jax.{program}")
-    if hasattr(module, "__path__"):
-        module = importlib.import_module(f"mtl_jax.{program}.__main__")
-    argv = ["--help"] if program == "data" else [program, "--help"]
+@pytest.mark.parametrize("name", listing.PROGRAMS)
+def test_help_has_an_example_and_every_flag_of_it(name, capsys):
+    argv = ["--help"] if name == "data" else [name, "--help"]
     with pytest.raises(SystemExit) as done:
-        module.main(argv)
+        main_of(name)(argv)
     assert not done.value.code
     text = capsys.readouterr().out
-    pattern = rf"^ *(python (?:-m mtl_jax\.{program}|{program}\.py) .+)$"
+    pattern = rf"^ *(python (?:-m mtl_jax\.{name}|{name}\.py) .+)$"
     examples = re.findall(pattern, text, re.MULTILINE)
     assert examples
     explained = re.sub(pattern, "", text, flags=re.MULTILINE)
     for command in examples:
         for flag in re.findall(r"--([\w.]+)", command.partition(" -- ")[0]):  # behind it another program's
-            known = flag.startswith("config.") or program == "frozen_episodes" or f"--{flag}" in explained
+            known = flag.startswith("config.") or name == "frozen_episodes" or f"--{flag}" in explained
             assert known, f"{command}: --{flag}"
 
 
@@ -50,8 +49,32 @@ def test_the_modules_run(tmp_path):
         return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=tmp_path, check=False)
 
     found = run("mtl_jax")
-    assert found.returncode == 0 and found.stdout.count("\n  python -m mtl_jax.") == len(listing.PROGRAMS)
-    found = run("mtl_jax", "classify")
-    assert found.returncode == 2 and found.stderr.endswith("write python -m mtl_jax.classify --help\n")
-    found = run("mtl_jax.frozen_episodes", "make", "--help")
-    assert found.returncode == 0 and "--workdir" in found.stdout and not found.stderr
+    assert found.returncode == 0 and found.stdout.count("\n  mtl-jax ") == len(listing.PROGRAMS)
+    for words in (["mtl_jax.frozen_episodes"], ["mtl_jax", "frozen_episodes"]):
+        found = run(*words, "make", "--help")
+        assert found.returncode == 0 and "--workdir" in found.stdout and not found.stderr
+
+
+def test_every_word_of_a_program_is_explained(monkeypatch, capsys):
+    """Its flags, its positional arguments and its commands."""
+    parsers = []
+    whole = program.Parser.parse_args
+    monkeypatch.setattr(program.Parser, "parse_args", lambda self, *words: parsers.append(self) or whole(self, *words))
+    for name in listing.PROGRAMS:
+        with pytest.raises(SystemExit):
+            main_of(name)([*([] if name == "data" else [name]), "--help"])
+    capsys.readouterr()
+    while parsers:
+        for action in parsers.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+                assert all(choice.help for choice in action._choices_actions)
+            else:
+                assert action.help, action
+
+
+def main_of(name):
+    module = importlib.import_module(f"mtl_jax.{name}")
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"mtl_jax.{name}.__main__")
+    return module.main

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import IO, TextIO
 
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch import program
+from mtl_jax.launch import interrupts, program
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER
 
 _GRACE_SECONDS = 3  # for the others to end by themselves once one has died
@@ -47,8 +47,8 @@ def launch(command: Sequence[str], count: int, devices_per_process: int = 0) -> 
     for thread in relays:
         thread.start()
     try:
-        with _passing_on(children):
-            return _watch(children)
+        with _passing_on(children) as passed:
+            return _watch(children, passed)
     finally:
         for child in children:
             if child.poll() is None:
@@ -78,51 +78,57 @@ def _start(words: Sequence[str], number: int, devices: int) -> subprocess.Popen:
 
 
 def relay(number: int, lines: IO[bytes], to: TextIO | None = None) -> None:
-    """Writes each line to `to` (standard error), after the number of the process that said it."""
+    """Writes each line that is not blank to `to` (standard error), after the number of the process that said it."""
     to = to or sys.stderr
     with lines:
-        for line in lines:
+        for line in filter(bytes.strip, lines):
             to.write(f"[{number}] {line.decode(errors='replace')}")
             to.flush()
 
 
 @contextlib.contextmanager
-def _passing_on(children: Sequence[subprocess.Popen]) -> Iterator[None]:
+def _passing_on(children: Sequence[subprocess.Popen]) -> Iterator[set[int]]:
+    passed = set()
+
     def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.add(number)
         for child in children:
             if child.poll() is None:
                 child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(children: Sequence[subprocess.Popen]) -> int:
-    """Waits for all children, or for one to fail."""
+def _watch(children: Sequence[subprocess.Popen], passed: set[int]) -> int:
+    """Waits for all children, or for one to fail; of a signal that was passed on they may die without another word."""
     while True:
         codes = [child.poll() for child in children]
         for number, code in enumerate(codes):
             if code not in (None, 0, EXIT_GO_ON_LATER):
-                _end_others(children, number, code)
+                _end_others(children, number, code, quiet=-code in passed)
                 return code if code > 0 else 128 - code
         if None not in codes:
             return max(codes)
         time.sleep(0.1)
 
 
-def _end_others(children: Sequence[subprocess.Popen], number: int, code: int) -> None:
+def _end_others(children: Sequence[subprocess.Popen], number: int, code: int, quiet: bool) -> None:
     deadline = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < deadline and any(child.poll() is None for child in children):
         time.sleep(0.1)
+    if quiet:
+        return
     ended = sum(child.poll() is None for child in children)
-    ending = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    ending = f"was killed by {interrupts.name(-code)}" if code < 0 else f"ended with status {code}"
+    advice = "" if code == program.EXIT_USER_ERROR else ". The same command goes on from the last checkpoint"
     print(
         f"error: process {number} of {len(children)} {ending}; the others are ended"
-        f"{f' ({ended} by force)' if ended else ''}. The same command goes on from the last checkpoint",
+        f"{f' ({ended} by force)' if ended else ''}{advice}",
         file=sys.stderr,
     )  # fmt: skip
 

@@ -3,17 +3,26 @@
 The programs call these before JAX makes its first array. The library sets nothing on import.
 """
 
+import contextlib
 import ctypes
 import itertools
 import os
 import platform
-import resource
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from mtl_jax.errors import ConfigError, first_line
+from mtl_jax.words import counted
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
 
 XLA_SWITCH, MALLOC_SWITCH, CACHE_SWITCH = "MTL_JAX_XLA_FLAGS", "MTL_JAX_MALLOC", "MTL_JAX_COMPILATION_CACHE"
 
@@ -135,15 +144,59 @@ def configure_compilation_cache() -> Path | None:
     return folder
 
 
+def check_devices() -> None:
+    """Makes JAX find its devices; call it before anything that takes long, and after `hosts.join`.
+
+    Raises:
+      ConfigError: the platform of JAX_PLATFORMS is not there, or it has no device.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where CUDA's plugin is not installed
+        reason = first_line(error).removeprefix("Unable to initialize backend ").partition(" (set JAX_PLATFORMS")[0]
+        reason = f" ({reason})" if str(error) else ""
+        if asked := jax.config.jax_platforms:
+            raise ConfigError(
+                f"JAX_PLATFORMS={asked}: JAX finds no such device here{reason}; leave JAX_PLATFORMS unset to use what "
+                "is there, or install JAX for that device"
+            ) from error
+        raise ConfigError(f"JAX finds no device{reason}; JAX_PLATFORMS=cpu computes on the CPU") from error
+
+
+@contextlib.contextmanager
+def naming_missing_devices() -> Iterator[None]:
+    """Turns the error of a body for which JAX has no device into that of `check_devices`."""
+    try:
+        yield
+    except (RuntimeError, AssertionError):
+        check_devices()
+        raise
+
+
+def device_facts(devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+    """What stands beside a figure of the devices it was computed on: platform ('gpu'), kind ('NVIDIA H100'), number."""
+    devices = jax.devices() if devices is None else devices
+    return {"device": devices[0].platform, "device_kind": devices[0].device_kind, "num_devices": len(devices)}
+
+
+def describe_devices(facts: Mapping[str, Any]) -> str:
+    """`device_facts` as words: '1 gpu device (NVIDIA H100 80GB HBM3)', '2 cpu devices'."""
+    kind = facts["device_kind"]
+    named = f" ({kind})" if kind != facts["device"] else ""
+    return f"{counted(facts['num_devices'], facts['device'] + ' device')}{named}"
+
+
 def memory_peaks() -> dict[str, float]:
     """The most memory used so far, in megabytes (10^6 bytes).
 
     Returns:
-      `host_memory_mb` of the process, and `device_memory_mb` of the fullest device, which is left out where JAX does
-      not know it, as on CPUs.
+      `host_memory_mb` of the process, left out on Windows, and `device_memory_mb` of the fullest device, which is left
+      out where JAX does not know it, as on CPUs.
     """
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    peaks = {"host_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6}
+    peaks = {}
+    if resource:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+        peaks["host_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     used = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in used if peak is not None]
     if known:

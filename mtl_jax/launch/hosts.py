@@ -22,6 +22,7 @@ from orbax.checkpoint import multihost
 
 from mtl_jax import parallel
 from mtl_jax.errors import ConfigError, MtlError, first_line
+from mtl_jax.launch.environment import check_devices
 from mtl_jax.launch.signals import StopRequest
 
 FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -61,22 +62,24 @@ def is_cluster_step(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def join(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the run's other processes, if the flags or the cluster say that there are any.
+    """Joins the run's other processes, if the flags or the cluster say that there are any, and finds the devices.
 
     Call it before JAX has made an array.
 
     Raises:
-      ConfigError: only a part of the three flags was given, or they contradict each other.
+      ConfigError: only a part of the three flags was given, they contradict each other, or JAX finds no device.
       ProcessesError: the others could not be found.
     """
     own = {name: values[name].value for name in FLAGS}
     is_distributed = values["distributed"].value
     if _check_flags(own):
-        options = {**own, "cluster_detection_method": "deactivate"}  # or SLURM would give each process one device
+        _initialize({**own, "cluster_detection_method": "deactivate"})  # or SLURM would give each process one device
     elif is_distributed or (is_distributed is None and is_cluster_step(environment)):
-        options = {}
-    else:
-        return
+        _initialize({})
+    check_devices()
+
+
+def _initialize(options: Mapping[str, Any]) -> None:
     # Signals are agreed upon by StopTogether; JAX's own service would swallow SIGTERM where no loop listens to it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -84,7 +87,7 @@ def join(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) 
             **options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=_LEAVING_SECONDS
         )
     except (RuntimeError, ValueError) as error:
-        address = own["coordinator_address"] or "the address that the cluster gives"
+        address = options.get("coordinator_address") or "the address that the cluster gives"
         raise ProcessesError(f"cannot join the other processes at {address}: {first_line(error)}") from error
 
 

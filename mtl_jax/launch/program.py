@@ -1,24 +1,18 @@
 """What every program does: set up the process, parse its flags, and end with one line instead of a traceback."""
 
 import argparse
-import difflib
+import contextlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from mtl_jax.errors import ConfigError, MtlError, NotFiniteError
-from mtl_jax.launch import environment, hosts
+from mtl_jax.launch import environment, hosts, interrupts
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER, Stopped
-
-EXIT_USER_ERROR = 2
-
-
-def nearest(word: str, known: Iterable[Any], sign: str = "") -> str:
-    """' (did you mean X?)', or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, [str(one) for one in known], 1)
-    return f" (did you mean {sign}{near[0]}?)" if near else ""
+from mtl_jax.launch.start import EXIT_USER_ERROR
+from mtl_jax.words import nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +32,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises ConfigError, with the nearest known flag where one is not known."""
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = nearest(unknown[1], _options(self)) if unknown else ""
+        """Raises ConfigError, with the nearest known flag or word where one is not known."""
+        near = ""
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            near = nearest(unknown[1], _options(self))
+        elif unknown := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = nearest(unknown[1], re.findall(r"[\w.-]+", unknown[2]))
         raise ConfigError(f"{message}{near}; {self.prog} --help lists what there is")
 
 
@@ -55,12 +52,18 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Runs a program's main: a user's error gives one line and status 2, a stop by signal status 75.
 
-    One of several processes does not return from an error: see `hosts.abandon`.
+    Ctrl-C ends the process in one line; with `argv` it is the caller's. One of several processes does not return from
+    an error: see `hosts.abandon`.
     """
-    argv = sys.argv if argv is None else argv
+    with interrupts.within_program() if argv is None else contextlib.nullcontext():
+        return _run(main, sys.argv if argv is None else argv)
+
+
+def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     environment.configure_xla()
     environment.keep_freed_memory()
     environment.configure_compilation_cache()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a class name that the console cannot show is no error
     try:
         status = _status(main, argv)
     except Exception:
@@ -75,7 +78,8 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
 def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
-        return main(argv) or 0
+        with interrupts.readers_may_leave(), environment.naming_missing_devices():
+            return main(argv) or 0
     except Stopped:
         print("stopped and saved; the same command goes on from here", file=sys.stderr)
         return EXIT_GO_ON_LATER

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from mtl_jax.launch import interrupts
+
 EXIT_GO_ON_LATER = 75
 """Exit status of a run that was asked to stop, saved, and can be started again: EX_TEMPFAIL of sysexits.h."""
 
@@ -50,7 +52,7 @@ def stop_on_signal(
             raise KeyboardInterrupt
         if not request:
             request.signal = number
-            _say(f"{signal.Signals(number).name}: stopping after this dispatch and saving (Ctrl-C again aborts)")
+            _say(f"{interrupts.name(number)}: stopping after this dispatch and saving (Ctrl-C again aborts)")
 
     before = {number: signal.signal(number, note) for number in signals}
     try:
