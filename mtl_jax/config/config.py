@@ -9,14 +9,16 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
+from mtl_jax.configs import default
 
 from mtl_jax import backbones
-from mtl_jax.config import command_line, rules, schema
-from mtl_jax.configs import default
+from mtl_jax.config import command_line, own_backbone, rules, schema
 from mtl_jax.errors import ConfigError
+from mtl_jax.words import counted
 from mtl_jax.workdir.workdir import read_bounded
 
 MAX_BYTES = 1 << 20  # of a config.json
+_LISTED_RUNS = 10  # in a message
 REMOVED = (
     ("pretrain", "mixup", 0.0),
 )  # keys of older versions, ignored where they have this value, which turned them off
@@ -47,7 +49,7 @@ def read(path: Path) -> ConfigDict:
     try:
         content = json.loads(read_bounded(path, MAX_BYTES))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; give the workdir of a run of train.py") from error
+        raise ConfigError(f"{path}: {error.strerror}; {_which_run(path.parent)}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON ({error}); it was written by train.py and must not be edited") from error
     if not isinstance(content, dict):
@@ -56,6 +58,15 @@ def read(path: Path) -> ConfigDict:
         return complete(content).lock()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: not a config of this version: {error}".replace("\n", " ")) from error
+
+
+def _which_run(folder: Path) -> str:
+    """The advice for a folder that is no workdir: the runs in it, where it has some."""
+    runs = sorted(str(file.parent) for file in folder.glob("*/config.json"))
+    if not runs:
+        return "give the workdir of a run of train.py"
+    more = ", ..." if len(runs) > _LISTED_RUNS else ""
+    return f"{folder} holds {counted(len(runs), 'run')}; give one of them: {', '.join(runs[:_LISTED_RUNS])}{more}"
 
 
 def complete(content: Mapping[str, Any]) -> ConfigDict:
@@ -70,7 +81,8 @@ def complete(content: Mapping[str, Any]) -> ConfigDict:
             del content[group][key]
     config.update(content)
     # Options that the backbone does not read are refused now; older presets set some.
-    config.backbone.update(backbones.unread(config.backbone.name, config.backbone))
+    if not own_backbone.is_own(config.backbone.name):
+        config.backbone.update(backbones.unread(config.backbone.name, config.backbone))
     return config
 
 

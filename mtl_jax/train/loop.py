@@ -1,5 +1,7 @@
 """The loop of a phase: steps, validation, checkpoints, logs. It goes on from the newest checkpoint in its folder."""
 
+import functools
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +11,10 @@ import jax
 import numpy as np
 
 from mtl_jax import parallel
+from mtl_jax.config import more_steps
 from mtl_jax.config.recipe import Limits
 from mtl_jax.data import Split
-from mtl_jax.errors import CheckpointError, NotFiniteError
+from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.launch import environment, hosts
 from mtl_jax.launch.signals import Stopped, StopRequest
@@ -19,6 +22,8 @@ from mtl_jax.metrics import in_percent, mean_interval
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.console import Progress
+from mtl_jax.workdir.health import Chance, Health, Validation
+from mtl_jax.workdir.step_log import Log, Skipped
 from mtl_jax.workdir.writers import JsonlWriter, Writer
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +36,8 @@ class Phase(NamedTuple):
     name: 'pretrain' or 'meta'. steps: how many in all. state: the one at step 0, a tree whose field `step` counts.
     dispatch: (state, first step) -> (state, metrics of `per_dispatch` steps). items: (state) -> the items of a
     checkpoint. restore: (items, step) -> state. validate: (state) -> (score, scalars), or None. unit, per_step: 'tasks'
-    or 'images', and how many of them a step takes. skip: steps that may be left out because they are not finite.
+    or 'images', and how many of them a step takes. head: (items) -> the parameters of the head. chance: what guessing
+    gives. skip: steps that may be left out because they are not finite.
     """
 
     name: str
@@ -47,6 +53,8 @@ class Phase(NamedTuple):
     log_every: int
     val_every: int
     checkpoint_every: int
+    head: Callable[[Mapping[str, Any]], Any]
+    chance: Chance
     skip: int = 0
     close: Callable[[], None] = lambda: None  # ends the threads that gather images ahead of the steps
 
@@ -89,59 +97,6 @@ def score(
     return mean, {"accuracy": mean} | ({} if ci95 is None else {"ci95": ci95})
 
 
-class Skipped:
-    """Counts the steps that were left out, since their loss or a gradient was not finite."""
-
-    def __init__(self, phase: str, allowed: int, count: int) -> None:
-        self._phase, self.allowed = phase, allowed
-        self.count = count  # part of a checkpoint
-
-    def add(self, step: int) -> None:
-        """Counts a step (from 1, as metrics.jsonl has it). Raises NotFiniteError where it is one too many."""
-        if self.count >= self.allowed:
-            left_out = f" ({self.count} others were skipped: config.runtime.skip_nonfinite)" if self.count else ""
-            raise NotFiniteError(
-                f"{self._phase} step {step}: the loss or a gradient is not finite{left_out}; the parameters are still "
-                f"those of before it. The same command with --replay={self._phase}:{step} shows its images and "
-                "gradients; lower the learning rate, or set config.runtime.skip_nonfinite"
-            )
-        self.count += 1
-        _logger.warning("%s step %d is not finite: skipped, as %d before it", self._phase, step, self.count - 1)
-
-
-class Log:
-    """Means of a step's metrics over windows of `every` steps, written as they fill up.
-
-    Values that are not finite are left out of the means. Where steps may be skipped, a line has how many were so far.
-    """
-
-    def __init__(
-        self, prefix: str, every: int, writers: list[Writer], window: dict[str, list[float]], skipped: Skipped
-    ) -> None:
-        self._prefix, self._every, self._writers, self._skipped = prefix, every, writers, skipped
-        self.window = window  # what has been seen since the last line; part of a checkpoint
-
-    def add(self, step: int, metrics: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """Takes the metrics of the steps before `step`; returns the last step's."""
-        for name, value in metrics.items():
-            self.window.setdefault(name, []).extend(float(v) for v in np.atleast_1d(value) if np.isfinite(v))
-        seen = {name: values for name, values in self.window.items() if values}
-        if step % self._every == 0:
-            skipped = {"skipped": self._skipped.count} if self._skipped.allowed else {}
-            self.write(step, {name: float(np.mean(values)) for name, values in seen.items()} | skipped)
-            self.window.clear()
-        return {name: values[-1] for name, values in seen.items()}
-
-    def kept(self) -> dict[str, Any]:
-        """What a checkpoint carries, so that the lines after it are those of a run that was not stopped."""
-        return {"window": self.window, "skipped": self._skipped.count}
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes scalars under the phase's name."""
-        for writer in self._writers:
-            writer(step, {f"{self._prefix}/{name}": value for name, value in scalars.items()})
-
-
 def run_phase(
     phase: Phase,
     workdir: Workdir,
@@ -153,6 +108,7 @@ def run_phase(
     writers: list[Writer],
     metrics: JsonlWriter,
     timing: JsonlWriter,
+    label: str = "",
 ) -> int:
     """Runs a phase from where its newest checkpoint stands to its end.
 
@@ -167,6 +123,7 @@ def run_phase(
       stop: true once a signal has come.
       writers: further writers of the metrics.
       metrics, timing: the files.
+      label: stands before the phase's name in its progress.
 
     Returns:
       The size of the metrics file after the phase, the next one's `start`.
@@ -177,42 +134,49 @@ def run_phase(
     checkpoints = Checkpoints(workdir.checkpoints(phase.name), keep=keep)
     checkpoints.remove_unfinished()
     hosts.wait()
-    state, step, best, window, count, position = _resume(phase, checkpoints, metadata, start)
+    begin = _resume(phase, checkpoints, metadata, start)
+    state, step = begin.state, begin.step
     hosts.check_same("newest checkpoint", step)
     if step < phase.steps and hosts.is_first():
-        metrics.truncate(position)
-    skipped = Skipped(phase.name, phase.skip, count)
-    log = Log(phase.name, phase.log_every, [metrics.write, *writers], window, skipped)
-    saver = _Saver(phase, checkpoints, metadata, metrics=metrics, log=log, best=best)
-    pending, started = None, time.monotonic()
-    with Progress(phase.steps, step, phase.name, unit=phase.unit, per_step=phase.per_step) as bar:
+        metrics.truncate(begin.position)
+    skipped = Skipped(phase.name, phase.skip, begin.skipped)
+    log = Log(phase.name, phase.log_every, [metrics.write, *writers], begin.window, skipped)
+    saver = _Saver(phase, checkpoints, metadata, metrics=metrics, log=log, begin=begin)
+    record = functools.partial(_record, log, skipped, begin.health)
+    pending, started, position = None, time.monotonic(), begin.position
+    progress = Progress(
+        phase.steps, step, f"{label} {phase.name}".strip(), unit=phase.unit, per_step=phase.per_step,
+        chance=phase.chance.training,
+    )  # fmt: skip
+    with progress as bar:
         while step < phase.steps:
             state, current = phase.dispatch(state, step)
             step += phase.per_dispatch
             if pending:
-                bar.update(pending[0], _record(log, skipped, *pending))
+                bar.update(pending[0], record(*pending))
             pending = (step, current)
             if not (stop or saver.is_due(step)):
                 continue
-            bar.update(step, _record(log, skipped, *pending))
+            bar.update(step, record(*pending))
             pending = None
-            if phase.validate and phase.val_every and (step % phase.val_every == 0 or step == phase.steps):
-                saver.validate(step, state)
-            saver.save(step, state)
+            position = saver.save(step, state)
             _write_timing(timing, phase, step, started)
             if stop and step < phase.steps:
                 raise Stopped
-            position = saver.position
     return position
 
 
-def _record(log: Log, skipped: Skipped, step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+def _record(
+    log: Log, skipped: Skipped, health: Health, step: int, metrics: Mapping[str, jax.Array]
+) -> dict[str, float]:
+    """Logs the metrics of a dispatch, and returns their means."""
     values = {name: np.asarray(value) for name, value in jax.device_get(dict(metrics)).items()}
     finite = np.atleast_1d(values.pop("finite", np.True_))
     for position in np.flatnonzero(~finite):
         skipped.add(step - len(finite) + 1 + int(position))
-    scalars = {name: value for name, value in values.items() if name in _LOGGED}
-    return log.add(step, scalars)
+    each = log.add(step, {name: value for name, value in values.items() if name in _LOGGED})
+    health.add(each["loss"], each["accuracy"])
+    return {name: float(np.mean(numbers)) for name, numbers in each.items() if numbers}
 
 
 def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) -> None:
@@ -222,23 +186,55 @@ def _write_timing(timing: JsonlWriter, phase: Phase, step: int, started: float) 
 
 
 class _Saver:
-    """Validates and saves; remembers the best score so far."""
+    """Validates, looks after the run's health, and saves; remembers the best score so far."""
 
     def __init__(
         self, phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], *,
-        metrics: JsonlWriter, log: Log, best: dict[str, Any] | None,
+        metrics: JsonlWriter, log: Log, begin: "_Begin",
     ) -> None:  # fmt: skip
         self._phase, self._checkpoints, self._metadata = phase, checkpoints, metadata
-        self._metrics, self._log, self._best = metrics, log, best
-        self.position = 0  # of the metrics file at the last checkpoint
+        self._metrics, self._log, self._best, self._health = metrics, log, begin.best, begin.health
 
     def is_due(self, step: int) -> bool:
         """Whether a validation or a checkpoint is due after `step` steps."""
-        phase = self._phase
-        validates = phase.validate is not None and phase.val_every and step % phase.val_every == 0
-        return bool(validates) or step % phase.checkpoint_every == 0 or step == phase.steps
+        return self._is_regular(step) or step % self._phase.checkpoint_every == 0 or step == self._phase.steps
 
-    def validate(self, step: int, state: Any) -> None:
+    def _is_regular(self, step: int) -> bool:
+        """Whether the run is validated, or looked at where it has no validation, after `step` steps of any length."""
+        phase = self._phase
+        return step % (phase.val_every if self._is_validated() else phase.checkpoint_every) == 0
+
+    def _is_validated(self) -> bool:
+        return self._phase.validate is not None and self._phase.val_every > 0
+
+    def save(self, step: int, state: Any) -> int:
+        """Saves the state, validated where that is due, and marks it where it is the best.
+
+        Returns:
+          The size of the metrics file.
+        """
+        items, own = self._phase.items(state), {}
+        if self._is_regular(step) or step == self._phase.steps:
+            if not self._is_regular(step):  # a run with more steps goes on as if this had not been the last one
+                own["before_last"] = self._progress()
+            self._check(step, state, items)
+        own |= {**self._progress(), **self._log.kept()}
+        self._checkpoints.save(step, items, {**self._metadata, **own})
+        if self._best and self._best["step"] == step:
+            self._checkpoints.mark_best(step, self._best["score"])
+        return own["position"]
+
+    def _progress(self) -> dict[str, Any]:
+        return {"best": self._best, "position": self._metrics.position(), "health": self._health.state}
+
+    def _check(self, step: int, state: Any, items: Mapping[str, Any]) -> None:
+        validation = self._validate(step, state) if self._is_validated() else None
+        lines = self._health.check(
+            step, _digest(self._phase.head(items)), validation, last=step == self._phase.steps
+        )  # fmt: skip
+        _warn(lines)
+
+    def _validate(self, step: int, state: Any) -> Validation:
         """Scores the state on the validation tasks; strictly better than before is the new best."""
         score, scalars = self._phase.validate(state)
         self._log.write(step, {f"val_{name}": value for name, value in scalars.items()})
@@ -246,22 +242,45 @@ class _Saver:
         _logger.info("%s step %d: validation %s %%", self._phase.name, step, figure)
         if self._best is None or score > self._best["score"]:
             self._best = {"step": step, "score": score}
-
-    def save(self, step: int, state: Any) -> None:
-        """Saves the state, and marks it where it is the best."""
-        self.position = self._metrics.position()
-        own = {"best": self._best, "position": self.position, **self._log.kept()}
-        self._checkpoints.save(step, self._phase.items(state), {**self._metadata, **own})
-        if self._best and self._best["step"] == step:
-            self._checkpoints.mark_best(step, self._best["score"])
+        return Validation(score, scalars.get("ci95"))
 
 
-def _resume(
-    phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], start: int
-) -> tuple[Any, int, dict[str, Any] | None, dict[str, list[float]], int, int]:
-    """Of the newest whole checkpoint: state, step, best so far, the log's window, steps skipped, the metrics' size."""
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines if hosts.is_first() else ():
+        _logger.warning("%s", line)
+
+
+def _digest(tree: Any) -> str:
+    """A digest of the arrays of a tree, on the host; '' if it has none."""
+    if not jax.tree.leaves(tree):
+        return ""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+class _Begin(NamedTuple):
+    """Where a run goes on.
+
+    best: {'step', 'score'} of the best validation so far, or None. window, skipped: of `Log` and `Skipped`. position:
+    the size of the metrics file.
+    """
+
+    state: Any
+    step: int
+    best: dict[str, Any] | None
+    window: dict[str, list[float]]
+    skipped: int
+    position: int
+    health: Health
+
+
+def _resume(phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any], start: int) -> _Begin:
+    """The newest whole checkpoint, or the phase's start."""
+    health = functools.partial(Health, phase.name, phase.chance, phase.per_step)
     if not checkpoints.steps():
-        return phase.state, 0, None, {}, 0, start
+        return _Begin(phase.state, 0, None, {}, 0, start, health(head=_digest(phase.head(phase.items(phase.state)))))
     saved = checkpoints.restore(phase.items(phase.state))
     then, now = saved.metadata["data"], metadata["data"]
     if then != now:
@@ -269,11 +288,14 @@ def _resume(
             f"{checkpoints.directory}: was trained on other images (fingerprint {then[:12]}, now {now[:12]}); "
             "give the same data, or another --workdir"
         )
-    best = saved.metadata["best"]
+    kept, goes_on = saved.metadata, saved.step < phase.steps
+    if goes_on:
+        _logger.info("%s goes on from step %d", phase.name, saved.step)
+        kept |= kept.get("before_last", {})
+    best, own_health = kept["best"], health(kept.get("health"))
     if best and best["step"] in checkpoints.steps():  # a kill between `save` and `mark_best` leaves it unmarked
         checkpoints.mark_best(best["step"], best["score"])
-    if saved.step < phase.steps:
-        _logger.info("%s goes on from step %d", phase.name, saved.step)
+    if goes_on and (text := more_steps.changed_rates(kept, metadata, phase.name, saved.step)):
+        _warn(own_health.tell(f"rates at {saved.step}", text))
     state = phase.restore(saved.items, saved.step)
-    kept = saved.metadata
-    return state, saved.step, best, kept["window"], kept.get("skipped", 0), kept["position"]
+    return _Begin(state, saved.step, best, kept["window"], kept.get("skipped", 0), kept["position"], own_health)

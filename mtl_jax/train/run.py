@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mtl_jax import config, parallel
-from mtl_jax.config import build, rules, run_data
+from mtl_jax.config import build, more_steps, rules, run_data
 from mtl_jax.config.recipe import Recipe
 from mtl_jax.data import Dataset, pictures
 from mtl_jax.episodes import check_table
@@ -24,18 +24,20 @@ from mtl_jax.evaluate import network
 from mtl_jax.launch import environment, hosts, signals
 from mtl_jax.train import loop, meta_training, plan, pretraining, teacher
 from mtl_jax.types import ClassTable
+from mtl_jax.words import counted
 from mtl_jax.workdir import Workdir, checkpoint, console, lock, write_json_atomic, writers
 
 _logger = logging.getLogger(__name__)
 
 
-def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ()) -> None:
-    """Runs what is still to be done of a config's two phases in a workdir.
+def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = (), label: str = "") -> None:
+    """Runs what is still to be done of a config's two phases in a workdir. Steps may be more than it was started with.
 
     Args:
       settings: a config as `configs/default.py` has it.
       path: the workdir.
       hooks: further writers, called as `write(step, {'meta/loss': ...})`; of several processes the first calls them.
+      label: stands before the phase's name in its progress.
 
     Raises:
       MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
@@ -44,12 +46,16 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
     workdir = Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
         own, stop = Workdir(folder), hosts.stop_together(request, devices)
-        settings, dataset = prepare(settings, len(devices), workdir)
+        settings, dataset = prepare(settings, len(devices), workdir, more=True)
         _check_processes(settings, dataset)
+        _logger.info("device: %s", environment.describe_devices(environment.device_facts(devices)))
+        recipe, position = build.recipe(settings), 0
+        if recipe.pretraining and hosts.is_first():
+            more_steps.set_meta_training_aside(workdir, settings.pretrain.steps)
         if parallel.on_cpu() and (warning := environment.cpu_warning()):
             _logger.warning("%s", warning)
         write_json_atomic(own.config, config.to_json(settings))
-        run_data.record(own, dataset, settings.pretrain.init)
+        run_data.record(own, dataset, settings.pretrain.init, network.trained_on(settings))
         with contextlib.closing(writers.JsonlWriter(own.metrics)) as metrics, \
              contextlib.closing(writers.JsonlWriter(own.timing)) as timing:  # fmt: skip
             metadata = {
@@ -59,12 +65,14 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = ())
             run_phase = functools.partial(
                 _run_phase, settings=settings, dataset=dataset, workdir=workdir, hooks=hooks, metadata=metadata,
                 keep=settings.runtime.keep, stop=stop, metrics=metrics, timing=timing,
+                label=label,
             )  # fmt: skip
-            recipe, position = build.recipe(settings), 0
             if recipe.pretraining:
                 position = run_phase(pretraining.phase(recipe.pretraining, dataset.splits, devices), position)
                 hosts.wait()  # for the last checkpoint, which the first process writes
             backbone = network.pretrained(settings, workdir)
+            if settings.pretrain.init:
+                network.check_start(settings, *backbone, dataset.splits["train"].images.shape[1:])
             if recipe.meta_training:
                 phase = meta_training.phase(recipe.meta_training, dataset.splits, devices, *backbone)
                 run_phase(phase, position)
@@ -78,7 +86,7 @@ def resolve(settings: ConfigDict) -> tuple[ConfigDict, list[jax.Device]]:
         resolved.runtime.dtype = build.resolve_dtype(settings.runtime.dtype)
     devices = hosts.devices(settings.runtime.devices)
     rules.check_devices(settings, len(devices), jax.local_device_count())
-    rules.check_init(settings)
+    network.check_init(settings)
     return resolved, devices
 
 
@@ -90,25 +98,30 @@ def _logged(folder: Path) -> Iterator[None]:
         yield
 
 
-def prepare(settings: ConfigDict, devices: int, workdir: Workdir) -> tuple[ConfigDict, Dataset]:
+def prepare(settings: ConfigDict, devices: int, workdir: Workdir, *, more: bool = False) -> tuple[ConfigDict, Dataset]:
     """The config as a workdir's run has it, planned for so many devices, and its data. `settings` is from `resolve`.
+
+    `more`: whether a phase may have more steps than the run.
 
     Raises:
       MtlError: the workdir has a run of another config, or the data cannot give the tasks asked for.
     """
-    _check_config(settings, workdir)
+    _check_config(settings, workdir, more)
     with hosts.first_goes_first():
         dataset = load_data(settings)
     return _planned(settings, dataset, devices, workdir), dataset
 
 
-def _check_config(settings: ConfigDict, workdir: Workdir) -> None:
-    """Whether the run that is to go on has the same config."""
+def _check_config(settings: ConfigDict, workdir: Workdir, more: bool = False) -> None:
+    """Whether the run that is to go on has the same config, but for more steps where `more`."""
     if workdir.config.exists():
         then, now = config.to_json(config.read(workdir.config)), config.to_json(settings)
-        if lines := config.compare(then, now, config.MAY_DIFFER):
+        may_differ = (*config.MAY_DIFFER, *(more_steps.raised(then, now) if more else ()))
+        if lines := config.compare(then, now, may_differ):
+            lowered = more and any(line.startswith(("pretrain.steps", "meta.steps")) for line in lines)
             raise ConfigError(
                 f"{workdir.path} holds a run of another config: {'; '.join(lines)}; give another --workdir"
+                f"{' (steps may be raised, not lowered)' if lowered else ''}"
             )
 
 
@@ -162,11 +175,9 @@ def _check_tasks(recipe: Recipe, name: str, table: ClassTable, class_names: Sequ
 def _check_channels(settings: ConfigDict, dataset: Dataset) -> None:
     channels = dataset.splits["train"].images.shape[-1]
     for name in ("mean", "std"):
-        if len(settings.data[name]) not in (1, channels):
-            raise ConfigError(
-                f"config.data.{name} has {len(settings.data[name])} numbers, but the images have {channels} "
-                f"channel{'s' if channels > 1 else ''}; give one number, or one a channel"
-            )
+        if (count := len(settings.data[name])) not in (1, channels):
+            numbers = f"{counted(count, 'number')} for images of {counted(channels, 'channel')}"
+            raise ConfigError(f"config.data.{name}: {numbers}; give one, or one a channel")
 
 
 def _planned(settings: ConfigDict, dataset: Dataset, devices: int, workdir: Workdir) -> ConfigDict:
@@ -236,12 +247,14 @@ def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
     return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
-def dry_run(settings: ConfigDict) -> str:
-    """What `train` would do and need, without doing it: data, steps, memory, the least time. Prepares the data.
+def dry_run(settings: ConfigDict, path: str) -> str:
+    """What `train` would do and need, without doing it or touching the workdir; prepares the data.
 
     Raises:
       MtlError: what `train` would raise before its first step.
     """
     settings, devices = resolve(settings)
+    Workdir(path).check_writable()
+    _check_config(settings, Workdir(path))
     dataset = load_data(settings)
     return plan.describe(settings, dataset, plan.make(settings, dataset, len(devices)), len(devices))

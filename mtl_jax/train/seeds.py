@@ -9,13 +9,13 @@ from ml_collections import ConfigDict
 
 from mtl_jax import config, evaluate, workdir
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch import hosts
+from mtl_jax.launch import environment, hosts
 from mtl_jax.metrics import in_percent
 from mtl_jax.train.run import train
 from mtl_jax.workdir.writers import Writer
 
 SHARED = ("dataset", "fingerprint", "split", "num_tasks", "distinct_tasks", "way", "shot", "query")
-SHARED += ("inner_steps", "inner_lr", "batch_norm", "head", "episodes")
+SHARED += ("inner_steps", "inner_lr", "batch_norm", "head", "episodes", "device", "device_kind", "num_devices")
 
 
 class Spread(NamedTuple):
@@ -60,8 +60,8 @@ def run(
         own.seed = settings.seed + number
         own_path = seed_path(path, number)
         if argv and hosts.is_first():
-            workdir.record_command(own_path, argv)
-        train(own, str(own_path), hooks)
+            workdir.record_command(own_path, argv, environment.device_facts())
+        train(own, str(own_path), hooks, label=f"seed {own.seed} ({number + 1} of {num_seeds})")
         results[own.seed] = evaluate.evaluate(own, str(own_path))
     return results
 

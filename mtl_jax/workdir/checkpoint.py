@@ -1,5 +1,6 @@
 """The checkpoints of a run: saved whole or not at all, verified when read, kept by count, the best one always."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mtl_jax.errors import CheckpointError, first_line
-from mtl_jax.workdir import checkpoint_folder, named_arrays
+from mtl_jax.workdir import checkpoint_folder, manifest, named_arrays
 from mtl_jax.workdir.manifest import seal, unseal
 from mtl_jax.workdir.workdir import read_bounded, sync_folder, write_bytes_atomic, writing
 
@@ -106,6 +107,13 @@ class Checkpoints:
                 " or delete the folder to start the phase anew"
             )
         raise CheckpointError(f"{self.directory}: no checkpoint there; give a workdir that a run has saved into")
+
+    def newest_metadata(self) -> dict[str, Any]:
+        """The metadata of the newest checkpoint whose manifest is whole; empty where there is none."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):
+                return manifest.read(self.directory / str(step)).metadata
+        return {}
 
     def selected(self, select: str) -> Restored:
         """`read` of the best checkpoint where `select` is 'best' and one is marked, else of the newest whole one."""

@@ -1,5 +1,6 @@
 """What a person watches: the progress of a phase, and the log of a run on the console and in a file."""
 
+import collections
 import contextlib
 import logging
 import re
@@ -12,14 +13,18 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
+from mtl_jax.words import counted
 from mtl_jax.workdir.workdir import writing
 
 _logger = logging.getLogger(__name__)
+MEAN_STEPS = 100  # over which progress means loss and accuracy: a single step of a few tasks says little
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 class Progress:
     """The progress of a phase, with loss, accuracy, rate and time left; `update` is a `writers.Writer`.
+
+    Loss and accuracy are means of the last `MEAN_STEPS` steps.
 
     On a terminal a bar; elsewhere (a file, a scheduler's log) a log line every `interval` seconds and one at the end.
 
@@ -36,11 +41,15 @@ class Progress:
         *,
         unit: str = "tasks",
         per_step: int = 1,
+        chance: float = 0.0,
         interval: float = 15.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Counts steps from `initial` to `total`, each of `per_step` units (tasks, images)."""
+        """Counts steps from `initial` to `total`, each of `per_step` units (tasks, images).
+
+        `chance` is the accuracy of guessing, shown beside the accuracy where it is not 0.
+        """
         self._total, self._description, self._unit, self._per_step = total, description, unit, per_step
         self._interval, self._clock = interval, clock
         self._step = self._printed = self._first_step = initial
@@ -51,14 +60,18 @@ class Progress:
             self._bar = tqdm(
                 total=total, initial=initial, desc=description, bar_format=_BAR, file=stream, dynamic_ncols=True
             )
-        self._scalars: Mapping[str, Any] = {}
+        self._chance = f" (chance {100 * chance:.3g} %)" if chance else ""
+        self._recent: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
 
     def update(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Says that `step` steps are done; the scalars named loss and accuracy (also 'meta/loss') are shown."""
         now = self._clock()
         if self._first is None:
             self._first, self._first_step, self._next = now, step, now + self._interval
-        advanced, self._step, self._scalars = step - self._step, step, scalars
+        advanced, self._step = step - self._step, step
+        self._recent.append((max(advanced, 1), scalars))
+        while sum(steps for steps, _ in self._recent) - self._recent[0][0] >= MEAN_STEPS:
+            self._recent.popleft()
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(self._facts(now)), refresh=False)
             self._bar.update(advanced)
@@ -86,20 +99,24 @@ class Progress:
         self._printed, self._next = self._step, now + self._interval
 
     def _facts(self, now: float) -> list[str]:
-        facts = [_fact(name.rsplit("/", 1)[-1], value) for name, value in self._scalars.items()]
+        loss, accuracy = self._mean("loss"), self._mean("accuracy")
+        facts = [] if loss is None else [f"mean loss {loss:.3f}"]
+        facts += [] if accuracy is None else [f"mean accuracy {100 * accuracy:.1f} %{self._chance}"]
         if rate := self._rate(now):
             facts.append(f"{rate * self._per_step:.3g} {self._unit}/s")
-        return [fact for fact in facts if fact]
+        return facts
+
+    def _mean(self, wanted: str) -> float | None:
+        """The mean of a scalar over the recent steps, or None where they have none of that name."""
+        seen = [
+            (steps, float(value)) for steps, scalars in self._recent for name, value in scalars.items()
+            if name.rsplit("/", 1)[-1] == wanted
+        ]  # fmt: skip
+        return sum(steps * value for steps, value in seen) / sum(steps for steps, _ in seen) if seen else None
 
     def _rate(self, now: float) -> float:
         steps, seconds = self._step - self._first_step, now - (now if self._first is None else self._first)
         return steps / seconds if seconds > 0 else 0.0
-
-
-def _fact(name: str, value: Any) -> str:
-    if name == "loss":
-        return f"loss {float(value):.3f}"
-    return f"accuracy {100 * float(value):.1f} %" if name == "accuracy" else ""
 
 
 def duration(seconds: float) -> str:
@@ -161,7 +178,7 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 _NAMED = 10  # mined classes named in a line
-_MINED = re.compile(r"hard tasks after step (\d+): \d+ failure classes: (.*)")
+_MINED = re.compile(r"hard tasks after step (\d+): \d+ failure class(?:es)?: (.*)")
 _MINED_CLASS = re.compile(r"(.+?) \((\d+)\)(?:, |$)")
 
 
@@ -176,7 +193,7 @@ def mined_line(step: int, pool: np.ndarray, names: Sequence[str]) -> str:
     order = np.argsort(-pool, kind="stable")[: np.count_nonzero(pool)]
     listed = ", ".join(f"{names[i]} ({pool[i]})" for i in order[:_NAMED])
     more = f", and {len(order) - _NAMED} more" if len(order) > _NAMED else ""
-    return f"hard tasks after step {step}: {len(order)} failure classes: {listed}{more}"
+    return f"hard tasks after step {step}: {counted(len(order), 'failure class')}: {listed}{more}"
 
 
 def read_mined(log: Path) -> dict[int, dict[str, int]]:

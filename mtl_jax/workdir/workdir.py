@@ -12,6 +12,7 @@ import re
 import shlex
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ class Workdir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.json"  # the resolved config
-        self.data = self.path / "data.json"  # data sets and classes of the training; in data.digests 16 bytes an image
+        self.data = self.path / "data.json"  # data sets and classes of the training; `digests` has 16 bytes an image
+        self.digests = self.data.with_suffix(".digests")
         self.metrics = self.path / "metrics.jsonl"  # step and scalars, a line a record; the same bytes for the same run
         self.timing = self.path / "timing.jsonl"  # rates and wall times: all that differs between two runs of a config
         self.log = self.path / "log.txt"
@@ -56,11 +58,23 @@ class Workdir:
 
     def create(self) -> "Workdir":
         """Makes the folder. Raises MtlError where that is not possible."""
-        try:
+        with self._refused():
             self.path.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def check_writable(self) -> None:
+        """Checks, by a file without a name, that a run could write there; makes no folder. Raises MtlError."""
+        with self._refused():
+            there = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+            with tempfile.TemporaryFile(dir=there):
+                pass
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise MtlError(f"{self.path}: cannot be a workdir: {error.strerror}; give another --workdir") from error
-        return self
 
 
 @contextlib.contextmanager
@@ -86,7 +100,7 @@ def plain(value: Any) -> Any:
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises OSError for anything else."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "not a regular file")
         data = file.read(limit + 1)
@@ -96,7 +110,9 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: a rename survives a power cut only after this."""
+    """Makes the names in a folder durable: a rename survives a power cut only after this. Windows opens no folder."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -136,8 +152,10 @@ def write_json_atomic(path: Path, content: Any) -> None:
         write_bytes_atomic(path, text.encode() + b"\n")
 
 
-def record_command(path: str | Path, argv: Sequence[str]) -> None:
+def record_command(path: str | Path, argv: Sequence[str], facts: Mapping[str, Any]) -> None:
     """Appends a command (`sys.argv`) to the workdir's commands.jsonl, with the time and the versions it ran under.
+
+    `facts` are added to the record: those of the devices.
 
     Raises:
       MtlError: the workdir cannot be written.
@@ -148,6 +166,7 @@ def record_command(path: str | Path, argv: Sequence[str]) -> None:
     words = ["-m", f"mtl_jax.{module.name}"] if module.parent.name == "mtl_jax" else [program.name]
     record = {"time": _now(), "command": shlex.join(["python", *words, *argv[1:]]), "python": platform.python_version()}
     record |= {name: importlib.metadata.version(name) for name in ("mtl_jax", "jax", "jaxlib", "flax", "numpy")}
+    record |= facts
     with writing(file, "give another --workdir"), open(file, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
 

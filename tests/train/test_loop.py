@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax.errors import NotFiniteError
 from mtl_jax.launch.signals import StopRequest
 from mtl_jax.train import loop
 from mtl_jax.workdir import Workdir
+from mtl_jax.workdir.health import Chance
 from mtl_jax.workdir.writers import JsonlWriter
 
 STEPS = 12
@@ -32,6 +34,7 @@ def _phase(bad, *, skip, per_dispatch=1, stop=None, stop_at=0):
         name="meta", steps=STEPS, state={"w": jnp.zeros(())}, dispatch=dispatch, items=lambda state: {"params": state},
         restore=lambda items, step: items["params"], validate=None, unit="tasks", per_step=1,
         per_dispatch=per_dispatch, log_every=4, val_every=0, checkpoint_every=2, skip=skip,
+        head=lambda items: items["params"], chance=Chance(0.2, 0.2),
     )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, caplog, pe
 
 @pytest.mark.parametrize("per_dispatch", [1, 2])
 def test_one_more_than_allowed_stops_the_run_at_the_checkpoint_before_it(tmp_path, per_dispatch):
-    with pytest.raises(loop.NotFiniteError, match=r"^meta step 7: .*1 others were skipped.*--replay=meta:7 ") as caught:
+    with pytest.raises(NotFiniteError, match=r"^meta step 7: .*1 other skipped.*--replay=meta:7 ") as caught:
         _run(tmp_path, [2, 7], skip=1, per_dispatch=per_dispatch)
     assert "\n" not in str(caught.value)
     assert loop.Checkpoints(tmp_path / "meta").steps() == [4, 6]
@@ -78,7 +81,7 @@ def test_one_more_than_allowed_stops_the_run_at_the_checkpoint_before_it(tmp_pat
 
 
 def test_without_leave_the_first_one_stops_the_run_and_lines_say_nothing_of_skipping(tmp_path):
-    with pytest.raises(loop.NotFiniteError, match=r"^meta step 9: the loss or a gradient is not finite;"):
+    with pytest.raises(NotFiniteError, match=r"^meta step 9: the loss or a gradient is not finite;"):
         _run(tmp_path / "a", [9], skip=0)
     assert b"skipped" not in _run(tmp_path / "b", [], skip=0)
 

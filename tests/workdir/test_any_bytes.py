@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from tests.fuzz.samples import SAMPLES
 from tests.fuzz.worker import read
 
-CHEAP = [
-    name for name in SAMPLES if name not in ("checkpoint", "exported embedding", "reference weights", "classifier")
-]
+COSTLY = ("checkpoint", "exported embedding", "reference weights", "classifier", "network")
+CHEAP = [name for name in SAMPLES if not name.startswith(COSTLY)]
 few = settings(
     max_examples=8, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -1,6 +1,7 @@
 import io
 import logging
 
+import numpy as np
 import pytest
 
 from mtl_jax.errors import MtlError
@@ -35,9 +36,21 @@ def test_plain_lines_come_by_time_and_once_at_the_end(caplog):
             progress.update(step, {"meta/loss": 1.5, "meta/accuracy": 0.456, "meta/other": 1})
             clock.now += 1
     assert _lines(caplog) == [
-        "meta 116/1000, loss 1.500, accuracy 45.6 %, 4 tasks/s, 15 min left",
-        "meta 131/1000, loss 1.500, accuracy 45.6 %, 4 tasks/s, 14 min left",
-        "meta 132/1000, loss 1.500, accuracy 45.6 %, 3.88 tasks/s, 15 min left",
+        "meta 116/1000, mean loss 1.500, mean accuracy 45.6 %, 4 tasks/s, 15 min left",
+        "meta 131/1000, mean loss 1.500, mean accuracy 45.6 %, 4 tasks/s, 14 min left",
+        "meta 132/1000, mean loss 1.500, mean accuracy 45.6 %, 3.88 tasks/s, 15 min left",
+    ]
+
+
+@pytest.mark.parametrize("per_dispatch", [1, 10])
+def test_loss_and_accuracy_are_means_of_the_last_steps_beside_what_guessing_gives(caplog, per_dispatch):
+    caplog.set_level(logging.INFO)
+    with Progress(1000, 0, "seed 1 (2 of 3) pretrain", chance=1 / 60, stream=io.StringIO(), clock=Clock()) as progress:
+        for step in range(per_dispatch, 201, per_dispatch):
+            progress.update(step, {"loss": step, "accuracy": step > 150, "hard_loss": 9.0})
+    last = np.mean(np.arange(200, 100, -per_dispatch))
+    assert _lines(caplog) == [
+        f"seed 1 (2 of 3) pretrain 200/1000, mean loss {last:.3f}, mean accuracy 50.0 % (chance 1.67 %)"
     ]
 
 
@@ -58,7 +71,7 @@ def test_a_terminal_gets_a_bar_and_the_log_no_lines(caplog):
             progress.update(step, {"loss": 2.0, "accuracy": 1.0})
     last = terminal.getvalue().split("\r")[-1]
     assert "pretrain 100%" in last and "20/20" in last
-    assert "loss 2.000, accuracy 100.0 %, 144 images/s" in last
+    assert "mean loss 2.000, mean accuracy 100.0 %, 144 images/s" in last
     assert _lines(caplog) == []
 
 
