@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.base_learner import adapt
-from mtl_jax.meta import Embed, fast_logits, fast_weights, support_loss
+from mtl_jax.embed import Embedder
+from mtl_jax.meta import fast_logits, fast_weights, support_loss
 from mtl_jax.parallel import on_cpu
 from mtl_jax.types import Array, Episode, Params
 
@@ -21,7 +22,7 @@ class Adaptation(NamedTuple):
     [N Q, N], labels [N Q]) -> what is kept, [...]. every_step: keep it after each of 0, 1, ..., steps updates.
     """
 
-    embed: Embed
+    embed: Embedder
     moves: str
     outcome: Callable[[Array, Array], Array]
     every_step: bool = False
@@ -86,13 +87,13 @@ def _scanned(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _inner_step(
-    embed: Embed, fast: Params, params: Params, batch_stats: Params, task: Episode, weights: Array, lr: Array
+    embed: Embedder, fast: Params, params: Params, batch_stats: Params, task: Episode, weights: Array, lr: Array
 ) -> Params:
     return adapt(lambda fast: support_loss(fast, params, batch_stats, task, weights, embed), fast, steps=1, lr=lr)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _outcome(
-    embed: Embed, outcome: Callable, fast: Params, params: Params, batch_stats: Params, task: Episode
+    embed: Embedder, outcome: Callable, fast: Params, params: Params, batch_stats: Params, task: Episode
 ) -> Array:
     return outcome(fast_logits(fast, params, batch_stats, task.query, embed)[0], task.query_labels)

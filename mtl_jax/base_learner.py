@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import check_labels, cross_entropy
 from mtl_jax.parallel import on_cpu, vary_like
-from mtl_jax.types import Array, Params
+from mtl_jax.types import Array, Head, Params
 
 HEAD_INITS = ("he", "xavier", "zero")
 UNROLLED = 10  # a head's inner steps in one turn of an accelerator's loop
 
 
-def init_head(key: Array, features: int, way: int, *, init: str = "he") -> Params:
+def init_head(key: Array, features: int, way: int, *, init: str = "he") -> Head:
     """A new head {'kernel': [F, N], 'bias': [N]}; the bias is 0.
 
     Args:
@@ -89,7 +89,7 @@ def adapt(
     step = jax.checkpoint(step) if remat else step
     if not on_cpu():  # a loop's state keeps its types
         params = jax.tree.map(lambda p, r: jnp.asarray(p, jnp.result_type(p, r)), params, rates)
-        return _repeat(step, params, steps, rates, is_by_step, unroll=1)[0]
+        return repeat(step, params, steps, rates, is_by_step, unroll=1)[0]
     for number in range(steps):
         params, _ = step(params, jax.tree.map(lambda r, n=number: r[n], rates) if is_by_step else rates)
     return params
@@ -173,7 +173,7 @@ def _head_trajectory(
     weights: Array | None,
 ) -> tuple[Params, Params]:  # fmt: skip
     """The adapted head, and the heads before each step along axis 0, which are compiled away if unused."""
-    weights, lr = _row_weights(head, features, labels, weights), step_rates(lr, steps)
+    weights, lr = row_weights(head, features, labels, weights), step_rates(lr, steps)
     head = vary_like(head, (features, labels, weights))
 
     def loss(head):
@@ -185,7 +185,7 @@ def _head_trajectory(
             gradients = jax.lax.stop_gradient(gradients)
         return jax.tree.map(lambda p, g: p - rate * g, head, gradients), head
 
-    return _repeat(step, head, steps, lr, jnp.ndim(lr) == 1, unroll=UNROLLED)
+    return repeat(step, head, steps, lr, jnp.ndim(lr) == 1, unroll=UNROLLED)
 
 
 def adapted_logits(
@@ -232,7 +232,7 @@ def adapted_logits(
         return jax.vmap(logits, (0, None))(heads, query_features)
     initial = jax.lax.stop_gradient(head) if first_order else head
     support = jax.lax.stop_gradient(support_features) if first_order else support_features
-    weights, lr = _row_weights(head, support, support_labels, weights), step_rates(lr, steps)
+    weights, lr = row_weights(head, support, support_labels, weights), step_rates(lr, steps)
     if first_order:
         weights = jax.lax.stop_gradient(weights)
     coefficients, before = _span_loop(
@@ -257,10 +257,10 @@ def _span_loop(
         residual = jax.nn.softmax(start + gram @ a) - targets
         return a - rate * (jax.lax.stop_gradient(residual) if first_order else residual), a
 
-    return _repeat(step, jnp.zeros_like(start), steps, rates, is_by_step, unroll=UNROLLED)
+    return repeat(step, jnp.zeros_like(start), steps, rates, is_by_step, unroll=UNROLLED)
 
 
-def _repeat(
+def repeat(
     step: Callable, start: Params, steps: int, rates: Params, is_by_step: bool, *, unroll: int
 ) -> tuple[Params, Params]:
     """Scans `step`: (state, rates) -> (state, output). `is_by_step`: rates have an axis of steps first.
@@ -289,7 +289,7 @@ def _check_rows(head, features, labels, weights):
     check_labels(labels, way)
 
 
-def _row_weights(head: Params, features: Array, labels: Array, weights: Array | None) -> Array:
+def row_weights(head: Params, features: Array, labels: Array, weights: Array | None) -> Array:
     """The weight of each support row, after checks; NaN where a label is not 0..N-1."""
     _check_rows(head, features, labels, weights)
     (rows, _), way = jnp.shape(features), jnp.shape(head["bias"])[0]

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import base_learner, episodes, feature_transform, parallel, support_views
+from mtl_jax import base_learner, episodes, parallel, support_views
 from mtl_jax.backbone_adaptation import Adaptation, adapted_outcomes
+from mtl_jax.embed import Embedder, for_evaluation, statistics_of
 from mtl_jax.errors import ConfigError
-from mtl_jax.meta import Embed, Frozen, Inner, backbone_params, check_inner, loss_weights
+from mtl_jax.learners import BaseLearner, Inner, check_inner, loss_weights, moved_part, with_way
+from mtl_jax.meta import Frozen, backbone_params
 from mtl_jax.metrics import accuracy
 from mtl_jax.parallel import Devices, on_cpu
 from mtl_jax.support_views import PLAIN, View
@@ -25,7 +27,8 @@ class Protocol(NamedTuple):
     """What a test result depends on besides the model: the tasks and the inner loop.
 
     way, shot, query: N, K and Q per class. num_tasks, seed: task t has the key fold_in(key(seed), t).
-    inner: the inner loop at test. flips: mirror images added to the support set, the loss scaled as without them.
+    inner: the base-learner at test, then for `way` classes. flips: mirror images added to the support set, the loss
+    scaled as without them.
     zero_head: start from a zero head; needed for another way than the trained one. crops: random crops of each support
     image added to the support set. crop_area: a crop's smallest area, as a fraction of the image's.
     """
@@ -35,7 +38,7 @@ class Protocol(NamedTuple):
     query: int
     num_tasks: int
     seed: int
-    inner: Inner
+    inner: BaseLearner
     flips: bool = False
     zero_head: bool = False
     crops: int = 0
@@ -45,7 +48,7 @@ class Protocol(NamedTuple):
 class Model(NamedTuple):
     """A trained network: how its backbone runs, its learned groups, and the frozen rest."""
 
-    embed: Embed
+    embed: Embedder
     learned: Params
     frozen: Frozen
 
@@ -98,7 +101,7 @@ def banks(model: Model, images: np.ndarray, protocol: Protocol, **options: Any) 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(embed: Embed, params: Params, batch_stats: Params, images: Array) -> Array:
+def _embed(embed: Embedder, params: Params, batch_stats: Params, images: Array) -> Array:
     return embed(params, batch_stats, images)[0]
 
 
@@ -133,13 +136,14 @@ def evaluate_tasks(
         another way than the protocol's; `tasks` of other sizes or another number than the protocol's.
       DataError: a table that is too small for the tasks, or positions outside the images.
     """
-    head = initial_head(model.learned["head"], protocol)
     check_inner(protocol.inner)
-    support_views.check_crops(protocol.crops, protocol.inner.adapt, model.embed.batch_statistics)
+    head, moved = initial_head(model.learned.get("head", {}), protocol), moved_part(protocol.inner)
+    if every_step and not isinstance(protocol.inner, Inner):
+        raise ConfigError(f"every_step: {type(protocol.inner).__name__} has no inner steps")
+    support_views.check_crops(protocol.crops, moved, statistics_of(model.embed))
     options = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
-    if model.embed.batch_statistics == "train":
-        model = model._replace(embed=model.embed._replace(batch_statistics="running"))
-    if protocol.inner.adapt != "head" or model.embed.batch_statistics == "batch":
+    model = model._replace(embed=for_evaluation(model.embed))
+    if moved != "head" or statistics_of(model.embed) == "batch":
         return adapt_per_task(model, head, images, table, protocol, chunk=min(chunk, OWN_FEATURES), **options)
     bank, further = banks(model, images, protocol, batch=embed_batch, devices=devices)
     return adapt_on_bank(head, bank, further, table, protocol, chunk=chunk, **options)
@@ -151,17 +155,32 @@ def answers(logits: Array, labels: Array) -> Array:
 
 
 def initial_head(head: Params, protocol: Protocol) -> Params:
-    """The learned head, or a zero head if the protocol says so.
+    """What the base-learner learned, or that with a zero head in it if the protocol says so.
 
     Raises:
-      ConfigError: the learned head has another way than the protocol.
+      ConfigError: the learned head has another way than the protocol, or its rates are for another number of steps.
     """
+    inner = protocol.inner
+    if not isinstance(inner, Inner):
+        return head
+    for name in ("lr", "ensemble"):
+        if name in head and len(head[name]) != inner.steps:
+            raise ConfigError(
+                f"the learned {name} is of {len(head[name])} inner steps, but the inner loop has {inner.steps}"
+            )
+    if inner.start != "learned":
+        return head
     features, way = head["kernel"].shape
     if not protocol.zero_head and way != protocol.way:
         raise ConfigError(f"the learned head has {way} classes, but tasks are {protocol.way}-way: set zero_head")
     if not protocol.zero_head:
         return head
-    return {"kernel": jnp.zeros((features, protocol.way)), "bias": jnp.zeros(protocol.way)}
+    if inner.head == "cosine":
+        raise ConfigError(
+            f"the learned cosine head has {way} classes, but tasks are {protocol.way}-way, and cosines cannot start "
+            "from zeros: train with inner.start 'prototypes'"
+        )
+    return {**head, "kernel": jnp.zeros((features, protocol.way)), "bias": jnp.zeros(protocol.way)}
 
 
 def sample(table: ClassTable, protocol: Protocol, start: int | Array, count: int) -> tuple[Array, Array]:
@@ -242,16 +261,21 @@ def adapt_on_bank(
 
 def _without_numbers(protocol: Protocol) -> Protocol:
     """The protocol for compiled functions: another rate, seed or number of tasks compiles nothing new."""
-    return protocol._replace(num_tasks=0, seed=0, inner=protocol.inner._replace(lr=0.0))
+    inner = with_way(protocol.inner, protocol.way)
+    if isinstance(inner, Inner):
+        inner = inner._replace(lr=0.0, first_order=True)  # nothing is differentiated here
+    return protocol._replace(num_tasks=0, seed=0, inner=inner)
 
 
-def _rates(protocol: Protocol) -> Array:
+def _rates(protocol: Protocol) -> Array | None:
+    if not isinstance(protocol.inner, Inner):
+        return None
     return jnp.asarray(base_learner.step_rates(protocol.inner.lr, protocol.inner.steps), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _adapt_chunk(
-    static: _Static, head: Params, bank: Array, further: Array | None, tasks: tuple[Array, Array], lr: Array
+    static: _Static, head: Params, bank: Array, further: Array | None, tasks: tuple[Array, Array], lr: Array | None
 ) -> Array:
     def run(support, query):
         task = episodes.gather(bank, support, query)
@@ -261,16 +285,13 @@ def _adapt_chunk(
     return jax.vmap(run)(*tasks)
 
 
-def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Array) -> Array:
+def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Array | None) -> Array:
     """The outcome of one task from features; `support` may have those of further views after the images' own."""
-    protocol, inner = static.protocol, static.protocol.inner
+    protocol, inner, options = static.protocol, static.protocol.inner, {}
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
-    support, query = feature_transform.transform(inner.features, support, task.query)
-    logits = base_learner.adapted_logits(
-        head, support, labels, query, steps=inner.steps, lr=lr, trajectory=static.every_step,
-        weights=loss_weights(labels, protocol.way, inner.loss_scale, protocol.shot),
-    )  # fmt: skip
-    return static.outcome(logits, task.query_labels)
+    if isinstance(inner, Inner):
+        inner, options = inner._replace(lr=lr), {"shot": protocol.shot, "trajectory": static.every_step}
+    return static.outcome(inner(head, support, labels, task.query, **options), task.query_labels)
 
 
 def adapt_per_task(
@@ -286,9 +307,10 @@ def adapt_per_task(
     """
     inner, draw, lr = protocol.inner, _drawer(table, protocol, tasks, len(images)), _rates(protocol)
     static = _Static(_without_numbers(protocol), every_step, outcome)
-    adaptation = Adaptation(model.embed, inner.adapt, outcome, every_step)
-    if inner.adapt != "head" and on_cpu():
+    moved = moved_part(inner)
+    if moved != "head" and on_cpu():
         chunk, devices = 1, parallel.one_of_each(devices)
+    adaptation = Adaptation(model.embed, moved, outcome, every_step)
     weights = backbone_params(model.learned, model.frozen), model.frozen.batch_stats, head
     weights = parallel.replicate(weights, devices)
 
@@ -296,11 +318,11 @@ def adapt_per_task(
         support, query = (np.asarray(part) for part in draw(start, count))
         episode = episodes.gather(np.asarray(images), support, query)
         episode = support_views.with_flips(episode) if protocol.flips else episode
+        if moved == "head":
+            return _embed_and_adapt(static, model.embed, *weights, parallel.spread(episode, devices), lr)
         rows = loss_weights(episode.support_labels[0], protocol.way, inner.loss_scale, protocol.shot)
         episode = parallel.spread(episode, devices)
-        if inner.adapt == "head":
-            return _embed_and_adapt(static, model.embed, *weights, episode, lr)
-        rates = np.broadcast_to(base_learner.step_rates(inner.lr, inner.steps), inner.steps)
+        rates = np.broadcast_to(base_learner.step_rates(inner.rates(head), inner.steps), inner.steps)
         return adapted_outcomes(adaptation, *weights, episode, rates=rates, weights=rows)
 
     return parallel.in_chunks(run, protocol.num_tasks, chunk, devices)
@@ -308,7 +330,7 @@ def adapt_per_task(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed_and_adapt(
-    static: _Static, embed: Embed, params: Params, batch_stats: Params, head: Params, tasks: Episode, lr: Array
+    static: _Static, embed: Embedder, params: Params, batch_stats: Params, head: Params, tasks: Episode, lr: Array
 ) -> Array:
     def run(task):
         support, _ = embed(params, batch_stats, task.support)

@@ -31,8 +31,9 @@ def transform(kind: str, support: Array, query: Array) -> tuple[Array, Array]:
     if kind == "centered_l2":
         centre = support.mean(0)
         support, query = support - centre, query - centre
-    return _unit(support), _unit(query)
+    return unit(support), unit(query)
 
 
-def _unit(z: Array) -> Array:
+def unit(z: Array) -> Array:
+    """Rows scaled to length 1: [..., F] -> [..., F]; a row of zeros stays, with a finite derivative."""
     return z / jnp.sqrt((z * z).sum(-1, keepdims=True) + _EPSILON)

@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtl_jax import base_learner, feature_transform, scale_shift
-from mtl_jax.errors import ConfigError
+from mtl_jax import base_learner, scale_shift
+from mtl_jax.embed import Embed as Embed
+from mtl_jax.embed import Embedder, check_unchanged, statistics_of
+from mtl_jax.learners import BaseLearner, Inner, check_inner, loss_weights, moved_part
 from mtl_jax.metrics import class_accuracy, cross_entropy
 from mtl_jax.parallel import on_cpu, vary_like
 from mtl_jax.types import Array, Episode, Params
-
-ADAPT = ("head", "last_block", "all")
-LOSS_SCALES = ("mean", "per_shot")
 
 
 class Frozen(NamedTuple):
@@ -28,51 +27,6 @@ class Frozen(NamedTuple):
 
     params: Params
     batch_stats: Params
-
-
-class Inner(NamedTuple):
-    """The inner loop.
-
-    steps: number of updates. lr: β, or a tuple with one for each step. first_order: treat inner gradients as constants.
-    loss_scale: 'mean' over the support rows, or 'per_shot': their sum divided by K, which is N times as large.
-    adapt: what moves: 'head' (MTL); 'last_block' or 'all': the head and that part of the backbone (fine-tuning, MAML).
-    remat: recompute activations of steps that move the backbone. features: how they are normalised before the head,
-    see `feature_transform`; 'plain' unless only the head moves.
-    """
-
-    steps: int
-    lr: float | tuple[float, ...]
-    first_order: bool = True
-    loss_scale: str = "mean"
-    adapt: str = "head"
-    remat: bool = False
-    features: str = "plain"
-
-
-class Embed(NamedTuple):
-    """A backbone in one of BN's three modes: (params, batch_stats, images) -> (features, new batch_stats).
-
-    module: from `create_backbone`. batch_statistics: 'running', 'batch' or 'train'. prepare: applied to the images
-    first, e.g. normalisation of uint8 images.
-    """
-
-    module: Any
-    batch_statistics: str = "running"
-    prepare: Callable[[Array], Array] = lambda images: images
-
-    def __call__(self, params: Params, batch_stats: Params, images: Array) -> tuple[Array, Params]:
-        """images [B, H, W, C] -> (features [B, F], averages, which change in mode 'train' only)."""
-        variables = {"params": params, "batch_stats": batch_stats}
-        inputs, mode = self.prepare(images), self.batch_statistics
-        if mode != "train":
-            return self.module.apply(variables, inputs, batch_statistics=mode), batch_stats
-        features, new = self.module.apply(variables, inputs, batch_statistics=mode, mutable=["batch_stats"])
-        return features, new.get("batch_stats", batch_stats)
-
-    def width(self, params: Params, batch_stats: Params, image_shape: tuple[int, ...]) -> int:
-        """The number of features F for stored images, uint8 [H, W, C], from shapes alone."""
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-        return jax.eval_shape(lambda *a: self(*a)[0], params, batch_stats, image).shape[-1]
 
 
 class TaskResult(NamedTuple):
@@ -106,91 +60,66 @@ def backbone_params(learned: Params, frozen: Frozen) -> Params:
     return scale_shift.apply(params, learned["ss"]) if "ss" in learned else params
 
 
-def loss_weights(labels: Array, way: int, loss_scale: str, shot: int | None = None) -> Array:
-    """The weight of each row's cross-entropy: 1 / rows ('mean') or 1 / K ('per_shot'), [rows].
-
-    Args:
-      labels: int [rows].
-      way: N.
-      loss_scale: 'mean' or 'per_shot'.
-      shot: K; None: rows / N.
-
-    Raises:
-      ConfigError: an unknown `loss_scale`, or rows that are not K of each class.
-    """
-    rows = labels.shape[0]
-    if loss_scale not in LOSS_SCALES:
-        raise ConfigError(f"loss_scale is {loss_scale!r}, expected one of {', '.join(LOSS_SCALES)}")
-    if loss_scale == "per_shot" and not shot and (rows == 0 or rows % way):
-        raise ConfigError(f"loss_scale is 'per_shot', but {rows} support rows are not as many of each of {way} classes")
-    return jnp.full(rows, 1 / rows if loss_scale == "mean" else 1 / (shot or rows // way))
-
-
 def episode_logits(
-    learned: Params, frozen: Frozen, episode: Episode, *, embed: Embed, inner: Inner
+    learned: Params, frozen: Frozen, episode: Episode, *, embed: Embedder, inner: BaseLearner
 ) -> tuple[Array, Params]:
     """Query logits [N Q, N] of one task after the inner loop, and BN's averages afterwards.
 
     Args:
-      learned: the learned groups; must have 'head'.
+      learned: the learned groups; 'head' is what the base-learner takes, and may be left out if it takes nothing.
       frozen: the rest.
       episode: one task.
-      embed: the backbone in its BN mode. Under batch statistics each set is normalised by its own, query first.
-      inner: the inner loop.
+      embed: an `Embed`, or any function (params, batch_stats, images [B, ...]) -> (features [B, F], batch_stats). Under
+        batch statistics each set is normalised by its own, query first.
+      inner: the base-learner: an `Inner`, or any other (see `learners`).
 
     Raises:
-      ConfigError: an unknown or contradictory value in `inner`, or labels that do not fit the head.
+      ConfigError: an unknown or contradictory value in `inner`, labels that do not fit the head, or a function that
+        changes `batch_stats` without saying so (see `embed`).
     """
     check_inner(inner)
-    params, head = backbone_params(learned, frozen), learned["head"]
-    weights = loss_weights(episode.support_labels, head["bias"].shape[-1], inner.loss_scale)
-    if inner.adapt != "head":
+    params, head = backbone_params(learned, frozen), learned.get("head", {})
+    if moved_part(inner) != "head":
+        weights = loss_weights(episode.support_labels, head["bias"].shape[-1], inner.loss_scale)
         return _adapted_backbone_logits(params, head, frozen.batch_stats, episode, weights, embed, inner)
-    support, query, stats = _embed_both(params, frozen.batch_stats, episode, embed, inner.first_order)
-    support, query = feature_transform.transform(inner.features, support, query)
-    logits = base_learner.adapted_logits(
-        head, support, episode.support_labels, query,
-        steps=inner.steps, lr=inner.lr, first_order=inner.first_order, weights=weights,
-    )  # fmt: skip
-    return logits, stats
-
-
-def check_inner(inner: Inner) -> None:
-    """Raises ConfigError if an inner loop's values are unknown or contradict each other."""
-    if inner.adapt not in ADAPT:
-        raise ConfigError(f"adapt is {inner.adapt!r}, expected one of {', '.join(ADAPT)}")
-    if inner.features != "plain" and inner.adapt != "head":
-        raise ConfigError(f"features is {inner.features!r}, expected 'plain': adapt {inner.adapt!r} reads no other")
+    constant = getattr(inner, "is_support_constant", False)
+    support, query, stats = _embed_both(params, frozen.batch_stats, episode, embed, constant)
+    return inner(head, support, episode.support_labels, query), stats
 
 
 def _embed_both(
-    params: Params, stats: Params, episode: Episode, embed: Embed, first_order: bool
+    params: Params, stats: Params, episode: Episode, embed: Embedder, is_support_constant: bool
 ) -> tuple[Array, Array, Params]:
-    """Features of both sets. In first order the support set needs no backward pass, so it is embedded separately."""
-    if embed.batch_statistics == "running" and not first_order:
-        both, _ = embed(params, stats, jnp.concatenate([episode.support, episode.query]))
+    """Features of both sets. A constant support set needs no backward pass, so it is embedded separately."""
+    before = stats
+    if statistics_of(embed) == "running" and not is_support_constant:
+        both, stats = embed(params, stats, jnp.concatenate([episode.support, episode.query]))
+        check_unchanged(embed, before, stats)
         return *jnp.split(both, [len(episode.support)]), stats
     query, stats = embed(params, stats, episode.query)
-    if first_order:
+    if is_support_constant:
         params = jax.lax.stop_gradient(params)
     support, stats = embed(params, stats, episode.support)
+    check_unchanged(embed, before, stats)
     return support, query, stats
 
 
 def fast_weights(params: Params, head: Params, adapt: str) -> Params:
     """The parameters that an inner loop with `adapt` 'last_block' or 'all' moves: {'params': backbone's, 'head': θ}."""
     moved = params if adapt == "all" else {name: params[name] for name in [scale_shift.last_block(params)]}
-    return {"params": moved, "head": head}
+    return {"params": moved, "head": {name: head[name] for name in ("kernel", "bias")}}
 
 
-def fast_logits(fast: Params, params: Params, batch_stats: Params, images: Array, embed: Embed) -> tuple[Array, Params]:
+def fast_logits(
+    fast: Params, params: Params, batch_stats: Params, images: Array, embed: Embedder
+) -> tuple[Array, Params]:
     """Logits [B, N] of images [B, ...] with fast weights in place of some of `params`, and BN's averages afterwards."""
     features, batch_stats = embed(overlay(params, fast["params"]), batch_stats, images)
     return base_learner.logits(fast["head"], features), batch_stats
 
 
 def support_loss(
-    fast: Params, params: Params, batch_stats: Params, episode: Episode, weights: Array, embed: Embed
+    fast: Params, params: Params, batch_stats: Params, episode: Episode, weights: Array, embed: Embedder
 ) -> Array:
     """The inner loss of fast weights: the sum of the support rows' cross-entropies times `weights` [S]."""
     logits, _ = fast_logits(fast, params, batch_stats, episode.support, embed)
@@ -198,18 +127,18 @@ def support_loss(
 
 
 def _adapted_backbone_logits(
-    params: Params, head: Params, stats: Params, episode: Episode, weights: Array, embed: Embed, inner: Inner
+    params: Params, head: Params, stats: Params, episode: Episode, weights: Array, embed: Embedder, inner: Inner
 ) -> tuple[Array, Params]:
     fast = base_learner.adapt(
         lambda fast: support_loss(fast, params, stats, episode, weights, embed),
         fast_weights(params, head, inner.adapt),
-        steps=inner.steps, lr=inner.lr, first_order=inner.first_order, remat=inner.remat,
+        steps=inner.steps, lr=inner.rates(head), first_order=inner.first_order, remat=inner.remat,
     )  # fmt: skip
     return fast_logits(fast, params, stats, episode.query, embed)
 
 
 def episode_loss(
-    learned: Params, frozen: Frozen, episode: Episode, *, embed: Embed, inner: Inner
+    learned: Params, frozen: Frozen, episode: Episode, *, embed: Embedder, inner: BaseLearner
 ) -> tuple[Array, TaskResult]:
     """L_query(Θ, Φ, θ') of one task: the query cross-entropy after the inner loop, scaled like the support's.
 
@@ -217,7 +146,8 @@ def episode_loss(
       (loss [], TaskResult).
     """
     logits, stats = episode_logits(learned, frozen, episode, embed=embed, inner=inner)
-    weights = loss_weights(episode.query_labels, logits.shape[-1], inner.loss_scale, _shot(episode, logits))
+    loss_scale = getattr(inner, "loss_scale", "mean")
+    weights = loss_weights(episode.query_labels, logits.shape[-1], loss_scale, _shot(episode, logits))
     loss = (weights * cross_entropy(logits, episode.query_labels)).sum()
     correct = class_accuracy(logits, episode.query_labels)
     return loss, TaskResult(correct.mean(), correct, stats)
@@ -227,10 +157,15 @@ def _shot(episode: Episode, logits: Array) -> int:
     return episode.support_labels.shape[0] // logits.shape[-1]
 
 
+Loss = Callable[..., tuple[Array, TaskResult]]
+"""The loss of a task, called as `episode_loss` is, and its TaskResult."""
+
+
 def batch_loss(
-    learned: Params, frozen: Frozen, episodes: Episode, *, embed: Embed, inner: Inner
-) -> tuple[Array, TaskResult]:
-    """The mean of `episode_loss` over a meta-batch (every array of `episodes` has a leading axis T).
+    learned: Params, frozen: Frozen, episodes: Episode, *, embed: Embedder, inner: BaseLearner,
+    loss: Loss = episode_loss,
+) -> tuple[Array, TaskResult]:  # fmt: skip
+    """The mean of `loss` over a meta-batch (every array of `episodes` has a leading axis T).
 
     Tasks are under `vmap`. On a CPU, tasks that move the backbone are a Python loop instead: `vmap` makes convolutions
     with a kernel for each task into grouped ones, whose gradients are nine times slower there.
@@ -238,11 +173,11 @@ def batch_loss(
     Returns:
       (loss [], TaskResult with a leading axis T).
     """
-    loss = functools.partial(episode_loss, learned, frozen, embed=embed, inner=inner)
-    if inner.adapt == "head" or not on_cpu():
-        losses, result = jax.vmap(loss)(episodes)
+    loss_of_task = functools.partial(loss, learned, frozen, embed=embed, inner=inner)
+    if moved_part(inner) == "head" or not on_cpu():
+        losses, result = jax.vmap(loss_of_task)(episodes)
     else:
-        tasks = [loss(jax.tree.map(lambda a, t=t: a[t], episodes)) for t in range(len(episodes.support_labels))]
+        tasks = [loss_of_task(jax.tree.map(lambda a, t=t: a[t], episodes)) for t in range(len(episodes.support_labels))]
         losses, result = jax.tree.map(lambda *parts: jnp.stack(parts), *tasks)
     return losses.mean(), result
 
@@ -253,7 +188,14 @@ def init_state(learned: Params, batch_stats: Params, optimizer: optax.GradientTr
 
 
 def gradients(
-    learned: Params, frozen: Frozen, episodes: Episode, *, embed: Embed, inner: Inner, axis_name: str | None = None
+    learned: Params,
+    frozen: Frozen,
+    episodes: Episode,
+    *,
+    embed: Embedder,
+    inner: BaseLearner,
+    loss: Loss = episode_loss,
+    axis_name: str | None = None,
 ) -> tuple[Params, tuple[Array, TaskResult]]:
     """The gradient of `batch_loss` by `learned`, and (loss, TaskResult), averaged over the mapped axis, if any.
 
@@ -261,15 +203,15 @@ def gradients(
     """
     value_and_grad = jax.value_and_grad(batch_loss, has_aux=True)
     own = vary_like(learned, episodes)
-    (loss, result), grads = value_and_grad(own, frozen, episodes, embed=embed, inner=inner)
+    (value, result), grads = value_and_grad(own, frozen, episodes, embed=embed, inner=inner, loss=loss)
     # Averages that no task moves are not averaged again: rounding would change them.
-    moved = result.batch_stats if embed.batch_statistics == "train" else {}
-    means = (grads, loss, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), moved))
+    moved = result.batch_stats if statistics_of(embed) == "train" else {}
+    means = (grads, value, result.accuracy.mean(), jax.tree.map(lambda a: a.mean(0), moved))
     if axis_name:
         means = jax.lax.pmean(means, axis_name)
-    grads, loss, accuracy, stats = means
+    grads, value, accuracy, stats = means
     stats = stats if moved else frozen.batch_stats
-    return grads, (loss, TaskResult(accuracy, result.class_accuracy, stats))
+    return grads, (value, TaskResult(accuracy, result.class_accuracy, stats))
 
 
 def apply_gradients(
@@ -304,9 +246,10 @@ def train_step(
     params: Params,
     episodes: Episode,
     *,
-    embed: Embed,
-    inner: Inner,
+    embed: Embedder,
+    inner: BaseLearner,
     optimizer: optax.GradientTransformation,
+    loss: Loss = episode_loss,
     axis_name: str | None = None,
 ) -> tuple[MetaState, dict[str, Array]]:
     """One meta-training step: Φ <- Φ - γ ∇Φ L_query(Θ, Φ, θ'), and the same for θ.
@@ -317,13 +260,16 @@ def train_step(
       episodes: a meta-batch, or this device's part of it.
       embed, inner: see `episode_logits`.
       optimizer: an optax transformation of `state.learned`.
+      loss: the loss of a task, called as `episode_loss(learned, frozen, episode, embed=..., inner=...)`; returns what
+        that returns.
       axis_name: the mapped axis that the meta-batch is spread over.
 
     Returns:
       (new state, {'loss', 'accuracy', 'finite': [], 'class_accuracy': [T, N]}).
     """
     frozen = Frozen(params, state.batch_stats)
-    grads, (loss, result) = gradients(state.learned, frozen, episodes, embed=embed, inner=inner, axis_name=axis_name)
-    state, finite = apply_gradients(state, grads, loss, result.batch_stats, optimizer)
-    metrics = {"loss": loss, "accuracy": result.accuracy, "finite": finite, "class_accuracy": result.class_accuracy}
+    options = {"embed": embed, "inner": inner, "loss": loss, "axis_name": axis_name}
+    grads, (value, result) = gradients(state.learned, frozen, episodes, **options)
+    state, finite = apply_gradients(state, grads, value, result.batch_stats, optimizer)
+    metrics = {"loss": value, "accuracy": result.accuracy, "finite": finite, "class_accuracy": result.class_accuracy}
     return state, metrics

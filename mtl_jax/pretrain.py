@@ -1,5 +1,6 @@
 """Pre-training: plain classification of all base classes. Its classifier is not used afterwards."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 from flax import linen as nn
 
 from mtl_jax.augment import all_rotations, turned
+from mtl_jax.embed import mode_options, training_options
 from mtl_jax.meta import keep_if_finite
 from mtl_jax.metrics import accuracy, cross_entropy
 from mtl_jax.parallel import vary_like
@@ -93,7 +95,9 @@ def init_state(
     """
     backbone_key, classifier_key = jax.random.split(key)
     variables = init_backbone(backbone_key, backbone, image_shape)
-    features = jax.eval_shape(backbone.apply, variables, jnp.zeros((1, *image_shape)))
+    features = jax.eval_shape(
+        lambda v, x: backbone.apply(v, x, **mode_options(backbone, "running")), variables, jnp.zeros((1, *image_shape))
+    )
     head = classifier.init(classifier_key, jnp.zeros(features.shape))["params"]
     params = {"backbone": variables["params"], "classifier": head}
     if rotation:
@@ -108,7 +112,8 @@ def init_state(
 
 def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Params]:
     """A backbone's {'params', 'batch_stats'} for images [H, W, C]; 'batch_stats' is empty without batch norm."""
-    variables = jax.jit(backbone.init)(key, jnp.zeros((1, *image_shape)))
+    init = functools.partial(backbone.init, **mode_options(backbone, "running"))
+    variables = jax.jit(init)(key, jnp.zeros((1, *image_shape)))
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
@@ -122,9 +127,9 @@ def training_features(
     """
     features, new = backbone.apply(
         {"params": params, "batch_stats": batch_stats}, images, **options,
-        train=True, batch_statistics=batch_statistics, mutable=["batch_stats"], rngs={"dropout": key},
+        **training_options(backbone, batch_statistics), mutable=["batch_stats"], rngs={"dropout": key},
     )  # fmt: skip
-    return features, new.get("batch_stats", batch_stats)
+    return features, new.get("batch_stats", batch_stats) if batch_statistics == "train" else batch_stats
 
 
 def classification_loss(

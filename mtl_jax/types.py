@@ -3,12 +3,23 @@
 T tasks, N way, K shot, Q query images per class, S = N K support images, B batch, H W C image, F features.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 
 Array = jax.Array
 Params = Any  # a tree of nested dicts with arrays as leaves
+
+
+class Head(TypedDict):
+    """The base-learner θ, a linear layer.
+
+    kernel: [F, N].
+    bias: [N].
+    """
+
+    kernel: Array
+    bias: Array
 
 
 class ClassTable(NamedTuple):

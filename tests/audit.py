@@ -20,7 +20,17 @@ import numpy as np
 from flax import linen as nn
 
 import mtl_jax
-from mtl_jax import backbones, create_backbone, init_scale_shift, layers, layers_fast, meta
+from mtl_jax import (
+    backbones,
+    create_backbone,
+    init_scale_shift,
+    layers,
+    layers_fast,
+    learners,
+    logistic,
+    meta,
+    vision_mobile,
+)
 from mtl_jax.types import Array, Episode
 
 LIMIT = 1e-9
@@ -129,7 +139,40 @@ def _affine_cases() -> Iterator[Case]:
         yield _operation_case("normalize", shapes, layers.ACTIVATIONS[name], pool, constant, label=label)
 
 
+def _logistic(solution: Callable[[Array, Array], Any], rows: Array, scale: Array) -> Any:
+    return solution(rows - rows.mean(0), jnp.exp(scale[0]))
+
+
+LABELS = np.eye(3)[[0, 1, 2, 0, 1]].T  # [N, S]
+
+
+def _plain_logistic(rows: Array, c: Array) -> tuple[Array, Array]:
+    """The minimum by dense Newton steps; two more from it have its derivatives of first and second order."""
+
+    def gradient(unknowns, rows, c):
+        w, b = unknowns[:-3].reshape(3, -1), unknowns[-3:]
+        forces = c * (LABELS - jax.nn.softmax(w @ rows.T + b[:, None], axis=0))
+        return jnp.concatenate([(w - forces @ rows).ravel(), b.sum() - forces.sum(1)])  # biases sum to 0
+
+    def step(unknowns, rows, c):
+        return unknowns - jnp.linalg.solve(jax.jacfwd(gradient)(unknowns, rows, c), gradient(unknowns, rows, c))
+
+    unknowns = jnp.zeros(3 * rows.shape[1] + 3)
+    for _ in range(30):
+        unknowns = step(unknowns, *jax.lax.stop_gradient((rows, c)))
+    unknowns = step(step(unknowns, rows, c), rows, c)
+    w, b = unknowns[:-3].reshape(3, -1), unknowns[-3:]
+    return c * (LABELS - jax.nn.softmax(w @ rows.T + b[:, None], axis=0)), b
+
+
 RULES: dict[str, list[Case]] = {
+    "logistic.minimise": [
+        Case(
+            functools.partial(_logistic, lambda rows, c: logistic.minimise(rows, jnp.asarray(LABELS), c)),
+            functools.partial(_logistic, _plain_logistic),
+            ((5, 4), (1,)),
+        )
+    ],
     "layers_fast.affine_twice": list(_affine_cases()),
     "layers_fast.as_map": [
         Case(lambda v: layers_fast.as_map(v, MAPS), lambda v: jnp.broadcast_to(v, MAPS), (CHANNELS,)),
@@ -196,7 +239,7 @@ def rule_errors() -> Iterator[tuple[str, float]]:
 
 
 class _Blocks(nn.Module):
-    """One of each that has a form for accelerators: a pooled norm, a residual block's end, a pool apart."""
+    """One of each that has a form for accelerators: a pooled norm, a residual block's end, depthwise, a pool apart."""
 
     options: layers.Options
 
@@ -204,6 +247,8 @@ class _Blocks(nn.Module):
     def __call__(self, images: Array, train: bool = False, batch_statistics: str = "running") -> Array:
         x = backbones._Conv4Block(self.options, 3, name="block1")(images, train, batch_statistics)
         x = backbones._BasicBlock(self.options, 3, 1, name="block2")(x, batch_statistics)
+        stage = vision_mobile.Stage(expand=2, size=3, stride=1, channels=3, blocks=1)
+        x = vision_mobile._InvertedResidual(self.options, stage, 1, name="block3")(x, batch_statistics)
         return layers.average_map(layers.max_pool(x))
 
 
@@ -234,7 +279,7 @@ def _task(network: str) -> tuple[nn.Module, meta.Params, meta.Frozen, Episode]:
 def meta_errors(network: str) -> Iterator[tuple[str, float]]:
     """(network, what adapts, batch norm's mode, order, form; error of loss, averages and meta-gradient)."""
     module, learned, frozen, episode = _task(network)
-    for adapt, mode, first_order in itertools.product(meta.ADAPT, backbones.BATCH_STATISTICS, (True, False)):
+    for adapt, mode, first_order in itertools.product(learners.ADAPT, layers.BATCH_STATISTICS, (True, False)):
         inner = meta.Inner(2, 0.1, first_order, adapt=adapt)
         order = "first" if first_order else "second"
 
