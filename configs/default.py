@@ -29,6 +29,7 @@ def _data() -> ConfigDict:
         "path": "",  # where your copy of the data is; its format is recognised
         "image_size": 0,  # side of the stored square images, in pixels; 0: as they are
         "resize": 0,  # shorter side before the centre crop to image_size, in pixels; 0: image_size
+        "interpolation": "bilinear",  # of that resize: bilinear, bicubic; both antialiased
         "crop": 0,  # side of a centre crop on the device, after augmentation, in pixels; 0: none
         "channels": 0,  # 1 or 3; 0: as they are
         "mean": (0.5,),  # of each channel, for pixel values from 0 to 1; subtracted from the images
@@ -38,7 +39,8 @@ def _data() -> ConfigDict:
         "lists": "",  # the classes of each split instead: a folder with {train,val,test}.txt, or a JSON file
         "split_seed": 0,  # decides which classes the fractions pick
         "convert": False,  # accept 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, do not refuse them
-        "skip_corrupt": False,  # leave out damaged images instead of refusing them
+        "skip_corrupt": False,  # leave out what is no image or a damaged one, do not refuse it
+        "max_pixels": 250_000_000,  # of an image in its file; those with more are refused
         "allow": "",  # problems to accept, separated by commas: shared_classes, shared_images, repeated_images
         "cache_dir": "",  # empty: $MTL_JAX_CACHE, or else the user's cache folder
         "device_budget_gb": 2.0,  # splits up to this size are kept in device memory, larger ones on the host
@@ -47,10 +49,12 @@ def _data() -> ConfigDict:
 
 def _backbone() -> ConfigDict:
     return ConfigDict({
-        "name": "conv4",  # conv4, resnet12, resnet12_640, resnet18, resnet25
+        # conv4, resnet12, resnet12_640, resnet18, resnet25; of others: imagenet_resnet18, -34, -50,
+        # efficientnet_lite0, mobilenet_v2
+        "name": "conv4",
         "width": 1.0,  # factor on every channel count
         "norm": "batch",  # batch, layer, none
-        "activation": placeholder(str),  # relu, leaky_relu, none; unset: the reference's
+        "activation": placeholder(str),  # relu, leaky_relu, relu6, none; unset: the reference's
         "dropout": placeholder(float),  # rate, in pre-training only; unset: the reference's
         "dropblock": 0,  # resnet12_640: side of the squares dropped after blocks 3 and 4, in pixels; 0: single pixels
         "conv_bias": placeholder(bool),  # biases on all convolutions, or on none; unset: where the reference has them
@@ -65,7 +69,7 @@ def _backbone() -> ConfigDict:
 
 def _pretrain() -> ConfigDict:
     return ConfigDict({
-        "init": "",  # a workdir or weight file to start from instead of pre-training
+        "init": "",  # a workdir, weight file or network of the package to start from instead of pre-training
         "steps": 2000,  # optimiser steps
         "batch_size": 64,  # images per step
         "drop_last": True,  # leave out the last batch of an epoch if it is not full
@@ -110,12 +114,18 @@ def _pretrain() -> ConfigDict:
 
 def _inner() -> ConfigDict:
     return ConfigDict({
-        "steps": 20,  # updates in the inner loop
+        "base_learner": "linear",  # linear: MTL's; cosine; prototypes; ridge; logistic
+        "steps": 20,  # linear, cosine: updates in the inner loop
         "lr": 0.1,  # learning rate β of the inner loop
         "first_order": False,  # treat inner gradients as constants in the meta-gradient
         "loss_scale": "mean",  # mean: mean over the support images; per_shot: their sum divided by K
         "adapt": "head",  # what the inner loop updates: head; last_block, all: that part of the backbone as well
-        "head_init": "zero",  # zero, he, xavier
+        "start": "learned",  # linear, cosine: where each task's head starts: learned; zero; prototypes
+        "head_init": "zero",  # of a learned start: zero, he, xavier
+        "learn_lr": False,  # linear, cosine: meta-learn the rate of every inner step; they start at lr
+        "ensemble": False,  # linear, cosine: sum the logits of all inner steps with meta-learned weights (E3BM)
+        "distance": "euclidean",  # prototypes: euclidean (squared), cosine
+        "l2": 1.0,  # ridge: λ at its start; logistic: 1 / C at its start, C as in scikit-learn; both are meta-learned
         "features": "plain",  # of the head: plain; l2: scaled to length 1; centered_l2: minus the support mean, then l2
         "remat": False,  # recompute activations instead of storing them, where the inner loop updates the backbone
     })  # fmt: skip
@@ -130,6 +140,7 @@ def _meta() -> ConfigDict:
         "steps": 500,  # optimiser steps
         "learn": "ss",  # ss: SS and head; weights: all weights and head (fine-tuning); head; none: no meta-training
         "blocks": "all",  # blocks that learn and norm_affine apply to: all, last (Θ4)
+        "per": "pair",  # a scale for each pair of channels (SS), or for each output, norm layers included (SSF)
         "scale": "all",  # convolutions with SS: all, main (no shortcuts)
         "shift": "bias",  # where SS shifts: bias: convolutions that have a bias; nowhere
         "norm_affine": False,  # meta-learn batch norm's scale and offset as well, in the same blocks

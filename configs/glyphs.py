@@ -8,10 +8,12 @@ Argument: 1shot (default) or 5shot. `make demo` runs both from one pre-training;
 from ml_collections import ConfigDict
 from mtl_jax.configs import default
 
+from mtl_jax.config import presets
+
 
 def get_config(arg: str = "1shot") -> ConfigDict:
     """conv4 on glyphs."""
-    shot = {"1shot": 1, "5shot": 5}[arg]
+    shot = presets.shots(arg)
     config = default.get_config()
     config.pretrain.augment.shift = 2
     config.inner.lr = 0.03 if shot == 1 else 0.05

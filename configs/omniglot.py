@@ -10,10 +10,12 @@ first one's pre-training: --config.pretrain.init=runs/omniglot-1shot.
 from ml_collections import ConfigDict
 from mtl_jax.configs import default
 
+from mtl_jax.config import presets
+
 
 def get_config(arg: str = "1shot") -> ConfigDict:
     """conv4 on Omniglot."""
-    shot = {"1shot": 1, "5shot": 5}[arg]
+    shot = presets.shots(arg)
     config = default.get_config()
     config.data.name = "omniglot"
     config.data.image_size = 28

@@ -4,8 +4,11 @@
     python -m mtl_jax.ablation --workdir=runs/mini --config=configs/miniimagenet.py:paper,1shot --config.data.path=D
 
 Prints a table of test accuracies with paired differences to the first row, and writes it to table.md and table.json.
-Every row's inner rate and number of steps are chosen from the same grid on validation tasks. Where the inner loop moves
-the backbone, a task costs a gradient step of the whole network at a time, so those rows have fewer tasks (--few_tasks).
+    python -m mtl_jax.ablation --workdir=runs/ablation --rows=train_head,train_ridge,ss_all,ss_ridge
+
+Every row's inner rate and number of steps are chosen from the same grid on validation tasks; so are ridge's λ and
+logistic's C where they are not meta-learned. Where the inner loop moves the backbone, a task costs a gradient step of
+the whole network at a time, so those rows have fewer tasks (--few_tasks). By default the rows are the paper's.
 """
 
 import functools
@@ -21,16 +24,20 @@ from ml_collections import ConfigDict
 
 from mtl_jax import evaluate, metrics, workdir
 from mtl_jax.config import build, command_line
-from mtl_jax.data import Dataset
+from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.choose import choose_inner
-from mtl_jax.evaluation import sample_all
-from mtl_jax.launch import program
+from mtl_jax.evaluation import Model, Protocol, sample_all
+from mtl_jax.launch import environment, program
+from mtl_jax.learners import Inner
+from mtl_jax.solved_learners import Prototypes
 from mtl_jax.train import train
+from mtl_jax.words import counted, nearest
 
 FACTORS = (0.3, 1.0, 3.0, 10.0)  # of the config's inner rate, on the grid
+PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # ridge's λ and 1 / C of logistic, on the grid
 # Of `meta.lr` where weights are learned: what suits Φ, which multiplies them and starts at 1, is too much for them. On
 # glyphs, whose rate for Φ is 3e-3, FT [Θ; θ] at 3e-3 ends in a loss of 8,000; validation was best at 1e-3.
 WEIGHTS_RATE = 1 / 3
@@ -44,9 +51,23 @@ class Row(NamedTuple):
     blocks: str = "all"
     adapt: str = "head"
     hard_tasks: bool = False
+    learner: str = ""
 
 
-ROWS: Mapping[str, Row] = {
+# Other base-learners than MTL's linear one: their names in the table, and their options in the config's group `inner`.
+LEARNERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "proto_maml": ("linear from prototypes (ProtoMAML)", {"start": "prototypes"}),
+    "cosine": ("cosine from prototypes", {"base_learner": "cosine", "start": "prototypes", "lr": 0.1}),
+    "e3bm": (
+        "cosine from prototypes, learned rates and ensemble (E3BM)",
+        {"base_learner": "cosine", "start": "prototypes", "learn_lr": True, "ensemble": True, "lr": 0.1},
+    ),
+    "prototypes": ("prototypes", {"base_learner": "prototypes"}),
+    "cosine_prototypes": ("prototypes by cosine", {"base_learner": "prototypes", "distance": "cosine"}),
+    "ridge": ("ridge", {"base_learner": "ridge"}),
+    "logistic": ("logistic", {"base_learner": "logistic"}),
+}
+PAPER_ROWS: Mapping[str, Row] = {
     "train_all": Row("no meta-learning, [Θ; θ] trained on the support set", "none", adapt="all"),
     "train_head": Row("no meta-learning, θ trained on the support set", "none"),
     "ft_head": Row("FT θ", "head"),
@@ -58,15 +79,27 @@ ROWS: Mapping[str, Row] = {
     "ft_all_hard": Row("FT [Θ; θ] + hard tasks", "weights", hard_tasks=True),
     "ss_all_hard": Row("SS [Θ; θ] + hard tasks", "ss", hard_tasks=True),
 }
+ROWS: Mapping[str, Row] = {
+    **PAPER_ROWS,
+    **{
+        f"train_{name}": Row(f"no meta-learning, {label}", "none", learner=name)
+        for name, (label, _) in LEARNERS.items()
+    },
+    **{f"ss_{name}": Row(f"SS [Θ; θ], {label}", "ss", learner=name) for name, (label, _) in LEARNERS.items()},
+}
 
 
 class Scores(NamedTuple):
-    """A row's test accuracies [tasks], the inner loop that validation chose, and how many of the tasks are distinct."""
+    """A row's test accuracies [tasks], what validation chose, and how many of the tasks are distinct.
+
+    lr, steps: None without an inner loop; lr also where rates are learned. l2: None where it is not chosen.
+    """
 
     accuracies: np.ndarray
-    lr: float
-    steps: int
+    lr: float | None
+    steps: int | None
     distinct: int | None = None
+    l2: float | None = None
 
 
 def apply_row(config: ConfigDict, name: str) -> ConfigDict:
@@ -79,12 +112,14 @@ def apply_row(config: ConfigDict, name: str) -> ConfigDict:
       ConfigError: an unknown row.
     """
     if name not in ROWS:
-        raise ConfigError(f"row {name!r} is unknown, expected one of {', '.join(ROWS)}")
+        raise ConfigError(f"row {name!r} is unknown{nearest(name, ROWS)}, expected one of {', '.join(ROWS)}")
     row, config = ROWS[name], config.copy_and_resolve_references()
     config.meta.update({"learn": row.learn, "blocks": row.blocks})
     if row.learn == "weights":
         config.meta.lr *= WEIGHTS_RATE
     config.inner.adapt = row.adapt
+    if row.learner:
+        config.inner.update(LEARNERS[row.learner][1])
     if row.learn != "none" and row.adapt != "head":
         config.inner.update({"first_order": True, "steps": min(config.inner.steps, 5)})
         config.meta.val_tasks = min(config.meta.val_tasks, 100)
@@ -131,29 +166,48 @@ def pretrain(config: ConfigDict, path: Path) -> str:
 
 
 def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: int, *, steps: int) -> Scores:
-    """A row's accuracies on `count` test tasks, its inner rate and number of steps chosen on as many of validation."""
+    """A row's accuracies on `count` test tasks, its options chosen on as many of validation."""
     val, held_out = dataset.splits["val"], dataset.splits["test"]
     _, model = network.trained(settings, place, val.images.shape[1:])
-    protocol = build.protocol(settings)._replace(num_tasks=count)
-    by_step = functools.partial(evaluate.accuracies, settings, model, val, every_step=True)
-    rates = [factor * protocol.inner.lr for factor in FACTORS]
-    protocol = choose_inner(protocol._replace(inner=protocol.inner._replace(steps=steps)), by_step, rates)
+    protocol, l2 = build.protocol(settings)._replace(num_tasks=count), None
+    inner = protocol.inner
+    if not isinstance(inner, Inner):
+        if settings.meta.learn == "none" and not isinstance(inner, Prototypes):
+            l2, model = _choose_l2(settings, model, val, protocol)
+    elif not inner.learn_lr:
+        by_step = functools.partial(evaluate.accuracies, settings, model, val, every_step=True)
+        rates = [factor * inner.lr for factor in FACTORS]
+        protocol = choose_inner(protocol._replace(inner=inner._replace(steps=steps)), by_step, rates)
     tasks = sample_all(held_out.table(), protocol)
     accuracies = evaluate.accuracies(settings, model, held_out, protocol, tasks=tasks)
-    return Scores(accuracies, protocol.inner.lr, protocol.inner.steps, count_distinct(*tasks))
+    lr = None if getattr(inner, "learn_lr", False) else getattr(protocol.inner, "lr", None)
+    return Scores(accuracies, lr, getattr(protocol.inner, "steps", None), count_distinct(*tasks), l2)
+
+
+def _choose_l2(settings: ConfigDict, model: Model, val: Split, protocol: Protocol) -> tuple[float, Model]:
+    """The penalty among `PENALTIES` that is best on validation tasks, and the model with it."""
+    tried = {}
+    for l2 in PENALTIES:
+        changed = settings.copy_and_resolve_references()
+        changed.inner.l2 = l2
+        features = 0  # neither ridge nor logistic learns anything of this size
+        candidate = model._replace(learned={**model.learned, "head": build.fresh_head(changed, features)})
+        tried[l2] = evaluate.accuracies(settings, candidate, val, protocol).mean(), candidate
+    best = max(tried, key=lambda l2: tried[l2][0])
+    return best, tried[best][1]
 
 
 def table(scores: Mapping[str, Scores]) -> tuple[str, list[dict[str, Any]]]:
     """The table as Markdown, and as records; differences are to the first row, over the tasks that both have."""
     first = next(iter(scores.values())).accuracies
     records = []
-    for name, (accuracies, lr, steps, distinct) in scores.items():
+    for name, (accuracies, lr, steps, distinct, l2) in scores.items():
         mean, ci95 = metrics.mean_interval(accuracies, distinct)
         common = min(len(first), len(accuracies))
         difference = metrics.paired_difference(accuracies[:common], first[:common], distinct)
         records.append({
             "row": name, "label": ROWS[name].label, "num_tasks": len(accuracies), "distinct_tasks": distinct,
-            "inner_steps": steps, "inner_lr": lr,
+            "inner_steps": steps, "inner_lr": lr, "l2": l2,
             "accuracy": mean, "ci95": ci95, "difference": difference.mean, "difference_ci95": difference.ci95,
             "common_tasks": common,
         })  # fmt: skip
@@ -168,9 +222,16 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
         difference = metrics.in_percent(row["difference"], row["difference_ci95"], "+")
         distinct = row.get("distinct_tasks") or row["num_tasks"]  # rows of older runs do not say it
         repeated = "" if distinct == row["num_tasks"] else f", {distinct} distinct"
-        cells = row["label"], f"{row['num_tasks']}{repeated}", f"{row['inner_steps']}, {row['inner_lr']:.3g}"
+        cells = row["label"], f"{row['num_tasks']}{repeated}", _chosen(row)
         lines.append("| " + " | ".join([*cells, f"{accuracy} %", f"{difference} over {row['common_tasks']}"]) + " |")
     return "\n".join(lines)
+
+
+def _chosen(row: Mapping[str, Any]) -> str:
+    """'10, 0.3', or what there is instead of steps and a rate."""
+    if row["inner_steps"] is not None:
+        return f"{row['inner_steps']}, {'learned' if row['inner_lr'] is None else format(row['inner_lr'], '.3g')}"
+    return "none" if row.get("l2") is None else f"none, l2 {row['l2']:g}"
 
 
 def _rates(words: Sequence[str]) -> dict[str, float]:
@@ -190,7 +251,7 @@ def main(argv: Sequence[str]) -> int:
 
     values = flags.FlagValues()
     command_line.define_config(values, required=False)
-    flags.DEFINE_list("rows", list(ROWS), f"of {', '.join(ROWS)}", flag_values=values)
+    flags.DEFINE_list("rows", list(PAPER_ROWS), f"of {', '.join(ROWS)}", flag_values=values)
     flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
     flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
     flags.DEFINE_list("rates", [], "ROW=RATE, ...: meta.lr of single rows", flag_values=values)
@@ -205,11 +266,12 @@ def main(argv: Sequence[str]) -> int:
     text, records = table(scores)
     minutes = (time.monotonic() - started) / 60
     workdir.write_json_atomic(path / "table.json", {
-        "dataset": dataset.name, "fingerprint": dataset.fingerprint, "minutes": minutes, "rows": records,
+        "dataset": dataset.name, "fingerprint": dataset.fingerprint, "minutes": minutes,
+        **environment.device_facts(), "rows": records,
     })  # fmt: skip
     workdir.write_bytes_atomic(path / "table.md", f"{text}\n".encode())
     print(f"\n{dataset.name} {dataset.fingerprint[:12]}, {config.meta.way}-way {config.meta.shot}-shot, "
-          f"{config.evaluate.query} queries a class, seed "
+          f"{counted(config.evaluate.query, 'query')} a class, seed "
           f"{config.evaluate.seed} of the tasks\n\n{text}\n\n{minutes:.1f} minutes")  # fmt: skip
     return 0
 

@@ -8,11 +8,14 @@ from flax import linen as nn
 
 from mtl_jax import data, optimizers
 from mtl_jax.backbones import create_backbone
+from mtl_jax.config import own_backbone
 from mtl_jax.config import recipe as recipes
 from mtl_jax.config.recipe import Recipe
+from mtl_jax.embed import Embed
 from mtl_jax.evaluation import Protocol
-from mtl_jax.meta import Embed, Inner
+from mtl_jax.learners import BaseLearner, Inner, has_learned_classes, with_way
 from mtl_jax.parallel import on_cpu
+from mtl_jax.solved_learners import Logistic, Prototypes, Ridge
 from mtl_jax.types import Array, Params
 
 Config = Mapping[str, Any]  # a ConfigDict or one of its groups
@@ -37,7 +40,6 @@ def pretraining(config: Config, dtype: str = "") -> recipes.PretrainRecipe:
         optimizer=optimizer(group, group["lr"]),
         keys=keys(config),
         intervals=intervals(config, group),
-        head=head(config),
         batches=recipes.Batches(group["batch_size"], group["drop_last"], group["shuffle"]),
         augment=augmentation(config["data"], group["augment"]),
         hidden=group["hidden"],
@@ -54,7 +56,7 @@ def meta_training(config: Config) -> recipes.MetaRecipe:
     group, hard = config["meta"], config["hard_tasks"]
     return recipes.MetaRecipe(
         embed=embedding(config),
-        inner=inner(config["inner"]),
+        inner=base_learner(config),
         optimizer=meta_optimizer(group),
         keys=keys(config),
         intervals=intervals(config, group),
@@ -101,7 +103,7 @@ def teacher(group: Config, dtype: str) -> recipes.Teacher:
 def dataset(config: Config, progress: Callable[[int, int], None] | None = None, inspect: Any = None) -> data.Dataset:
     """The data set of a config's `data` group, prepared if it has not been before; `inspect` as in `data.load`."""
     keys = ("name", "path", "image_size", "resize", "channels", "rotations", "convert", "skip_corrupt", "cache_dir")
-    keys += ("fractions", "lists", "split_seed", "allow")
+    keys += ("interpolation", "fractions", "lists", "split_seed", "max_pixels", "allow")
     return data.load(**{key: config[key] for key in keys}, progress=progress, inspect=inspect)
 
 
@@ -112,6 +114,8 @@ def image_shape(config: Config, images: Any) -> tuple[int, ...]:
 
 def backbone(config: Config, dtype: str = "float32", axis_name: str | None = None) -> nn.Module:
     """The module of a config's `backbone` group, computing in `dtype`."""
+    if own_backbone.is_own(config["name"]):
+        return own_backbone.create(config["name"], _compute_dtype(dtype))
     options = {key: value for key, value in config.items() if key != "name"}
     return create_backbone(config["name"], **options, dtype=_compute_dtype(dtype), axis_name=axis_name)
 
@@ -147,9 +151,23 @@ def embedding(config: Config) -> Embed:
     return Embed(module, config["meta"]["batch_norm"], prepare(config["data"]))
 
 
-def inner(config: Config) -> Inner:
-    """The inner loop of a config's `inner` group."""
-    return Inner(**{name: config[name] for name in Inner._fields})
+def base_learner(config: Config) -> BaseLearner:
+    """The base-learner of a whole config, for tasks of `meta.way` classes."""
+    group, way = config["inner"], config["meta"]["way"]
+    name, features = group["base_learner"], group["features"]
+    if name == "prototypes":
+        return Prototypes(way, group["distance"], features=features)
+    if name == "ridge":
+        return Ridge(way, group["l2"], features=features)
+    if name == "logistic":
+        return Logistic(way, 1 / group["l2"], features=features)
+    return inner(group, way)
+
+
+def inner(group: Config, way: int = 0) -> Inner:
+    """The inner loop of a config's `inner` group whose base-learner is linear or a cosine head."""
+    options = {name: group[name] for name in Inner._fields if name not in ("head", "way")}
+    return Inner(**options, head=group["base_learner"], way=way)
 
 
 def optimizer(group: Config, lr: float) -> Any:
@@ -168,44 +186,39 @@ def meta_optimizer(group: Config) -> Any:
     return optimizers.by_group({"head": optimizer(group, group["head_lr"])}, optimizer(group, group["lr"]))
 
 
-def head(config: Config) -> recipes.Head:
-    """The head of a whole config before training."""
-    return recipes.Head(config["meta"]["way"], config["inner"]["head_init"])
-
-
 def learned_groups(config: Config) -> recipes.Learned:
     """What meta-training of a whole config learns."""
-    names = ("learn", "blocks", "scale", "shift", "norm_affine")
-    return recipes.Learned(head(config), **{name: config["meta"][name] for name in names})
+    return recipes.Learned(**{name: config["meta"][name] for name in recipes.Learned._fields})
 
 
 def learned(key: Array, config: Config, params: Params, features: int) -> Params:
     """The groups that meta-training learns, at their start: 'head', and 'ss' or 'params' as the `meta` group says."""
-    return learned_groups(config).start(key, params, features)
+    return learned_groups(config).start(base_learner(config), key, params, features)
 
 
 def validation(config: Config, group: Config) -> Protocol:
     """The fixed validation tasks of a phase's `group`: meta-training's sizes, unless the group has its own."""
     meta = config["meta"]
     shot, query = group["val_shot"] or meta["shot"], group["val_query"] or meta["query"]
-    return Protocol(meta["way"], shot, query, group["val_tasks"], config["evaluate"]["seed"], inner(config["inner"]))
+    return Protocol(meta["way"], shot, query, group["val_tasks"], config["evaluate"]["seed"], base_learner(config))
 
 
 def protocol(config: Config) -> Protocol:
     """The protocol of a whole config's `evaluate` group, with what it leaves unset taken from training's."""
     group, meta = config["evaluate"], config["meta"]
     way, shot = group["way"] or meta["way"], group["shot"] or meta["shot"]
-    loop = inner(config["inner"])
+    learner = base_learner(config)
     if group["inner_steps"] is not None:
-        loop = loop._replace(steps=group["inner_steps"])
+        learner = learner._replace(steps=group["inner_steps"])
     if group["inner_lr"] is not None:
-        loop = loop._replace(lr=group["inner_lr"])
+        learner = learner._replace(lr=group["inner_lr"])
+    learner, starts_anew = with_way(learner, way), way != meta["way"] and has_learned_classes(learner)
     return Protocol(
-        way, shot, group["query"], group["num_tasks"], group["seed"], loop, group["flips"],
-        zero_head=way != meta["way"], crops=group["crops"], crop_area=group["crop_area"],
+        way, shot, group["query"], group["num_tasks"], group["seed"], learner, group["flips"],
+        zero_head=starts_anew, crops=group["crops"], crop_area=group["crop_area"],
     )  # fmt: skip
 
 
 def fresh_head(config: Config, features: int) -> Params:
-    """The untrained head: always the same one for a seed."""
-    return head(config).start(keys(config).head, features)
+    """What the base-learner learns, untrained: always the same for a seed."""
+    return base_learner(config).init(keys(config).head, features)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from mtl_jax import configs
+from mtl_jax.config import own_backbone
 from mtl_jax.config.schema import Kind, check, check_value, kinds, unknown_key
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import environment
@@ -32,6 +33,7 @@ def define_config(values: flags.FlagValues, required: bool) -> None:
     """Defines --config=FILE.py[:argument], --workdir and --debug."""
     config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]; --config.a.b=v overrides", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder with everything of a run", flag_values=values)
+    flags.DEFINE_string("backbone", None, own_backbone.HELP, flag_values=values)
     flags.DEFINE_bool("debug", False, "show the traceback of an error", flag_values=values)
     for name in ("workdir", "config") if required else ("workdir",):
         flags.mark_flag_as_required(name, flag_values=values)
@@ -63,8 +65,12 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
         raise _config_failed(file, error) from error
     except Exception as error:  # a config file is a program, which may raise anything
         raise _config_failed(file, error) from error
+    if values.backbone:
+        own_backbone.load(values.backbone)
     if file:
         _check_config(file, values.config)
+        if values.backbone:
+            values.config.backbone.name = values.backbone
         if values.config.runtime.deterministic:
             environment.make_deterministic()
 
@@ -85,9 +91,13 @@ def _config_failed(file: str, error: Exception) -> ConfigError:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if Path(frame.filename).name == Path(path).name]
     if "Error whilst parsing config file" in text:  # a whole traceback follows, whose last line is the exception
-        said = text.splitlines()[-1].removeprefix("mtl_jax.errors.ConfigError: ")
+        said = text.splitlines()[-1]
     else:
         said = f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    if "ConfigError: " in said:  # it says what to write; the line of the file is no news
+        return ConfigError(f"--config={file}: {said.partition('ConfigError: ')[2]}")
+    if "get_config() takes 0 positional arguments" in said:
+        return ConfigError(f"--config={file}: that config takes no argument; write --config={path}")
     if isinstance(error, flags.Error) and not lines:
         return ConfigError(text.replace("\n", " "))
     return ConfigError(f"--config={file}{f', line {lines[-1]}' if lines else ''}: {said}")

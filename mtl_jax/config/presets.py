@@ -11,8 +11,16 @@ from ml_collections import ConfigDict
 
 from mtl_jax.backbones import NAMES
 from mtl_jax.errors import ConfigError
+from mtl_jax.words import nearest
 
 SHOTS = {"1shot": 1, "5shot": 5}
+# MTL's successor by the same authors (E3BM, ECCV 2020, arXiv 1904.08479) as a change of the base-learner: cosines from
+# prototypes, a learned rate for each inner step, a learned sum over the logits of all. In its code 100 steps at 0.1.
+LEARNERS = {
+    "e3bm": {
+        "base_learner": "cosine", "start": "prototypes", "learn_lr": True, "ensemble": True, "steps": 100, "lr": 0.1,
+    },
+}  # fmt: skip
 
 
 class Facts(NamedTuple):
@@ -44,18 +52,21 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     Args:
       config: what `configs/default.py` gives, with its `data` group's name filled in.
       argument: words in any order, separated by commas: a preset of `PRESETS` (without one: the project's default), a
-        backbone (without one: the preset's own), `1shot` (the default) or `5shot`.
+        backbone (without one: the preset's own), `1shot` (the default) or `5shot`, and `e3bm` for that base-learner.
       facts: of the data set.
 
     Raises:
       ConfigError: an unknown word, or two of a kind.
     """
     words = [word for word in argument.split(",") if word]
-    kinds = (PRESETS, NAMES, SHOTS)
-    preset, backbone, shot = ([word for word in words if word in kind] for kind in kinds)
-    if len(words) != len(preset) + len(backbone) + len(shot) or max(map(len, (preset, backbone, shot))) > 1:
+    kinds = (PRESETS, NAMES, SHOTS, LEARNERS)
+    preset, backbone, shot, learner = ([word for word in words if word in kind] for kind in kinds)
+    chosen = (preset, backbone, shot, learner)
+    if len(words) != sum(map(len, chosen)) or max(map(len, chosen)) > 1:
         listed = "; ".join(", ".join(kind) for kind in kinds)
-        raise ConfigError(f"config argument {argument!r}: expected at most one word of each of: {listed}")
+        every = [word for kind in kinds for word in kind]
+        near = "".join(nearest(word, every) for word in words if word not in every)
+        raise ConfigError(f"config argument {argument!r}: expected at most one word of each of: {listed}{near}")
     config.meta.shot = SHOTS[shot[0]] if shot else 1
     config.data.channels = 3
     (PRESETS[preset[0]] if preset else default)(config, facts)
@@ -67,7 +78,18 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
         config.backbone.resize = RESIZED.get(preset[0], 0) if preset else 0
     if not preset:
         config.pretrain.lr = RATES.get(config.backbone.name, RATE)
+    if learner:
+        config.inner.update(LEARNERS[learner[0]])
     return config
+
+
+def shots(argument: str) -> int:
+    """The shots that a config's only argument says. Raises ConfigError for another word than `1shot` and `5shot`."""
+    if argument not in SHOTS:
+        listed = " or ".join(SHOTS)
+        advice = "other shots: --config.meta.shot=N"
+        raise ConfigError(f"config argument {argument!r}: expected {listed}{nearest(argument, SHOTS)}; {advice}")
+    return SHOTS[argument]
 
 
 def pytorch(config: ConfigDict, facts: Facts) -> None:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax import augment, scale_shift
-from mtl_jax.base_learner import init_head
 from mtl_jax.data import Split
+from mtl_jax.embed import Embed
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Protocol
-from mtl_jax.meta import Embed, Inner
+from mtl_jax.learners import BaseLearner
+from mtl_jax.meta import Loss, episode_loss
 from mtl_jax.types import Array, Params
 
 
@@ -116,38 +117,30 @@ class Limits(NamedTuple):
         return split.images.nbytes <= self.device_bytes
 
 
-class Head(NamedTuple):
-    """The head before training. init: 'zero', 'he' or 'xavier'."""
-
-    way: int
-    init: str = "zero"
-
-    def start(self, key: Array, features: int) -> Params:
-        """{'kernel': [F, N], 'bias': [N]} for F features."""
-        return init_head(key, features, self.way, init=self.init)
-
-
 class Learned(NamedTuple):
     """What meta-training learns; the fields are as in the config's `meta`.
 
-    learn: 'ss', 'weights' or 'head'. blocks: 'all' or 'last'. scale, shift: see `scale_shift.init`. norm_affine:
+    learn: 'ss', 'weights' or 'head'. blocks: 'all' or 'last'. per, scale, shift: see `scale_shift.init`. norm_affine:
     whether batch norm's scales and offsets are learned as well.
     """
 
-    head: Head
     learn: str = "ss"
     blocks: str = "all"
     scale: str = "all"
     shift: str = "bias"
     norm_affine: bool = False
+    per: str = "pair"
 
-    def start(self, key: Array, params: Params, features: int) -> Params:
-        """The learned groups at their start, of a backbone's `params`: 'head', and 'ss' or 'params'."""
-        groups: Params = {"head": self.head.start(key, features)}
+    def start(self, inner: BaseLearner, key: Array, params: Params, features: int) -> Params:
+        """The learned groups at their start: 'head', of a base-learner, and 'ss' or 'params', of a backbone's `params`.
+
+        `features` is F.
+        """
+        groups: Params = {"head": inner.init(key, features)}
         blocks = None if self.blocks == "all" else [scale_shift.last_block(params)]
         own = {name: params[name] for name in blocks or params}
         if self.learn == "ss":
-            groups["ss"] = scale_shift.init(params, scale=self.scale, shift=self.shift, blocks=blocks)
+            groups["ss"] = scale_shift.init(params, per=self.per, scale=self.scale, shift=self.shift, blocks=blocks)
         if self.learn == "weights":
             groups["params"] = own
         elif self.norm_affine:
@@ -211,15 +204,14 @@ class PretrainRecipe(NamedTuple):
 
     embed: the backbone, and how validation runs it. optimizer: of all parameters. keys: the run's random streams.
     augment: (keys [B], uint8 images [B, H, W, C]) -> what the backbone sees. hidden: units of the
-    classifier's hidden layer, 0 for none. classifier_init: 'uniform' or 'xavier'. head: of validation's few-shot tasks.
-    validation: these tasks, or None.
+    classifier's hidden layer, 0 for none. classifier_init: 'uniform' or 'xavier'. validation: few-shot tasks with an
+    untrained base-learner, or None.
     """
 
     embed: Embed
     optimizer: optax.GradientTransformation
     keys: Keys
     intervals: Intervals
-    head: Head
     batches: Batches = Batches()
     augment: Callable[[Array, Array], Array] = Augmentation()
     hidden: int = 0
@@ -248,13 +240,14 @@ class HardTasks(NamedTuple):
 class MetaRecipe(NamedTuple):
     """Meta-training: updates the parameters in `learned` over tasks; all others stay frozen.
 
-    embed: the backbone in meta-training's mode of batch norm. inner: the inner loop. optimizer: of `learned`. keys: the
-    run's random streams. tasks: their sizes. tasks_per_step: tasks of a meta-batch, on all devices. chunk: tasks of a
-    device whose activations are in memory at once, 0 for all. hard_tasks, validation: None for none.
+    embed: the backbone in meta-training's mode of batch norm. inner: the base-learner. optimizer: of `learned`.
+    keys: the run's random streams. tasks: their sizes. tasks_per_step: tasks of a meta-batch, on all devices. chunk:
+    tasks of a device whose activations are in memory at once, 0 for all. hard_tasks, validation: None for none. loss:
+    see `meta.train_step`.
     """
 
     embed: Embed
-    inner: Inner
+    inner: BaseLearner
     optimizer: optax.GradientTransformation
     keys: Keys
     intervals: Intervals
@@ -265,6 +258,7 @@ class MetaRecipe(NamedTuple):
     hard_tasks: HardTasks | None = None
     validation: Protocol | None = None
     limits: Limits = Limits()
+    loss: Loss = episode_loss
 
 
 class Recipe(NamedTuple):

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from mtl_jax.configs.default import get_config
 
-from mtl_jax import backbones, support_views
+from mtl_jax import backbones, learners, support_views
+from mtl_jax.config import build, own_backbone
 from mtl_jax.data import overlaps
 from mtl_jax.errors import ConfigError, DataError
 
-PYTORCH_SUFFIXES = (".pth", ".pt", ".pth.tar")
+PYTORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".bin", ".ckpt")
 WEIGHT_SUFFIXES = (*PYTORCH_SUFFIXES, ".npy", ".safetensors")
 _INTERVALS = (
     "pretrain.steps", "pretrain.val_every", "meta.steps", "meta.val_every", "runtime.log_every",
@@ -43,6 +45,9 @@ def _check_multiple(config: Mapping[str, Any], key: str, unit: int, unit_name: s
 
 def _backbone(config: ConfigDict) -> None:
     options, ramp = config.backbone, "pretrain.dropblock_ramp"
+    if own_backbone.is_own(options.name):
+        _own_backbone(config)
+        return
     backbones.check_unread(options.name, options, "config.backbone.")
     if config.meta.norm_affine and (options.norm != "batch" or not (options.norm_scale or options.norm_bias)):
         raise ConfigError(
@@ -56,6 +61,19 @@ def _backbone(config: ConfigDict) -> None:
         )
     if lookup(config, ramp) and not options.dropblock:
         raise ConfigError(f"{_is(config, ramp)}, but {_is(config, 'backbone.dropblock')}; set it too")
+
+
+def _own_backbone(config: ConfigDict) -> None:
+    """A backbone of one's own has its options in its code."""
+    default = get_config().backbone
+    for key, value in config.backbone.items():
+        if key != "name" and value != default[key]:
+            raise ConfigError(
+                f"{_is(config, f'backbone.{key}')}, but {config.backbone.name} does not read that; leave "
+                f"{default[key]!r}"
+            )
+    if config.pretrain.dropblock_ramp:
+        raise ConfigError(f"{_is(config, 'pretrain.dropblock_ramp')}, but {config.backbone.name} has no DropBlock")
 
 
 def _steps(config: ConfigDict) -> None:
@@ -86,12 +104,39 @@ def _pretraining(config: ConfigDict) -> None:
 
 
 def _inner_loop(config: ConfigDict) -> None:
-    if config.inner.features != "plain" and config.inner.adapt != "head":
+    inner, stepped = config.inner, config.inner.base_learner in learners.HEADS
+    for key in ("evaluate.inner_steps", "evaluate.inner_lr", "evaluate.every_step"):
+        if not stepped and lookup(config, key):
+            raise ConfigError(f"{_is(config, key)}, but {_is(config, 'inner.base_learner')}, which has no inner steps")
+    if inner.adapt != "head" and not stepped:
+        raise ConfigError(
+            f"{_is(config, 'inner.adapt')}, but {_is(config, 'inner.base_learner')}, which has no inner steps: set "
+            "adapt to 'head'"
+        )
+    if inner.features != "plain" and inner.adapt != "head":
         raise ConfigError(
             f"{_is(config, 'inner.features')}, which config.inner.adapt {config.inner.adapt!r} cannot have: set "
             "features to 'plain' or adapt to 'head'"
         )
+    _learned_rates(config)
+    if stepped:
+        try:
+            learners.check_inner(build.inner(inner))
+        except ConfigError as error:
+            raise ConfigError(f"config.inner: {error}") from None
     support_views.check_crops(config.evaluate.crops, config.inner.adapt, config.meta.batch_norm)
+
+
+def _learned_rates(config: ConfigDict) -> None:
+    """Rates and weights of inner steps are as many as there are steps in training."""
+    for key in ("inner.learn_lr", "inner.ensemble"):
+        if lookup(config, key) and config.evaluate.inner_steps not in (None, config.inner.steps):
+            raise ConfigError(
+                f"{_is(config, key)}, so that there is something learned for each of the {config.inner.steps} inner "
+                f"steps, but {_is(config, 'evaluate.inner_steps')}"
+            )
+    if config.inner.learn_lr and config.evaluate.inner_lr is not None:
+        raise ConfigError(f"{_is(config, 'evaluate.inner_lr')}, but the rates are learned (inner.learn_lr)")
 
 
 def _images(config: ConfigDict) -> None:
@@ -132,16 +177,9 @@ def _hard_tasks(config: ConfigDict) -> None:
         raise ConfigError(f"{_is(config, 'hard_tasks.enabled')}, but config.meta.learn is 'none': nothing is trained")
 
 
-def check_init(config: ConfigDict) -> None:
-    """Checks that what training is to start from exists. Raises ConfigError."""
-    init = config.pretrain.init
-    if init and not Path(init).expanduser().exists():
-        raise ConfigError(f"{_is(config, 'pretrain.init')}: no such file or folder; give a workdir or a weight file")
-
-
 def is_weights(path: str) -> bool:
-    """Whether a path names weight files (one, several with commas, a folder of .npy) and not a workdir."""
-    return path.endswith(WEIGHT_SUFFIXES) or any(Path(path).glob("*.npy"))
+    """Whether a path names weight files (any file, several with commas, a folder of .npy) and not a workdir."""
+    return path.endswith(WEIGHT_SUFFIXES) or Path(path).is_file() or any(Path(path).glob("*.npy"))
 
 
 def check_chunk(chunk: int, tasks: int, per_dispatch: int) -> None:

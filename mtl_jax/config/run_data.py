@@ -1,31 +1,32 @@
 """What a run was trained on, as its workdir records it, and whether other data may test it."""
 
-import contextlib
 import copy
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from mtl_jax.configs import default
 
 from mtl_jax.config import build, config
 from mtl_jax.config.rules import is_weights
-from mtl_jax.configs import default
 from mtl_jax.data import Dataset, Split, overlaps
 from mtl_jax.errors import CheckpointError, ConfigError, DataError
 from mtl_jax.launch import hosts
-from mtl_jax.workdir import Workdir, manifest, write_bytes_atomic, write_json_atomic
+from mtl_jax.words import counted
+from mtl_jax.workdir import Workdir, write_bytes_atomic, write_json_atomic
 from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.workdir import read_bounded, writing
 
 _logger = logging.getLogger(__name__)
 # Keys of the `data` group that say how images are read and split: other data has its own. The rest fit the network.
-OWN_KEYS = ("fractions", "lists", "split_seed", "convert", "skip_corrupt", "cache_dir")
+OWN_KEYS = ("fractions", "lists", "split_seed", "convert", "skip_corrupt", "max_pixels", "cache_dir")
 _WORD = re.compile(r"(tfds:[^:]+(?::\d[\d.]*)?|[^:]+)(?::(.*))?")
+UNKNOWN = "unknown"  # the fingerprint of a data set of which only the name is known
 _MAX_BYTES = 64 << 20  # of data.json
 
 
@@ -33,7 +34,8 @@ class TrainedOn(NamedTuple):
     """A data set that a network was trained on.
 
     dataset, fingerprint: as in `data.Dataset`. classes: the names of the train split's classes. digests: uint8 [N, 16]
-    of its images, as in `data.Split`. Of a run of an older version only dataset and fingerprint are known.
+    of its images, as in `data.Split`. Of a run of an older version only dataset and fingerprint are known, of a network
+    that was kept as a file only the dataset.
     """
 
     dataset: str
@@ -46,10 +48,11 @@ class TrainedOn(NamedTuple):
         return {"dataset": self.dataset, "fingerprint": self.fingerprint}
 
 
-def record(workdir: Workdir, dataset: Dataset, init: str = "") -> None:
+def record(workdir: Workdir, dataset: Dataset, init: str = "", kept: str = "") -> None:
     """Writes data.json and data.digests of a run that trains on a data set, and of the pre-training in `init`, if any.
 
-    Writes nothing where a checkpoint was trained on other images: such a run does not go on.
+    `kept` names the data set of a pre-training of which nothing else is known. Writes nothing where a checkpoint was
+    trained on other images: such a run does not go on.
 
     Raises:
       MtlError: they cannot be written.
@@ -58,12 +61,13 @@ def record(workdir: Workdir, dataset: Dataset, init: str = "") -> None:
         return
     split = dataset.splits["train"]
     own = TrainedOn(dataset.name, dataset.fingerprint, split.class_names, np.asarray(split.digests))
-    before = read(Workdir(init)) if init and not is_weights(init) else []
+    before = read(Workdir(os.path.expanduser(init))) if init and not is_weights(init) else []
+    before += [TrainedOn(kept, UNKNOWN)] if kept else []
     trained = [own, *(other for other in before if other.fingerprint != own.fingerprint)]
     sets = [{**one.named(), "classes": one.classes, "images": len(one.digests)} for one in trained]
     digests = np.concatenate([one.digests for one in trained])
     with writing(workdir.data, "free space", CheckpointError):
-        write_bytes_atomic(_digests(workdir), digests.tobytes())
+        write_bytes_atomic(workdir.digests, digests.tobytes())
     write_json_atomic(workdir.data, {"image_shape": split.images.shape[1:], "trained_on": sets})
 
 
@@ -82,7 +86,7 @@ def read(workdir: Workdir) -> list[TrainedOn]:
     try:
         sets = content["trained_on"]
         sizes = [one["images"] for one in sets]
-        digests = np.frombuffer(_digests(workdir).read_bytes(), np.uint8).reshape(sum(sizes), 16)
+        digests = np.frombuffer(workdir.digests.read_bytes(), np.uint8).reshape(sum(sizes), 16)
         parts = np.split(digests, np.cumsum(sizes)[:-1])
         return [TrainedOn(one["dataset"], one["fingerprint"], tuple(one["classes"]), part)
                 for one, part in zip(sets, parts, strict=True)]  # fmt: skip
@@ -98,10 +102,6 @@ def image_shape(settings: Mapping[str, Any], workdir: Workdir) -> tuple[int, int
     return tuple(next(iter(build.dataset(settings["data"]).splits.values())).images.shape[1:])
 
 
-def _digests(workdir: Workdir) -> Path:
-    return workdir.data.with_suffix(".digests")
-
-
 def _content(workdir: Workdir) -> dict[str, Any]:
     try:
         return dict(json.loads(read_bounded(workdir.data, _MAX_BYTES)))
@@ -115,12 +115,8 @@ def _damaged(workdir: Workdir, error: Exception) -> CheckpointError:
 
 def _newest_metadata(workdir: Workdir) -> dict[str, Any]:
     """The metadata of the newest checkpoint whose manifest is whole; empty where there is none."""
-    for phase in ("meta", "pretrain"):
-        checkpoints = Checkpoints(workdir.checkpoints(phase))
-        for step in reversed(checkpoints.steps()):
-            with contextlib.suppress(CheckpointError):
-                return manifest.read(checkpoints.directory / str(step)).metadata
-    return {}
+    both = (Checkpoints(workdir.checkpoints(phase)).newest_metadata() for phase in ("meta", "pretrain"))
+    return next(filter(None, both), {})
 
 
 def with_other(settings: ConfigDict, workdir: Workdir, word: str) -> ConfigDict:
@@ -195,15 +191,18 @@ def _check_shape(dataset: Dataset, workdir: Workdir) -> None:
 
 def _check_new(split: Split, seen: TrainedOn, workdir: Workdir) -> None:
     """Checks that a split shares no class and no image with a train split; bare numbers are no names of classes."""
-    if not seen.classes:
+    if seen.fingerprint == UNKNOWN:
+        _logger.warning("the network of %s was trained on %s before: whether it has seen these classes is not known",
+                        workdir.path, seen.dataset)  # fmt: skip
+    elif not seen.classes:
         _logger.warning("%s does not say which classes it was trained on: start train.py's command again, which "
                         "writes data.json", workdir.path)  # fmt: skip
     shared = sorted(name for name in set(split.class_names) & set(seen.classes) if not name.isdecimal())
     if shared:
         raise DataError(
             f"{split.name} split: the network of {workdir.path} was trained on {len(shared)} of its "
-            f"{len(split.class_names)} classes ({seen.dataset}), {shared[0]!r} for one: leave them out; if only the "
-            "names are the same, rename them"
+            f"{counted(len(split.class_names), 'class')} ({seen.dataset}), {shared[0]!r} for one: leave them out; if "
+            "only the names are the same, rename them"
         )
     rows = np.flatnonzero(np.isin(overlaps.keys_of(split.digests), overlaps.keys_of(seen.digests)))
     if len(rows):

@@ -8,10 +8,22 @@ from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-
-from mtl_jax import augment, backbones, base_learner, feature_transform, meta, optimizers, pretrain, scale_shift
 from mtl_jax.configs import default
-from mtl_jax.data import SPLITS
+
+from mtl_jax import (
+    augment,
+    backbones,
+    base_learner,
+    feature_transform,
+    layers,
+    learners,
+    optimizers,
+    pretrain,
+    scale_shift,
+    solved_learners,
+)
+from mtl_jax.config import own_backbone
+from mtl_jax.data import SPLITS, transforms
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch.program import nearest
 
@@ -22,6 +34,7 @@ _PHASE_CHOICES = {
 CHOICES = {
     **{f"{phase}.{key}": allowed for phase in ("pretrain", "meta") for key, allowed in _PHASE_CHOICES.items()},
     "data.channels": (0, 1, 3),
+    "data.interpolation": tuple(transforms.INTERPOLATIONS),
     "backbone.name": backbones.NAMES,
     "backbone.norm": ("batch", "layer", "none"),
     "pretrain.shuffle": ("epoch", "once"),
@@ -30,15 +43,19 @@ CHOICES = {
     "pretrain.rotation_head": pretrain.ROTATION_HEADS,
     "pretrain.augment.pad": augment.PADS,
     "pretrain.batch_norm": ("train", "batch"),
-    "inner.loss_scale": meta.LOSS_SCALES,
-    "inner.adapt": meta.ADAPT,
+    "inner.loss_scale": learners.LOSS_SCALES,
+    "inner.base_learner": (*learners.HEADS, "prototypes", "ridge", "logistic"),
+    "inner.start": learners.STARTS,
+    "inner.distance": tuple(solved_learners.DISTANCES),
+    "inner.adapt": learners.ADAPT,
     "inner.head_init": base_learner.HEAD_INITS,
     "inner.features": feature_transform.FEATURES,
     "meta.learn": ("ss", "weights", "head", "none"),
     "meta.blocks": ("all", "last"),
+    "meta.per": scale_shift.PER,
     "meta.scale": scale_shift.SCALE,
     "meta.shift": scale_shift.SHIFT,
-    "meta.batch_norm": backbones.BATCH_STATISTICS,
+    "meta.batch_norm": layers.BATCH_STATISTICS,
     "evaluate.split": SPLITS,
     "runtime.dtype": ("float32", "bfloat16", "auto"),
 }
@@ -77,10 +94,12 @@ _KEYS_BY_RANGE = {
         pretrain.batch_size pretrain.val_shot pretrain.val_query meta.shot meta.query meta.tasks_per_step meta.val_shot
         meta.val_query hard_tasks.round hard_tasks.extra evaluate.num_tasks evaluate.shot evaluate.query
         runtime.steps_per_dispatch runtime.log_every runtime.checkpoint_every runtime.keep runtime.embed_batch
-        runtime.task_chunk
+        runtime.task_chunk data.max_pixels
     """,
     Range(2): "meta.way evaluate.way",
-    Range(0, over=True): "data.std backbone.width backbone.norm_epsilon pretrain.temperature runtime.memory_gb",
+    Range(0, over=True): """
+        data.std backbone.width backbone.norm_epsilon pretrain.temperature inner.l2 runtime.memory_gb
+    """,
     Range(0, 1): """
         data.fractions backbone.norm_momentum pretrain.distill_weight pretrain.decay_floor pretrain.augment.jitter
         meta.decay_floor
@@ -155,6 +174,8 @@ def check_value(key: str, value: Any) -> None:
     if not kind.fits(value):
         raise ConfigError(f"config.{key} is {value!r}, expected {kind}{' or None' if kind.optional else ''}")
     if value is None:
+        return
+    if key == "backbone.name" and own_backbone.is_own(value):
         return
     if key in CHOICES and value not in CHOICES[key]:
         listed = ", ".join(map(str, CHOICES[key]))

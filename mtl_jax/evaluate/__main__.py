@@ -45,13 +45,15 @@ def main(argv: Sequence[str]) -> int | None:
     if episodes:
         settings = with_episodes(settings, episodes, changes)
     config.validate(settings)
+    if hosts.is_first():
+        workdir.Workdir(values.workdir).check_writable()  # not after an hour's tests
     if settings.runtime.deterministic:
         environment.make_deterministic()
     result = evaluate(
         settings, values.workdir, episodes=episodes, weights=values.weights or "", other_data=values.data is not None
     )
     if hosts.is_first():
-        workdir.record_command(values.workdir, hosts.without_flags(argv))
+        workdir.record_command(values.workdir, hosts.without_flags(argv), environment.device_facts())
         print(describe(result))
     return 0
 

@@ -1,35 +1,106 @@
 """Loads the network of a run: its pre-trained backbone, the network that is tested, or one from a weight file."""
 
-import os
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from flax.errors import FlaxError
 
-from mtl_jax.config import build
+from mtl_jax import config as settings
+from mtl_jax.config import build, run_data
 from mtl_jax.config.rules import is_weights
-from mtl_jax.errors import CheckpointError, ConfigError
+from mtl_jax.embed import feature_width
+from mtl_jax.errors import CheckpointError, ConfigError, first_line
 from mtl_jax.evaluation import Model
+from mtl_jax.launch import hosts
+from mtl_jax.launch.program import nearest
 from mtl_jax.meta import Frozen
 from mtl_jax.reference_weights import ReferenceWeights, kept_networks, load_reference_weights
+from mtl_jax.reference_weights.mobile import MOBILE
 from mtl_jax.types import Params
 from mtl_jax.workdir import Workdir, named_arrays
 from mtl_jax.workdir.checkpoint import Checkpoints, Restored
 
 Config = Mapping[str, Any]
+_IN_TRAINING_ONLY = ("dropout", "dropblock", "norm_momentum", "norm_unbiased")  # of the `backbone` group
+_logger = logging.getLogger(__name__)
 
 
 def pretrained(config: Config, place: Workdir) -> tuple[Params, Params]:
     """The backbone that meta-training starts from, (params, batch_stats): the run's own, or that of `pretrain.init`."""
-    init = os.path.expanduser(config["pretrain"]["init"])
+    init = kept_networks.init_path(config["pretrain"]["init"])
     if init and is_weights(init):
         return backbone(config, init)
     source = Workdir(init) if init else place
     found = Checkpoints(source.checkpoints("pretrain")).selected(config["pretrain"]["select"])
     return backbone_of(found.items)
+
+
+def check_init(config: Config) -> None:
+    """Checks that what training is to start from exists. Raises ConfigError."""
+    init = config["pretrain"]["init"]
+    if init and not Path(kept_networks.init_path(init)).exists():
+        names = kept_networks.packaged_names()
+        raise ConfigError(
+            f"config.pretrain.init is {init!r}: no such file or folder, and no network of the package"
+            f"{nearest(init, names)}; give a workdir, a weight file, or one of {', '.join(names)}"
+        )
+
+
+def check_start(config: Config, params: Params, batch_stats: Params, image_shape: tuple[int, ...]) -> None:
+    """Checks that the backbone of `pretrain.init` fits a config and its stored images [H, W, C].
+
+    Warns where it was trained with images prepared otherwise, or on data of which nothing tells the classes.
+
+    Raises:
+      ConfigError: it is of another architecture, or takes images of other channels.
+    """
+    init = config["pretrain"]["init"]
+    try:
+        feature_width(build.embedding(config), params, batch_stats, image_shape)
+    except FlaxError as error:
+        raise ConfigError(
+            f"config.pretrain.init is {init!r}, which does not fit config.backbone, or images of {image_shape[-1]} "
+            f"channels (config.data.channels): {first_line(error).partition(' (http')[0]}"
+        ) from error
+    path = kept_networks.init_path(init)
+    kept = kept_networks.read(Path(path)) if kept_networks.is_kept(path) else None
+    if kept:
+        before, shape = kept.settings, kept.image_shape
+    elif Workdir(path).config.exists():
+        before = settings.to_json(settings.read(Workdir(path).config))
+        shape = run_data.image_shape(before, Workdir(path))
+    else:
+        return
+    lines = settings.compare(_seen(before, shape), _seen(settings.to_json(config), image_shape))
+    if lines and hosts.is_first():
+        _logger.warning(
+            "config.pretrain.init is %s, which was trained with other values: %s; its features are worse with them, so "
+            "give the same ones unless this is meant", init, "; ".join(lines),
+        )  # fmt: skip
+    if (other := trained_on(config)) and hosts.is_first():
+        _logger.warning("config.pretrain.init was trained on %s: whether it has seen the test classes is not known",
+                        other)  # fmt: skip
+
+
+def trained_on(config: Config) -> str:
+    """The data set that the kept network of `pretrain.init` was trained on, where it is another than a config's."""
+    init = config["pretrain"]["init"]
+    path = kept_networks.init_path(init)
+    name = kept_networks.read(Path(path)).settings["data"]["name"] if kept_networks.is_kept(path) else ""
+    return f"{name} ({Path(init).name})" if name not in ("", config["data"]["name"]) else ""
+
+
+def _seen(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
+    """What of a config decides what a backbone computes of a stored image."""
+    architecture = {key: value for key, value in config["backbone"].items() if key not in _IN_TRAINING_ONLY}
+    data = {key: config["data"][key] for key in ("crop", "mean", "std")}
+    return {"backbone": architecture, "data": data, "image shape": list(image_shape)}
 
 
 def backbone_of(items: Mapping[str, Any]) -> tuple[Params, Params]:
@@ -46,7 +117,7 @@ def trained(config: Config, place: Workdir, image_shape: tuple[int, ...]) -> tup
     embed = build.embedding(config)
     if config["meta"]["learn"] == "none":
         params, batch_stats = pretrained(config, place)
-        head = build.fresh_head(config, embed.width(params, batch_stats, image_shape))
+        head = build.fresh_head(config, feature_width(embed, params, batch_stats, image_shape))
         return 0, Model(embed, {"head": head}, Frozen(params, batch_stats))
     found = meta_checkpoint(config, place)
     frozen = Frozen(found.items["params"], found.items.get("batch_stats", {}))
@@ -63,14 +134,31 @@ def backbone(config: Config, path: str) -> tuple[Params, Params]:
 
     Raises:
       CheckpointError: the file cannot be read, or has the weights of another backbone.
-      ConfigError: it has no running averages, and the config needs them.
+      ConfigError: it has no running averages, and the config needs them; or it computes with another activation or
+        epsilon.
     """
     if kept_networks.is_kept(path):
         kept = kept_networks.read(Path(path))
         frozen, name = kept.model.frozen, kept.settings["backbone"]["name"]
         weights = ReferenceWeights(name, frozen.params, frozen.batch_stats, None, None)
+        _check_same(config, name, kept.model.embed.module, path)
         return _backbone(config, weights, path, channels=kept.image_shape[-1])
-    return _backbone(config, load_reference_weights(path), path)
+    weights = load_reference_weights(path)
+    if weights.backbone in MOBILE:  # others are trained further with options of a preset's
+        _check_same(config, weights.backbone, weights.module(), path)
+    return _backbone(config, weights, path)
+
+
+def _check_same(config: Config, name: str, module: nn.Module, path: str) -> None:
+    """Checks that the config's backbone computes as the file's network `module` does, where that is no other one."""
+    own = build.backbone(config["backbone"]).options
+    for key in ("activation", "norm_epsilon"):
+        wanted, given = getattr(module.options, key), getattr(own, key)
+        if name == config["backbone"]["name"] and given != wanted:
+            raise ConfigError(
+                f"{path}: a network with {key} {wanted!r}, but config.backbone.{key} is {given!r}; "
+                f"give --config.backbone.{key}={wanted}"
+            )
 
 
 def model(config: Config, path: str) -> Model:

@@ -18,7 +18,8 @@ from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
-from mtl_jax.launch import hosts
+from mtl_jax.launch import environment, hosts
+from mtl_jax.words import counted
 
 BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
 
@@ -66,12 +67,12 @@ def evaluate(
     result = {
         **protocol_facts(settings, protocol, step), **run_data.facts(dataset, trained),
         "episodes": content, "distinct_tasks": distinct, **_interval(trajectory[:, -1], distinct),
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 2), **environment.device_facts(devices),
     }  # fmt: skip
     own = None if weights else build.protocol(config.read(run.config))
     if weights:
         result["checkpoint_by"] = f"weight file {Path(weights).name}"
-    elif (protocol.inner.steps, protocol.inner.lr) != (own.inner.steps, own.inner.lr):
+    elif protocol.inner._replace(way=0) != own.inner._replace(way=0):
         result["inner_by"] = "command line"  # nobody knows on which tasks it was chosen
     if episodes:
         result["seed"] = episodes.facts["seed"]
@@ -119,10 +120,19 @@ def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, 
     return {
         "split": settings.evaluate.split, "num_tasks": protocol.num_tasks,
         "way": protocol.way, "shot": protocol.shot, "query": protocol.query,
-        "inner_steps": protocol.inner.steps, "inner_lr": protocol.inner.lr, "inner_by": "config",
-        "batch_norm": "batch" if transductive else "running", "head": "zero" if protocol.zero_head else "learned",
+        **inner_facts(settings, protocol), "batch_norm": "batch" if transductive else "running",
         "flips": protocol.flips, "crops": protocol.crops, "crop_area": protocol.crop_area if protocol.crops else None,
         "checkpoint_step": step, "checkpoint_by": _chosen_by(settings), "seed": protocol.seed,
+    }  # fmt: skip
+
+
+def inner_facts(settings: ConfigDict, protocol: Any) -> dict[str, Any]:
+    """What must be known of the base-learner. One without inner steps has None for them and for their rate."""
+    inner = protocol.inner
+    head = "zero" if protocol.zero_head else getattr(inner, "start", "learned")
+    return {
+        "base_learner": settings.inner.base_learner, "head": head, "inner_by": "config",
+        "inner_steps": getattr(inner, "steps", None), "inner_lr": getattr(inner, "lr", None),
     }  # fmt: skip
 
 
@@ -166,9 +176,10 @@ def protocol_line(facts: Mapping[str, Any], figure: str = "") -> str:
       figure: where it is given, it stands within the line.
     """
     return (
-        f"{_tasks(facts, run_data.describe(facts), figure)} ({facts['query']} queries a class, {inner_loop(facts)}, "
-        f"batch norm: {facts['batch_norm']}, {facts['head']} head, checkpoint {facts['checkpoint_step']} "
-        f"by {facts['checkpoint_by']}, seed {facts['seed']}, episodes {facts['episodes'][:12]}){caveats(facts)}"
+        f"{_tasks(facts, run_data.describe(facts), figure)} ({counted(facts['query'], 'query')} a class, "
+        f"{inner_loop(facts)}, batch norm: {facts['batch_norm']}, {facts['head']} head, checkpoint "
+        f"{facts['checkpoint_step']} by {facts['checkpoint_by']}, seed {facts['seed']}, "
+        f"episodes {facts['episodes'][:12]}){caveats(facts)}"
     )
 
 
@@ -176,7 +187,7 @@ def shared_protocol_line(facts: Mapping[str, Any], digits: int | None = 12) -> s
     """The part of a protocol that compared runs have in common; `digits` of each hash, None for all."""
     data = f"{facts['dataset']} {facts['fingerprint'][:digits]}"
     return (
-        f"{_tasks(facts, data)} ({facts['query']} queries a class, batch norm: {facts['batch_norm']}, "
+        f"{_tasks(facts, data)} ({counted(facts['query'], 'query')} a class, batch norm: {facts['batch_norm']}, "
         f"episodes {facts['episodes'][:digits]})"
     )
 
@@ -184,7 +195,9 @@ def shared_protocol_line(facts: Mapping[str, Any], digits: int | None = 12) -> s
 def inner_loop(facts: Mapping[str, Any]) -> str:
     """The inner loop of a figure as text, and who chose it where that is not the config."""
     by = "" if facts["inner_by"] == "config" else f" by {facts['inner_by']}"
-    return f"{facts['inner_steps']} inner steps at {facts['inner_lr']}{by}"
+    name = facts.get("base_learner", "linear")  # files from before there were others
+    steps = "" if facts["inner_steps"] is None else f"{facts['inner_steps']} inner steps at {facts['inner_lr']}{by}"
+    return ", ".join(part for part in (steps, "" if name == "linear" else name) if part)
 
 
 def caveats(facts: Mapping[str, Any]) -> str:

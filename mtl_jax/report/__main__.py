@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtl_jax import workdir
+from mtl_jax.config import own_backbone
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch import program
+from mtl_jax.launch import environment, program
 from mtl_jax.report import compare, report
 
 CHANGES = ("split", "num_tasks", "way", "shot", "query", "seed")
@@ -30,23 +31,27 @@ def parser() -> program.Parser:
     root.add_argument("--split", help="train, val or test")
     for name in CHANGES[1:]:
         root.add_argument(f"--{name}", type=int, help=f"instead of evaluate.{name} of the run's config")
+    root.add_argument("--backbone", help=own_backbone.HELP)
     return root
 
 
 def run(argv: Sequence[str]) -> int:
     """The program."""
     flags = parser().parse_args(argv[1:])
+    if flags.backbone:
+        own_backbone.load(flags.backbone)
     changes = {name: getattr(flags, name) for name in CHANGES if getattr(flags, name) is not None}
     paths = [path.rstrip("/") for path in flags.workdirs]
     several = len(paths) > 1
     if flags.data and not (several or flags.output):
         raise ConfigError("--data needs --output=FOLDER: WORKDIR/report is for the run's own data")
+    environment.check_devices()
     output = flags.output or (Path("comparison") if several else Path(paths[0]) / "report")
     if several:
         print(compare(paths, output, changes, flags.episodes, flags.data))
     else:
         if workdir.Workdir(paths[0]).config.exists():  # or a mistaken name would make a workdir
-            workdir.record_command(paths[0], ["mtl_jax/report/__main__.py", *argv[1:]])
+            workdir.record_command(paths[0], ["mtl_jax/report/__main__.py", *argv[1:]], environment.device_facts())
         print(report(paths[0], output, changes, flags.episodes, flags.data))
     print(f"page: {output / 'index.html'}")
     return 0

@@ -16,6 +16,7 @@ from mtl_jax.metrics import Interval, in_percent, mean_interval, paired_differen
 from mtl_jax.report import html, measure, plots
 from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
+from mtl_jax.words import counted
 
 # What must agree before two figures can be compared. The inner loop, the head and the checkpoint belong to the method.
 SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "crops", "crop_area", "batch_norm", "episodes")
@@ -116,7 +117,7 @@ def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[s
     for d in differences(accuracies, common["distinct_tasks"]):
         lines.append(
             f"  {d.second} - {d.first}: {in_percent(*d.difference, '+')} points; "
-            f"ahead in {d.wins} tasks, behind in {d.losses}, equal in {d.ties}"
+            f"ahead in {counted(d.wins, 'task')}, behind in {d.losses}, equal in {d.ties}"
         )
     return "\n".join(lines)
 

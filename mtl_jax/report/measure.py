@@ -17,9 +17,11 @@ from mtl_jax.evaluate import network
 from mtl_jax.evaluate.run import protocol_facts, with_episodes
 from mtl_jax.evaluation import Model, Protocol, Tasks
 from mtl_jax.frozen_episodes import Frozen
+from mtl_jax.learners import Inner
 from mtl_jax.meta import backbone_params
 from mtl_jax.types import Array
 from mtl_jax.workdir import Workdir
+from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.writers import read_jsonl
 
 MAP_CLASSES, MAP_IMAGES = 8, 40
@@ -30,7 +32,7 @@ class Tested(NamedTuple):
 
     place, settings: the workdir and its config. dataset, split, tasks, protocol: what it was tested on. model: the
     network. facts: what must stand beside a figure, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the
-    answered class 0..N-1 after 0, 1, ... inner steps.
+    answered class 0..N-1 after 0, 1, ... inner steps; one column without inner steps.
     """
 
     place: Workdir
@@ -98,10 +100,12 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
     split = dataset.split(settings.evaluate.split)
     step, model = network.trained(settings, place, split.images.shape[1:])
     tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
+    is_stepped = isinstance(protocol.inner, Inner)
     answers = evaluate.accuracies(
-        settings, model, split, protocol, tasks=tasks, every_step=True, outcome=_short_answers,
+        settings, model, split, protocol, tasks=tasks, every_step=is_stepped, outcome=_short_answers,
         chunk=min(200, settings.runtime.task_chunk),
     )  # fmt: skip
+    answers = answers if is_stepped else answers[:, None]
     facts = {
         **protocol_facts(settings, protocol, step),
         "episodes": frozen_episodes.content_hash(split, tasks), "distinct_tasks": count_distinct(*tasks),
@@ -209,6 +213,12 @@ def costs(timing: Path) -> dict[str, dict[str, float]]:
             elif what.endswith("memory_mb"):
                 by_phase[phase][what] = max(value, by_phase[phase].get(what, 0))
     return dict(by_phase)
+
+
+def warnings(place: Workdir) -> list[str]:
+    """What was told of a run's training while it ran, each line once."""
+    newest = (Checkpoints(place.checkpoints(phase)).newest_metadata() for phase in ("pretrain", "meta"))
+    return [line for metadata in newest for line in metadata.get("health", {}).get("told", {}).values()]
 
 
 def commands(place: Workdir) -> list[dict[str, Any]]:

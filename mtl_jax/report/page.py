@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,17 @@ from mtl_jax import config, frozen_episodes
 from mtl_jax.data import pictures
 from mtl_jax.errors import MtlError
 from mtl_jax.evaluate.run import protocol_line
+from mtl_jax.launch import environment
 from mtl_jax.metrics import in_percent, mean_interval
 from mtl_jax.report import html, measure, plots
 from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
+from mtl_jax.words import counted
 from mtl_jax.workdir.console import read_mined
 
 PACKAGES = ("mtl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib", "pillow")
 PAIR_IMAGES = 4
+_TRAINING = re.compile(r"python (-m mtl_jax\.train|train\.py) ")  # of the commands in a workdir
 
 
 def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | None = None, data: str = "") -> str:
@@ -53,6 +57,7 @@ def run_page(tested: Tested) -> Page:
     headline = f"{in_percent(*mean_interval(tested.accuracies, tested.facts['distinct_tasks']))} %"
     facts = protocol_line(tested.facts)
     sections = [
+        Section("Warnings", "".join(map(html.paragraph, measure.warnings(tested.place)))),
         Section("Learning curves", _learning_curves(tested, album)),
         Section("Inner loop", _inner_loop(tested, album)),
         Section("Tasks", _tasks(tested, album)),
@@ -83,6 +88,8 @@ def _learning_curves(tested: Tested, album: Album) -> str:
 
 
 def _inner_loop(tested: Tested, album: Album) -> str:
+    if tested.facts["inner_steps"] is None:
+        return html.paragraph(f"The base-learner, {tested.facts['base_learner']}, has no inner steps.")
     by_step = [mean_interval(column, tested.facts["distinct_tasks"]) for column in tested.correct.mean(-1).T]
     mean, ci95 = np.array(by_step, float).T
     best = int(mean.argmax())
@@ -175,7 +182,7 @@ def _draw_episode(tested: Tested, number: int, theme: pictures.Theme) -> Image.I
 def _features(tested: Tested, album: Album) -> str:
     points, classes, share = measure.feature_map(tested)
     names = {int(c): tested.split.class_names[c] for c in np.unique(classes)}
-    said = f"Up to {measure.MAP_IMAGES} images of {len(names)} classes, from the hardest to the easiest."
+    said = f"Up to {measure.MAP_IMAGES} images of {counted(len(names), 'class')}, from the hardest to the easiest."
     drawn = plots.both_themes(lambda: plots.feature_map(points, classes, names, share))
     alt = "images by the first two principal components of their features"
     return html.paragraph(said) + album.add("features", alt, drawn)
@@ -210,9 +217,14 @@ def _origin(tested: Tested) -> str:
     other = [f"--data={tested.settings.data.name}:{tested.settings.data.path}"] if is_other else []
     again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *other, *sizes])
     trained = ", ".join(f"{one['dataset']} {one['fingerprint']}" for one in f["trained_on"] or ()) or "not known"
+    trained_with = dict.fromkeys(
+        environment.describe_devices(record)
+        for record in started if "device" in record and _TRAINING.match(record["command"])
+    )  # fmt: skip
     rows = [
         ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["fingerprint"]),
-        ("trained on", trained),
+        ("trained on", trained), ("trained with", ", ".join(trained_with) or "not known"),
+        ("tested with", environment.describe_devices(environment.device_facts())),
         ("episodes (SHA-256)", f["episodes"]), ("Python", platform.python_version()),
         *((name, importlib.metadata.version(name)) for name in PACKAGES),
     ]  # fmt: skip

@@ -16,7 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mtl_jax.data.pictures import DARK, RIGHT, WRONG, shorten
+from mtl_jax.data.lettering.text import shorten
+from mtl_jax.data.pictures import DARK, RIGHT, WRONG
 from mtl_jax.errors import MtlError
 from mtl_jax.workdir.writers import read_jsonl
 

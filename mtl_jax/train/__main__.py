@@ -13,7 +13,7 @@ from absl import flags
 from mtl_jax import config, workdir
 from mtl_jax.config import command_line
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch import hosts, program
+from mtl_jax.launch import environment, hosts, program
 from mtl_jax.train import replay, seeds
 from mtl_jax.train.run import dry_run, train
 
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int | None:
     if len(modes) > 1 and "replay" in modes:  # a dry run of several seeds is that of one
         raise ConfigError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one of them out")
     if values.dry_run:
-        print(dry_run(values.config))
+        path = values.workdir if values.num_seeds is None else str(seeds.seed_path(values.workdir, 0))
+        print(dry_run(values.config, path))
         return 0
     if values.replay is not None:
         print(replay.describe(replay.replay(values.config, values.workdir, replay.wanted(values.replay))))
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int | None:
         return 0
     config.validate(values.config)  # before the workdir is made
     if hosts.is_first():
-        workdir.record_command(values.workdir, hosts.without_flags(argv))
+        workdir.record_command(values.workdir, hosts.without_flags(argv), environment.device_facts())
     train(values.config, values.workdir)
     return 0
 

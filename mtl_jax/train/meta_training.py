@@ -13,12 +13,16 @@ from mtl_jax import hard_tasks, meta, parallel
 from mtl_jax.config import rules
 from mtl_jax.config.recipe import MetaRecipe, check
 from mtl_jax.data import Split
+from mtl_jax.embed import feature_width, statistics_of
+from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import Model
+from mtl_jax.learners import with_way
 from mtl_jax.meta import Frozen, MetaState
 from mtl_jax.train.loop import Dispatcher, Phase, Watch, score, state_items, watched
 from mtl_jax.train.task_sources import Sizes, Source, sources
 from mtl_jax.types import Array, Params
 from mtl_jax.workdir.console import mined_line
+from mtl_jax.workdir.health import Chance
 
 Devices = Sequence[jax.Device]
 _ITEMS = ("learned", "batch_stats", "opt_state")  # of a checkpoint, besides Θ and the pool
@@ -46,6 +50,7 @@ def phase(
     state = start(recipe, params, batch_stats, train.images.shape[1:])
     if recipe.hard_tasks:
         state = state._replace(pool=hard_tasks.empty_pool(len(train.class_names)))
+    _logger.info("%s", describe_learned(state.learned, params))
     own = jax.tree.map(jnp.copy, state)  # since a step overwrites the memory of its state, here the caller's averages
     theta = parallel.replicate(params, devices)
     dispatch = dispatcher(recipe, train, devices, theta, watch)
@@ -55,20 +60,45 @@ def phase(
         return {"params": parallel.local(theta), **state_items(state, _ITEMS), **pool}
 
     def restore(items: Mapping[str, Any], step: int) -> MetaState:
+        _check_same(items["params"], params, done=step == recipe.intervals.steps)
         pool = items["hard_tasks"]["pool"] if "hard_tasks" in items else None
         return parallel.replicate(MetaState(jnp.int32(step), *(items[name] for name in _ITEMS), pool), devices)
 
     return Phase(
         "meta", state=parallel.replicate(own, devices), dispatch=dispatch.run, close=dispatch.close, items=items,
         restore=restore, validate=_validation(recipe, splits, devices, params), unit="tasks",
-        per_step=recipe.tasks_per_step, **recipe.intervals._asdict(),
+        per_step=recipe.tasks_per_step, head=lambda items: items["learned"]["head"],
+        chance=Chance(1 / recipe.tasks.way, 1 / recipe.tasks.way), **recipe.intervals._asdict(),
     )  # fmt: skip
+
+
+def describe_learned(learned: Params, params: Params) -> str:
+    """How many numbers meta-training learns, by group, and how many the backbone has; of arrays or their shapes."""
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in learned.items()}
+    named = {"ss": "of SS", "params": "of the backbone's own", "head": "of the head"}
+    parts = [f"{sizes[name]:,} {text}" for name, text in named.items() if sizes.get(name)]
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return f"meta-training learns {', '.join(parts) or 'nothing'} (numbers); the backbone has {total:,}"
+
+
+def _check_same(saved: Params, params: Params, *, done: bool) -> None:
+    """Checks that meta-training goes on from the backbone that it was started from; warns where it is `done`."""
+    if jax.tree.all(jax.tree.map(np.array_equal, saved, params)):
+        return
+    text = (
+        "meta-training was started from another pre-trained backbone than that which config.pretrain.init gives now; "
+        "give the same, or another --workdir"
+    )
+    if not done:
+        raise CheckpointError(text)
+    _logger.warning("%s", text)
 
 
 def start(recipe: MetaRecipe, params: Params, batch_stats: Params, stored_shape: tuple[int, ...]) -> MetaState:
     """The state before the first step, without a pool; stored images are [H, W, C]."""
-    features = recipe.embed.width(params, batch_stats, stored_shape)
-    return meta.init_state(recipe.learned.start(recipe.keys.head, params, features), batch_stats, recipe.optimizer)
+    features = feature_width(recipe.embed, params, batch_stats, stored_shape)
+    learned = recipe.learned.start(with_way(recipe.inner, recipe.tasks.way), recipe.keys.head, params, features)
+    return meta.init_state(learned, batch_stats, recipe.optimizer)
 
 
 def dispatcher(
@@ -158,7 +188,14 @@ def _step(
     tasks, classes = kind.source.draw(number, state, 0, *arguments)
     train_step = hard_tasks.train_step if kind.hard else meta.train_step
     new, metrics = train_step(
-        state, theta, tasks, embed=recipe.embed, inner=recipe.inner, optimizer=recipe.optimizer, axis_name=axis
+        state,
+        theta,
+        tasks,
+        embed=recipe.embed,
+        inner=recipe.inner,
+        optimizer=recipe.optimizer,
+        loss=recipe.loss,
+        axis_name=axis,
     )
     if kind.counts:
         pool = hard_tasks.collect(state.pool, classes, metrics["class_accuracy"], axis_name=axis)
@@ -186,7 +223,7 @@ def _chunked_stepper(recipe: MetaRecipe, devices: Devices, sizes: Sizes, theta: 
         tasks, classes = source.draw(number, state, chunk, *arguments)
         grads, (loss, result) = meta.gradients(
             state.learned, Frozen(theta, state.batch_stats), tasks, embed=recipe.embed, inner=recipe.inner,
-            axis_name=axis,
+            loss=recipe.loss, axis_name=axis,
         )  # fmt: skip
         pool = jnp.zeros_like(total.pool)
         if kind.counts:
@@ -196,7 +233,7 @@ def _chunked_stepper(recipe: MetaRecipe, devices: Devices, sizes: Sizes, theta: 
 
     def apply(number, axis, state, total):
         mean = jax.tree.map(lambda a: a / chunks, total._replace(pool=()))
-        batch_stats = mean.batch_stats if recipe.embed.batch_statistics == "train" else state.batch_stats
+        batch_stats = mean.batch_stats if statistics_of(recipe.embed) == "train" else state.batch_stats
         new, finite = meta.apply_gradients(state, mean.grads, mean.loss, batch_stats, recipe.optimizer)
         if kind.hard:
             new = hard_tasks.uncounted(new, state)

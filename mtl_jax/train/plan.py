@@ -13,8 +13,11 @@ from mtl_jax.config import build, rules
 from mtl_jax.config.recipe import Limits, MetaRecipe, PretrainRecipe, image_shape
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
+from mtl_jax.launch import environment
+from mtl_jax.learners import moved_part
 from mtl_jax.train import cost, meta_training, pretraining
 from mtl_jax.types import Episode
+from mtl_jax.words import counted
 from mtl_jax.workdir.console import duration
 
 Config = Mapping[str, Any]
@@ -81,7 +84,7 @@ def _pretraining(recipe: PretrainRecipe, split: Split, devices: int, memory_gb: 
             f"device, more than config.runtime.memory_gb, {memory_gb:g}; lower "
             "pretrain.batch_size, data.image_size or backbone.width, or raise runtime.memory_gb if the device has more"
         )
-    return PhasePlan("pretrain", recipe.intervals.steps, f"{size} images", traced.flops, needed)
+    return PhasePlan("pretrain", recipe.intervals.steps, counted(size, "image"), traced.flops, needed)
 
 
 def _meta_training(recipe: MetaRecipe, split: Split, each: int, memory_gb: float) -> tuple[int, PhasePlan]:
@@ -101,7 +104,7 @@ def _meta_training(recipe: MetaRecipe, split: Split, each: int, memory_gb: float
             "data.image_size or backbone.width, or raise runtime.memory_gb if the device has more"
         )
     rules.check_chunk(chunk, each, per_dispatch)
-    unit = f"{recipe.tasks_per_step} tasks"
+    unit = counted(recipe.tasks_per_step, "task")
     return chunk, PhasePlan("meta", recipe.intervals.steps, unit, traced.flops * each / chunk, needed)
 
 
@@ -132,7 +135,7 @@ def meta_step(recipe: MetaRecipe, split: Split, tasks: int, axis: str | None = N
 def _meta_cost(recipe: MetaRecipe, split: Split, tasks: int) -> cost.Cost:
     """The cost of a step on some tasks of a device."""
     # Where the inner loop moves the backbone tasks are a Python loop: one is traced, and each costs the same.
-    count = tasks if recipe.inner.adapt == "head" else 1
+    count = tasks if moved_part(recipe.inner) == "head" else 1
     step, arguments = meta_step(recipe, split, count)
     traced = cost.estimate(step, *arguments)
     return cost.Cost(traced.flops * tasks / count, traced.bytes * tasks // count)
@@ -154,19 +157,24 @@ def _resident(limits: Limits, split: Split) -> int:
 def describe(config: Config, dataset: Dataset, plan: Plan, devices: int) -> str:
     """The plan as `--dry_run` prints it, with the time that the operations take at the machine's own rate."""
     lines, rate = [], matrix_rate(config["runtime"]["dtype"])
+    lines.append(f"device: {environment.describe_devices(environment.device_facts(jax.devices()[:devices]))}")
     for split in dataset.splits.values():
         shape = "x".join(map(str, split.images.shape[1:]))
-        lines.append(f"{split.name}: {len(split.class_names)} classes, {len(split.labels):,} images of {shape}")
+        images = counted(len(split.labels), "image", ",")
+        lines.append(f"{split.name}: {counted(len(split.class_names), 'class')}, {images} of {shape}")
     train = dataset.splits["train"]
     where = "on the device" if build.limits(config).on_device(train) else "on the host"
     lines.append(f"train images: {train.images.nbytes / 1e6:.1f} MB, {where} (data.device_budget_gb)")
     for phase in plan.phases:
         seconds = phase.flops / rate
         lines.append(
-            f"{phase.name}: {phase.steps:,} steps of {phase.unit}; a step on one of {devices} "
-            f"device{'s' if devices > 1 else ''}: {phase.flops / 1e9:.1f} GFLOP, about {phase.bytes / _GB:.2f} GB at "
+            f"{phase.name}: {counted(phase.steps, 'step', ',')} of {phase.unit}; a step on one of "
+            f"{counted(devices, 'device')}: {phase.flops / 1e9:.1f} GFLOP, about {phase.bytes / _GB:.2f} GB at "
             f"most, at least {seconds:.3g} s; all steps: at least {duration(seconds * phase.steps)}"
         )
+    if (recipe := build.recipe(config)).meta_training:
+        _, (state, params, _) = meta_step(recipe.meta_training, train, 1)
+        lines.append(meta_training.describe_learned(state.learned, params))
     lines.append(f"tasks at a time on a device: {plan.chunk} (runtime.chunk)")
     lines.append(f"times are operations over this machine's matrix-product rate, {rate / 1e9:,.0f} GFLOP/s")
     return "\n".join(lines)

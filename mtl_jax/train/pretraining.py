@@ -16,15 +16,19 @@ from mtl_jax import parallel, pretrain
 from mtl_jax.config.recipe import PretrainRecipe, check, image_shape
 from mtl_jax.data import Split
 from mtl_jax.data.prefetch import Ahead
+from mtl_jax.embed import feature_width
 from mtl_jax.episodes import numbered_keys
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model
+from mtl_jax.learners import with_way
 from mtl_jax.meta import Frozen
 from mtl_jax.pretrain import PretrainState
 from mtl_jax.train import teacher
 from mtl_jax.train.loop import Dispatcher, Phase, Watch, score, state_items, watched
 from mtl_jax.types import Array
+from mtl_jax.words import counted
+from mtl_jax.workdir.health import Chance
 
 Devices = Sequence[jax.Device]
 _ITEMS = ("params", "batch_stats", "opt_state", "average")  # of a checkpoint; a teacher has its own
@@ -55,6 +59,7 @@ def phase(recipe: PretrainRecipe, splits: Mapping[str, Split], devices: Devices,
         "pretrain", state=state, dispatch=watched(dispatch.run, watch), close=dispatch.close,
         items=functools.partial(state_items, names=_ITEMS), restore=restore,
         validate=_validation(recipe, splits, devices), unit="images", per_step=recipe.batches.size,
+        head=lambda items: items["params"]["classifier"], chance=_chance(recipe, train),
         **recipe.intervals._asdict(),
     )  # fmt: skip
 
@@ -143,9 +148,9 @@ def cut(recipe: PretrainRecipe, count: int, devices: int) -> Epochs:
     rest = 0 if drop_last or count < size else count % size
     if rest and (recipe.intervals.per_dispatch > 1 or rest % devices):
         raise ConfigError(
-            f"config.pretrain.drop_last is false, but an epoch's last batch of {rest} images cannot be spread over "
-            f"{devices} devices or be part of a dispatch of several steps; set it to true, or change "
-            "pretrain.batch_size, runtime.devices or runtime.steps_per_dispatch"
+            f"config.pretrain.drop_last is false, but an epoch's last batch of {counted(rest, 'image')} cannot be "
+            f"spread over {counted(devices, 'device')} or be part of a dispatch of several steps; set it to true, or "
+            "change pretrain.batch_size, runtime.devices or runtime.steps_per_dispatch"
         )
     return Epochs(count, size, rest, order)
 
@@ -254,6 +259,11 @@ def _from_host(
     return Dispatcher(run, ahead.close)
 
 
+def _chance(recipe: PretrainRecipe, train: Split) -> Chance:
+    """What guessing gives. Without validation tasks nothing is asked of them."""
+    return Chance(1 / len(train.class_names), 1 / recipe.validation.way if recipe.validation else 0)
+
+
 # Its validation: few-shot tasks of classes that it has not seen, by a fresh head on the backbone's features.
 
 
@@ -266,8 +276,8 @@ def _validation(
 
     def validate(state: PretrainState) -> tuple[float, dict[str, float]]:
         params, batch_stats = network.backbone_of(parallel.local(state._asdict()))
-        features = recipe.embed.width(params, batch_stats, val.images.shape[1:])
-        head = recipe.head.start(recipe.keys.head, features)
+        features = feature_width(recipe.embed, params, batch_stats, val.images.shape[1:])
+        head = with_way(recipe.validation.inner, recipe.validation.way).init(recipe.keys.head, features)
         model = Model(recipe.embed, {"head": head}, Frozen(params, batch_stats))
         return score(model, val, recipe.validation, recipe.limits, devices)
 

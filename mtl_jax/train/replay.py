@@ -25,6 +25,7 @@ from mtl_jax.train.loop import Phase
 from mtl_jax.train.run import prepare, resolve
 from mtl_jax.train.task_sources import Sizes, positions
 from mtl_jax.types import ClassTable, Params
+from mtl_jax.words import counted
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 
@@ -150,7 +151,7 @@ def _check_step(settings: ConfigDict, name: str, number: int) -> None:
         key = "pretrain.init" if name == "pretrain" else "meta.learn"
         raise ConfigError(f"--replay={name}:{number}: this run has no such phase (config.{key} is {skipped!r})")
     if number > group.steps:
-        raise ConfigError(f"--replay={name}:{number}: the phase has {group.steps} steps")
+        raise ConfigError(f"--replay={name}:{number}: the phase has {counted(group.steps, 'step')}")
 
 
 def _run_to(phase: Phase, workdir: Workdir, dataset: Dataset, number: int) -> tuple[int, tuple[int, Any], Any]:

@@ -4,10 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flax import linen as nn
+
 from mtl_jax import pretrain
 from mtl_jax.config import build, complete
 from mtl_jax.config.recipe import PretrainRecipe, Teacher, image_shape
 from mtl_jax.data import Dataset
+from mtl_jax.embed import mode_options
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array, Params
 from mtl_jax.workdir import Workdir, manifest
@@ -55,11 +58,16 @@ def check(recipe: PretrainRecipe, dataset: Dataset) -> None:
                 f"config.pretrain.teacher is {path!r}, whose {what} is {then}, but this run's is {now}; a teacher must "
                 "have been trained on the same images, brought to the same size and scale"
             )
-    if theirs.options.batch_statistics == "batch" and theirs.embed.module.options.norm == "batch":
+    if theirs.options.batch_statistics == "batch" and _may_have_batch_norm(theirs.embed.module):
         raise ConfigError(
             f"config.pretrain.teacher is {path!r}, whose pretrain.batch_norm is 'batch': it has no running averages; "
             "give one that was trained with 'train'"
         )
+
+
+def _may_have_batch_norm(backbone: nn.Module) -> bool:
+    """A backbone of one's own does not say what its norm is."""
+    return not hasattr(backbone, "options") or backbone.options.norm == "batch"
 
 
 def _compared(
@@ -90,7 +98,8 @@ def network(saved: Restored, dtype: str) -> tuple[Params, Callable[[Params, Arra
     backbone = {"params": params["backbone"], "batch_stats": items.get("batch_stats", {})}
 
     def logits(variables: Params, images: Array) -> Array:
-        features = theirs.embed.module.apply(variables["backbone"], images, batch_statistics="running")
+        options = mode_options(theirs.embed.module, "running")
+        features = theirs.embed.module.apply(variables["backbone"], images, **options)
         return classifier.apply({"params": variables["classifier"]}, features)
 
     return {"backbone": backbone, "classifier": params["classifier"]}, logits

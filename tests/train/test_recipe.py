@@ -10,7 +10,6 @@ from mtl_jax.config import build
 from mtl_jax.config.recipe import (
     Batches,
     HardTasks,
-    Head,
     Intervals,
     Keys,
     Learned,
@@ -48,10 +47,8 @@ def hand_made(limits):
     validation = Protocol(*TASKS, num_tasks=10, seed=1, inner=INNER)
     intervals, optimizer = Intervals(steps=4), optimizers.adam(1e-3)
     shared = {"embed": EMBED, "keys": KEYS, "intervals": intervals, "validation": validation, "limits": limits}
-    first = PretrainRecipe(optimizer=optimizer, head=Head(2), batches=Batches(8), **shared)
-    second = MetaRecipe(
-        optimizer=optimizer, inner=INNER, learned=Learned(Head(2)), tasks=TASKS, tasks_per_step=2, **shared
-    )
+    first = PretrainRecipe(optimizer=optimizer, batches=Batches(8), **shared)
+    second = MetaRecipe(optimizer=optimizer, inner=INNER, learned=Learned(), tasks=TASKS, tasks_per_step=2, **shared)
     return first, second
 
 

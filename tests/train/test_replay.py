@@ -12,8 +12,8 @@ from mtl_jax import hard_tasks, meta, pretrain, train
 from mtl_jax.augment import normalize
 from mtl_jax.config import build
 from mtl_jax.episodes import sample_tasks, task_keys
-from mtl_jax.errors import ConfigError
-from mtl_jax.train import loop, meta_training, replay
+from mtl_jax.errors import ConfigError, NotFiniteError
+from mtl_jax.train import meta_training, replay
 from mtl_jax.train.task_sources import Source
 from tests.chaos import runs
 
@@ -46,7 +46,7 @@ def _files(workdir):
 @pytest.mark.slow
 def test_the_step_that_stopped_a_run_is_not_finite_again_and_the_run_is_left_as_it_is(tmp_path):
     config, workdir = _config(tmp_path, **{"meta.lr": 1e30}), tmp_path / "run"
-    with pytest.raises(loop.NotFiniteError) as caught:
+    with pytest.raises(NotFiniteError) as caught:
         train.train(config, str(workdir))
     word = re.search(r"--replay=(\S+)", str(caught.value))[1]
     assert replay.wanted(word) == ("meta", 2)

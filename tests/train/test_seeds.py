@@ -15,17 +15,22 @@ from mtl_jax.train import seeds
 def test_each_seed_is_a_run_of_its_own_tested_on_the_same_tasks(monkeypatch, tmp_path):
     trained, tested = [], []
 
+    def note(settings, path, hooks, label):
+        trained.append((settings.seed, path, label))
+
     def result(settings, path):
         tested.append(path)
         shared = dict.fromkeys(seeds.SHARED, settings.evaluate.seed)
         return {**shared, "accuracy": 0.5 + settings.seed / 100, "ci95": 0.01, "checkpoint_step": 2}
 
-    monkeypatch.setattr(seeds, "train", lambda settings, path, hooks: trained.append((settings.seed, path)))
+    monkeypatch.setattr(
+        seeds, "train", lambda settings, path, hooks, label: trained.append((settings.seed, path, label))
+    )
     monkeypatch.setattr(evaluate, "evaluate", result)
     settings = tiny_config(seed=7)
     found = seeds.run(settings, tmp_path, 3, argv=["train.py", "--num_seeds=3"])
-    assert trained == [(7 + n, str(tmp_path / f"seed-{n}")) for n in range(3)]
-    assert tested == [path for _, path in trained] and list(found) == [7, 8, 9]
+    assert trained == [(7 + n, str(tmp_path / f"seed-{n}"), f"seed {7 + n} ({n + 1} of 3)") for n in range(3)]
+    assert tested == [path for _, path, _ in trained] and list(found) == [7, 8, 9]
     assert settings.seed == 7
     assert all((tmp_path / f"seed-{n}" / "commands.jsonl").exists() for n in range(3))
 
@@ -45,7 +50,7 @@ def test_the_table_has_the_sample_deviation():
     assert (
         "| 4 | 60.00 ± 1.00 % |" in text and "| mean of 3 | 57.00 %, standard deviation 6.08, 50.00 to 61.00 |" in text
     )
-    protocol = "1 1-way 1-shot, 1 task of glyphs 0123456789ab (1 queries a class, batch norm: 1, episodes fedcba987654)"
+    protocol = "1 1-way 1-shot, 1 task of glyphs 0123456789ab (1 query a class, batch norm: 1, episodes fedcba987654)"
     assert f"| seed | {protocol} |" in text
     assert (record["dataset"], record["fingerprint"]) == ("glyphs", "0123456789abcdef")
 
@@ -85,7 +90,7 @@ def test_of_several_processes_the_first_writes_and_prints(monkeypatch, tmp_path,
         "ci95": 0.01,
         "checkpoint_step": 2,
     }
-    monkeypatch.setattr(seeds, "train", lambda settings, path, hooks: None)
+    monkeypatch.setattr(seeds, "train", lambda settings, path, hooks, label: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda settings, path: shared)
     monkeypatch.setattr(hosts, "is_first", lambda: is_first)
     seeds.main(tiny_config(), str(tmp_path), 2, ["train.py", "--num_seeds=2"])
