@@ -86,7 +86,8 @@ def main(argv: list[str]) -> int:
         run = work.cases[""]
         run()  # compiles
         seconds = statistics.median(m.seconds / m.amount for m in (run() for _ in range(REPEATS)))
-        rate = work.facts["flops"] / seconds / 1e12
+        flops = work.facts["flops"]
+        rate = (flops[""] if isinstance(flops, Mapping) else flops) / seconds / 1e12
         memory = (accelerator.peak_memory() or worker.peak_memory()) / 1e9
         device = jax.devices()[0].device_kind
         print(f"{1e3 * seconds:.3g} ms a step, {rate:.3g} TFLOP/s, {memory:.3g} GB, {device}\n")

@@ -32,6 +32,7 @@ FILES = "decoding by Pillow"
 
 def groups(quick: bool) -> dict[str, Group]:
     """All groups by the row's letter, in the order in which they are measured."""
+    from benchmarks.adaptation_sizes import many
     from benchmarks.meta_test_sizes import TASKS
 
     tests = []
@@ -44,6 +45,15 @@ def groups(quick: bool) -> dict[str, Group]:
     bank = Case(f"{most:,} test tasks, 5-way 5-shot, once the features are there", f"{most}-5-adapt", None, "", most)
     b = "meta-training step, resnet12, 84 px, 2 tasks, 5-way 5-shot, 20 inner steps, second order"
     d = "adapt and predict from features: 64 tasks, 5-way 5-shot, F = 640, 100 steps"
+    more, timed = many(quick)
+    learners = [
+        Case(
+            f"{more:,} tasks in one call, 5-way 5-shot, F = 640: {name}", name,
+            "scikit-learn" if name == "logistic" else None,
+            f"scikit-learn, task by task ({timed} tasks timed, scaled to {more:,})", more, repeats=5,
+        )
+        for name in ("linear", "cosine", "prototypes", "ridge", "logistic")
+    ]  # fmt: skip
     return {
         "a": Group("meta_step:prepare", "torch_meta_step:prepare", (
             Case("meta-training step, resnet25, 80 px, 5-way 1-shot, 100 inner steps, first order", repeats=2),)),
@@ -53,7 +63,7 @@ def groups(quick: bool) -> dict[str, Group]:
             Case("pre-training step, resnet12, 84 px, 64 images, augmentation included"),)),
         "d": Group("adaptation:prepare", "torch_adaptation:prepare", (
             Case(d, rival="one by one", against="PyTorch, task by task", repeats=9),
-            Case(d, rival="batched", against="PyTorch, tasks in one batch", repeats=9))),
+            Case(d, rival="batched", against="PyTorch, tasks in one batch", repeats=9), *learners)),
         "e": Group("meta_test:prepare", "torch_meta_test:prepare", (*tests, bank)),
         "f": Group("loop_rate:prepare_loop", "loop_rate:prepare_step", (
             Case("a step of the whole loop, conv4, 28 px, 4 tasks", against=LOOP, repeats=3),)),

@@ -1,10 +1,14 @@
-"""Row d in PyTorch: a task after another, by autograd, as the published code does; and all tasks in one batch."""
+"""Row d in PyTorch: a task after another, by autograd, as the published code does; and all tasks in one batch.
+
+The rival of logistic regression is scikit-learn's, a task after another.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 
 from benchmarks.adaptation_sizes import LR, WAY, sizes
 from benchmarks.torch_meta_step import adapt
@@ -36,7 +40,8 @@ def batched(head, support: torch.Tensor, labels: torch.Tensor, query: torch.Tens
 def prepare(row: str, folder: Path, quick: bool) -> Work:
     """PyTorch's side with as many threads as are fastest."""
     with np.load(folder / "inputs.npz") as file:
-        arrays = {name: torch.from_numpy(array).to(DEVICE) for name, array in file.items()}
+        arrays = {name: torch.from_numpy(array).to(DEVICE) for name, array in file.items() if "more" not in name}
+        more = file["more_support"], file["more_query"], file["labels"]
     steps, labels = sizes(quick)[2], arrays["labels"].long()
     kernel = arrays["kernel"].requires_grad_()
     bias = torch.zeros(WAY, device=DEVICE).requires_grad_()
@@ -59,5 +64,16 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
         use(best[form].threads)
         return timed(lambda: call(form))
 
+    def numbers() -> dict[str, np.ndarray]:
+        exact = scikit_learn(*(array.astype(np.float64) for array in more[:2]), more[2], tol=1e-9, max_iter=1000)
+        return {"logits": call("one by one").cpu().numpy(), "logits/logistic": exact}
+
     cases = {form: lambda form=form: run(form) for form in forms}
-    return Work(cases, lambda: {"logits": call("one by one").cpu().numpy()}, warm, facts)
+    cases["scikit-learn"] = lambda: timed(lambda: scikit_learn(*more), len(more[0]))
+    return Work(cases, numbers, warm, facts)
+
+
+def scikit_learn(support: np.ndarray, query: np.ndarray, labels: np.ndarray, **options: float) -> np.ndarray:
+    """[T, S, F], [T, Q, F], [S] -> logits [T, Q, N] of logistic regression."""
+    pairs = zip(support, query, strict=True)
+    return np.stack([LogisticRegression(**options).fit(z, labels).decision_function(zq) for z, zq in pairs])

@@ -8,7 +8,6 @@ from scipy.optimize import minimize
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Tasks, embed_all
-from mtl_jax.export import embedding
 from mtl_jax.reference_weights import kept_networks
 from results import heads
 
@@ -71,7 +70,7 @@ def test_lengths_do_not_count():
 
 def test_a_network_is_tested_by_the_features_of_its_running_averages(monkeypatch):
     monkeypatch.setattr(heads, "JOBS", 1)
-    model = kept_networks.read(embedding.packaged("fc100-conv4")).model
+    model = kept_networks.read(kept_networks.packaged("fc100-conv4")).model
     images = np.random.default_rng(1).integers(0, 256, (5 * EACH, 32, 32, 3), np.uint8)
     _, tasks = make_tasks(20)
     wanted = heads.of_features(np.asarray(embed_all(model, images)), tasks, "centroid", jobs=1)

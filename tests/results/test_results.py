@@ -4,26 +4,28 @@ import argparse
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mtl_jax.configs import glyphs
+from mtl_jax.configs import default, glyphs
 
 from mtl_jax import ablation, base_learner, config, scale_shift
 from mtl_jax.classify.classifier import FewShotClassifier
 from mtl_jax.config import build
 from mtl_jax.data import Dataset
+from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluation import Model
-from mtl_jax.export import embedding
+from mtl_jax.export import stablehlo
 from mtl_jax.meta import Frozen, backbone_params
 from mtl_jax.reference_weights import kept_networks
 from mtl_jax.reference_weights.kept_networks import Kept
-from results import check, gpu, ladder, measure, records, sweep
+from results import check, gpu, imagenet, ladder, measure, records, sweep
 
 ROOT = Path(__file__).parents[2]
 UNPACK = ROOT.parent / "shared" / "data" / "unpack.py"
@@ -80,18 +82,20 @@ def test_what_was_not_run_carries_no_number():
         assert row["command"].startswith("python ")
 
 
-def test_the_packaged_network_classifies_photographs():
+@pytest.mark.parametrize("name", ["fc100-conv4", "imagenet-lite0"])
+def test_the_packaged_networks_classify_photographs(name):
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 60, (4, 40, 50, 3), np.uint8)
     bright = rng.integers(190, 255, (4, 40, 50, 3), np.uint8)
-    classifier = FewShotClassifier.from_pretrained().fit([*grey[:3], *bright[:3]], ["dark"] * 3 + ["bright"] * 3)
+    classifier = FewShotClassifier.from_pretrained(name).fit([*grey[:3], *bright[:3]], ["dark"] * 3 + ["bright"] * 3)
     assert classifier.predict([grey[3], bright[3]]).tolist() == ["dark", "bright"]
-    with pytest.raises(CheckpointError, match="no network 'resnet' comes with the package, expected one of: fc100"):
+    known = "expected one of: fc100-conv4, imagenet-lite0"
+    with pytest.raises(CheckpointError, match=f"no network 'resnet' comes with the package, {known}"):
         FewShotClassifier.from_pretrained("resnet")
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    whole = embedding.packaged("fc100-conv4").read_bytes()
+    whole = kept_networks.packaged("fc100-conv4").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:2000])
     with pytest.raises(CheckpointError, match=r"cut.safetensors: not a safetensors file"):
         kept_networks.read(tmp_path / "cut.safetensors")
@@ -220,3 +224,32 @@ def test_a_kept_network_gives_its_figures_again(tmp_path):
     data = {**kept.settings["data"], "path": str(tmp_path / "omniglot"), "cache_dir": str(tmp_path / "cache")}
     problems, _ = check.compare(kept, row, build.dataset(data))
     assert not problems
+
+
+def test_the_description_of_the_network_for_photographs_is_applied():
+    """A photograph of any size is prepared as the network wants it, in Python and in an exported file."""
+    classifier = FewShotClassifier.from_pretrained("imagenet-lite0")
+    wanted = Transform(224, 224, 3, convert=True, interpolation="bicubic")
+    assert classifier.image_transform == wanted
+    facts = {**classifier.embed.settings["data"], "image_shape": [224, 224, 3]}
+    assert stablehlo.Exported(types.SimpleNamespace(call=None), facts).transform == wanted
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    np.testing.assert_allclose(classifier.embed.embed.prepare(pixels), (pixels - 127.0) / 128, atol=1e-6)
+
+
+def test_a_draw_has_five_classes_and_no_photograph_twice():
+    split = types.SimpleNamespace(labels=np.repeat(np.arange(8), 25), class_names=tuple("abcdefgh"))
+    rows = imagenet.draw(split, 3)
+    assert rows.shape == (5, 23) and len(np.unique(rows)) == 115
+    assert (split.labels[rows] == split.labels[rows[:, :1]]).all()
+
+
+def test_weights_for_photographs_are_refused_with_another_epsilon():
+    settings = default.get_config()
+    settings.backbone.name = "efficientnet_lite0"
+    path = str(kept_networks.packaged("imagenet-lite0"))
+    with pytest.raises(ConfigError, match=r"norm_epsilon 0.001, .* 1e-05; give --config.backbone.norm_epsilon=0.001"):
+        network.backbone(settings, path)
+    settings.backbone.norm_epsilon = 1e-3
+    params, _ = network.backbone(settings, path)
+    assert params["stage7"]["conv"]["kernel"].shape == (1, 1, 320, 1280)
