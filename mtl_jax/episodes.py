@@ -12,6 +12,7 @@ import numpy as np
 
 from mtl_jax.errors import DataError
 from mtl_jax.types import Array, ClassTable, Episode
+from mtl_jax.words import counted
 
 
 def check_table(
@@ -30,13 +31,15 @@ def check_table(
     """
     counts = np.asarray(table.counts)
     if len(counts) < way:
-        raise DataError(f"{split} has {len(counts)} classes, too few for {way}-way tasks; lower way or add classes")
+        raise DataError(
+            f"{split} has {counted(len(counts), 'class')}, too few for {way}-way tasks; lower way or add classes"
+        )
     small = np.flatnonzero(counts < shot + query)
     if small.size:
         listed = ", ".join(f"{names[i]} ({counts[i]})" for i in small[:5]) + (", ..." if small.size > 5 else "")
         raise DataError(
-            f"{split} has {small.size} classes with fewer than {shot} + {query} images (shot + query): {listed}; "
-            "lower shot or query, or add images"
+            f"{split} has {counted(small.size, 'class')} with fewer than {shot} + {query} images (shot + query): "
+            f"{listed}; lower shot or query, or add images"
         )
 
 

@@ -9,6 +9,7 @@ import optax
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array
+from mtl_jax.words import counted
 
 
 class Interval(NamedTuple):
@@ -82,7 +83,7 @@ def in_percent(mean: float, ci95: float | None, sign: str = "", digits: int = 2)
 
 def describe_tasks(count: int, distinct: int | None = None) -> str:
     """The number of tasks as text: '600 tasks', or '40 tasks, 12 of them distinct' if some are the same."""
-    tasks = f"{count} task{'' if count == 1 else 's'}"
+    tasks = counted(count, "task")
     return tasks if distinct in (None, count) else f"{tasks}, {distinct} of them distinct"
 
 

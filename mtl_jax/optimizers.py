@@ -12,6 +12,7 @@ from mtl_jax.types import Params
 
 ADAM_EPS = ("after", "before")
 DECAYS = ("constant", "cosine", "steps")
+OVER_ALL_STEPS = ("cosine",)  # whose rate at a step depends on how many steps there are in all
 
 
 def schedule(

@@ -85,7 +85,16 @@ def small_config(path: Path, seed: int = 0):
 
 def make(root: Path) -> None:
     """A folder for the pages: the programs, the images, and runs/mine and runs/other, trained on them."""
-    for name in ("train.py", "evaluate.py", "configs", "examples", "Makefile", "setup.cfg", "pyproject.toml"):
+    for name in (
+        "train.py",
+        "evaluate.py",
+        "configs",
+        "examples",
+        "Makefile",
+        "setup.cfg",
+        "setup.py",
+        "pyproject.toml",
+    ):
         (root / name).symlink_to(ROOT / name)
     write_images(root)
     write_copies(root)
@@ -103,6 +112,8 @@ def execute(command: str, *, in_full: bool = False) -> None:
     words = shlex.split(command[len(assignments) :])
     for name, value in (word.split("=", 1) for word in assignments.split()):
         os.environ[name] = value
+    if words[0] == "mtl-jax":
+        words = ["python", "-m", "mtl_jax", *words[1:]]
     if words[0] == "make":
         done = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -121,7 +121,7 @@ def test_a_table_that_cannot_give_a_task_is_refused(sizes, of):
     """Missing images were the last one of all, missing classes were left out."""
     small = ClassTable(*map(of, table(COUNTS)))
     for draw in (sample_episode, jax.jit(lambda key, t, **_: sample_episode(key, small, **sizes))):
-        with pytest.raises(DataError, match=r"the table has (6 classes.*7-way|1 classes with fewer.*class 1 \(3\))"):
+        with pytest.raises(DataError, match=r"the table has (6 classes.*7-way|1 class with fewer.*class 1 \(3\))"):
             draw(jax.random.key(0), small, **sizes)
     with pytest.raises(DataError, match="the table has"):
         hard_tasks.sample_tasks(jax.random.split(jax.random.key(0)), small, jnp.zeros(6, int), **sizes)

@@ -245,7 +245,7 @@ def test_figures_that_would_be_of_other_tasks_are_refused(setup):
         run(PROTOCOL._replace(way=4))
     with pytest.raises(ConfigError, match="adapt is 'last'"):
         run(PROTOCOL._replace(inner=Inner(5, 0.5, adapt="last")))
-    with pytest.raises(DataError, match=r"the table has 1 classes with fewer than 2 \+ 3"):
+    with pytest.raises(DataError, match=r"the table has 1 class with fewer than 2 \+ 3"):
         run(table=table._replace(counts=np.array([7, 7, 4, 7, 7])))
     for wrong in (table._replace(indices=table.indices + 1), ClassTable(np.full((5, 7), 99), table.counts)):
         with pytest.raises(DataError, match=r"expected 0 to 34"):

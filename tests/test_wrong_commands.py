@@ -157,9 +157,17 @@ TRAIN = {
     "--replay=3": r"no run there to replay",
     # Config files
     "--config=configs/glyhps.py": r"--config=configs/glyhps\.py: no such file \(did you mean configs/glyphs\.py\?\)",
-    "--config=configs/glyphs.py:3shot": r"--config=configs/glyphs\.py:3shot.*'3shot'",
-    "--config=configs/miniimagenet.py:pytroch,1shot": r"config argument 'pytroch,1shot': expected",
-    "--config=configs/default.py:1shot": r"--config=configs/default\.py:1shot.* argument",
+    "--config=configs/glyphs.py:3shot": (
+        r"--config=configs/glyphs\.py:3shot: config argument '3shot': expected 1shot or 5shot \(did you mean 5shot\?\)"
+    ),
+    "--config=configs/omniglot.py:1-shot": r"'1-shot': expected 1shot or 5shot \(did you mean 1shot\?\)",
+    "--config=configs/ablation.py:ssall": r"row 'ssall' is unknown \(did you mean ss_all\?\)",
+    "--config=configs/miniimagenet.py:pytroch,1shot": r"config argument 'pytroch,1shot': .* \(did you mean pytorch\?\)",
+    "--config=configs/default.py:1shot": r"that config takes no argument; write --config=\S*configs/default\.py$",
+    # Workdirs, with --dry_run as well
+    "--dry_run --workdir={world}/key.py": r"key\.py: cannot be a workdir: Not a directory; give another --workdir",
+    "--dry_run --workdir={world}/key.py/run": r"key\.py/run: cannot be a workdir: Not a directory",
+    "--dry_run --workdir=/proc/run": r"/proc/run: cannot be a workdir: .*; give another --workdir",
     "--config={world}": r"no such file",
     "--config={world}/key.py": r"key\.py: config\.meta\.wya is no key .*did you mean config\.meta\.way",
     "--config={world}/group.py": r"group\.py: config\.mata\.\w+ is no key",
@@ -231,6 +239,25 @@ def test_evaluate_says_in_a_line_what_is_wrong(world, line, monkeypatch, capsys)
     check_line(said("mtl_jax.evaluate", words, monkeypatch, capsys), EVALUATE[line])
 
 
+@pytest.mark.parametrize("program", ["evaluate", "report", "export"])
+def test_a_folder_of_runs_lists_them(world, program, monkeypatch, capsys):
+    seeds = world / "seeds"
+    for number in range(2):
+        workdir.write_json_atomic(seeds / f"seed-{number}" / "config.json", {})
+    words = [str(seeds)] if program == "report" else [f"--workdir={seeds}"]
+    listed = rf"{seeds} holds 2 runs; give one of them: {seeds}/seed-0, {seeds}/seed-1$"
+    check_line(said(f"mtl_jax.{program}", words, monkeypatch, capsys).rstrip("\n") + "\n", listed)
+
+
+def test_a_dry_run_refuses_the_workdir_of_another_config_and_leaves_it(world, monkeypatch, capsys):
+    place = world / "other"
+    settings = config.complete({"meta": {"way": 2}, "data": {"name": "folder", "path": str(world / "data")}})
+    workdir.write_json_atomic(place / "config.json", config.to_json(settings))
+    words = [*good(world, "--workdir"), f"--workdir={place}", "--dry_run"]
+    check_line(said("mtl_jax.train", words, monkeypatch, capsys), r"other holds a run of another config: .*meta\.steps")
+    assert [path.name for path in place.iterdir()] == ["config.json"]
+
+
 OTHERS = [
     ("mtl_jax.evaluate", "", r"--workdir is missing; give --workdir="),
     ("mtl_jax.ablation", "--workdir=a --rows=mlt", r"mlt"),
@@ -250,7 +277,9 @@ OTHERS = [
     ("mtl_jax.frozen_episodes", "make --output=a.json", r"give either --workdir=DIR or --data=NAME"),
     ("mtl_jax.frozen_episodes", "make --output=a.json --data=glyphs --way=x", r"--way: invalid int value: 'x'"),
     ("mtl_jax.frozen_episodes", "make --output=a.json --data=glyphs --way=1", r"evaluate\.way is 1, expected"),
-    ("mtl_jax.frozen_episodes", "mak", r"invalid choice: 'mak'"),
+    ("mtl_jax.frozen_episodes", "mak", r"invalid choice: 'mak' .*\(did you mean make\?\)"),
+    ("mtl_jax.data", "chek glyphs", r"invalid choice: 'chek' .*\(did you mean check\?\)"),
+    ("mtl_jax.reference_weights", "inof a.pth", r"\(did you mean info\?\)"),
     ("mtl_jax.reference_weights", "", r"required: "),
     ("mtl_jax.reference_weights", "/nowhere.pth", r"/nowhere\.pth"),
     ("mtl_jax.data", "check nowhere", r"nowhere"),

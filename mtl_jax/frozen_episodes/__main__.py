@@ -20,7 +20,8 @@ from mtl_jax.config import build, run_data
 from mtl_jax.errors import DataError
 from mtl_jax.frozen_episodes import file
 from mtl_jax.frozen_episodes.file import Frozen
-from mtl_jax.launch import program
+from mtl_jax.launch import environment, program
+from mtl_jax.words import counted
 from mtl_jax.workdir import Workdir
 
 DEFAULTS = {"num_tasks": 600, "way": 5, "shot": 1, "query": 15, "seed": 1}
@@ -39,7 +40,7 @@ def parser() -> program.Parser:
     for name, default in DEFAULTS.items():
         make.add_argument(f"--{name}", type=int, help=f"without a workdir {default}")
     show = commands.add_parser("show", help="describe a file")
-    show.add_argument("file", type=Path)
+    show.add_argument("file", metavar="FILE", type=Path, help="what `make` wrote")
     show.add_argument("--task", type=int, help="list the images of this task, counted from 0")
     return root
 
@@ -53,6 +54,7 @@ def make(flags: argparse.Namespace) -> Frozen:
         if getattr(flags, name) is not None:
             settings.evaluate[name] = getattr(flags, name)
     config.validate(settings)
+    environment.check_devices()
     dataset, protocol = build.dataset(settings.data), build.protocol(settings)
     if flags.workdir:
         run_data.check(dataset, Workdir(flags.workdir), settings.evaluate.split)
@@ -79,11 +81,11 @@ def _settings(flags: argparse.Namespace) -> ConfigDict:
 def describe(frozen: Frozen) -> str:
     """A file of episodes in three lines."""
     facts, classes = frozen.facts, Counter(frozen.class_names)
-    sizes = f"{facts['way']}-way {facts['shot']}-shot, {facts['query']} queries a class"
+    sizes = f"{facts['way']}-way {facts['shot']}-shot, {counted(facts['query'], 'query')} a class"
     origin = f"{facts['split']} split of {facts['dataset']} (fingerprint {facts['fingerprint'][:12]})"
     return (
-        f"{facts['num_tasks']} tasks, {sizes}, of the {origin}, seed {facts['seed']}\n"
-        f"{len(frozen.digests)} images of {len(classes)} classes\nsha256 {facts['sha256']}"
+        f"{counted(facts['num_tasks'], 'task')}, {sizes}, of the {origin}, seed {facts['seed']}\n"
+        f"{counted(len(frozen.digests), 'image')} of {counted(len(classes), 'class')}\nsha256 {facts['sha256']}"
     )
 
 

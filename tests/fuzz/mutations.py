@@ -148,20 +148,29 @@ def made_to_harm(trap: Path) -> list[tuple[str, bytes]]:
     links = [(kind, target) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) for target in ("/etc/passwd", "../../evil")]
     member = "test/c0/0.png"
     deep = ("config.json", "frozen episodes", "cache", "lists of classes", "metrics.jsonl")
-    pickles = ("pickle (miniImageNet cache)", "pickle (tieredImageNet)", "cifar-100-python", "pth")
+    pickles = (
+        "pickle (miniImageNet cache)",
+        "pickle (tieredImageNet)",
+        "cifar-100-python",
+        "pth",
+        "pth, older",
+        "network, pth",
+    )
     return [
         *[("tar", _tar(name)) for name in names], *[("tar.gz", _tar(name, mode="w:gz")) for name in names],
         *[("zip", _zip(name)) for name in names],
         *[("tar", _tar(member, *link)) for link in links], ("zip", _zip(member, 0o120777)),
         *[("tar", _tar(member, kind)) for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)],
         *[(name, runs) for name in pickles],
-        *[(name, b"\x8e" + (1 << 50).to_bytes(8, "little")) for name in ("pickle (protocol 4)", "pth")],
+        *[(name, b"\x8e" + (1 << 50).to_bytes(8, "little")) for name in ("pickle (protocol 4)", "pth", "pth, older")],
         ("pickle (protocol 4)", b"\x80\x04(" + b"]" * 100_000 + b"."),
         ("npy weights", _npy_header("()", "'|O'") + runs), ("npy", _npy_header("()", "'|O'") + runs),
         *[("npy", _npy_header(shape)) for shape in ("(1099511627776, 8, 8, 3)", "(-1, 8, 8, 3)", "(8,) * 99")],
         ("PNG", _png_bomb()), ("safetensors", (1 << 62).to_bytes(8, "little") + b"{}"),
         ("classifier", (1 << 62).to_bytes(8, "little")),
-        *[(name, b"[" * 200_000) for name in deep],
+        *[(name, b"[" * 200_000) for name in (*deep, "JSON lists of images")],
+        ("CSV, UTF-16", b"\xff\xfe" + b"\0" * 300_001), ("CUB's lists", b"1 ../../../../etc/passwd\n"),
+        ("JSON lists of images", b'{"image_names": ["/etc/passwd"], "image_labels": [0], "label_names": ["a"]}'),
         *[(name, b'{"a": ' * 100_000) for name in ("config.json", "lists of classes", "exported embedding")],
         ("CSV", b'filename,label\n"' + b"x" * 300_000), ("CSV", b"filename,label\n../../../../etc/passwd,x\n"),
     ]  # fmt: skip

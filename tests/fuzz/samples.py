@@ -7,7 +7,8 @@ import json
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ from mtl_jax.data.cache import reader
 from mtl_jax.data.sources import find, splitting
 from mtl_jax.data.transforms import Transform
 from mtl_jax.evaluation import Tasks
-from mtl_jax.reference_weights import file_formats, load_reference_weights
+from mtl_jax.reference_weights import file_formats, load_network, load_reference_weights, networks, pth
+from mtl_jax.solved_learners import Ridge
 from mtl_jax.workdir import writers
 from mtl_jax.workdir.checkpoint import Checkpoints
 from tests import reference_formats
@@ -49,8 +51,13 @@ class Sample(NamedTuple):
 
 
 def encoded(kind: str, pixels: np.ndarray) -> bytes:
-    """An image file of a kind that Pillow knows."""
+    """An image file of a kind that Pillow knows, or a HEIC."""
     file = io.BytesIO()
+    if kind == "HEIC":
+        import pillow_heif
+
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(file)
+        return file.getvalue()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
 
@@ -120,6 +127,71 @@ def _csv(folder: Path) -> None:
             rows.writerow([f"{i}.png", f"class {LABELS[i]}"])
 
 
+def _images(folder: Path, names: Sequence[str]) -> None:
+    for name, image in zip(names, PIXELS, strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encoded("PNG", image))
+
+
+def _tables(encoding: str, split: str) -> Callable[[Path], None]:
+    """FEAT's images/ with split/*.csv, or one labels.csv with a column of splits."""
+
+    def make(folder: Path) -> None:
+        names = [f"images/{i}.png" for i in range(len(PIXELS))]
+        _images(folder, names)
+        rows = [f"{i};{split};Ä{label};images\\{i}.png" for i, label in enumerate(LABELS)]
+        file = folder / ("labels.csv" if split else "split/Test.csv")
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes("\r\n".join([f";{'split' if split else 'x'};label;filename", *rows]).encode(encoding))
+
+    return make
+
+
+def _closer_look(folder: Path) -> None:
+    names = [f"images/{i}.png" for i in range(len(PIXELS))]
+    _images(folder, names)
+    held = {"label_names": ["a", "b"], "image_names": [f"/home/x/{n}" for n in names], "image_labels": LABELS.tolist()}
+    (folder / "novel.json").write_text(json.dumps(held))
+
+
+def _cub(folder: Path) -> None:
+    names = [f"00{label + 1}.B/{i}.png" for i, label in enumerate(LABELS)]
+    _images(folder / "images", names)
+    (folder / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names)))
+    (folder / "image_class_labels.txt").write_text("".join(f"{i} {label}\n" for i, label in enumerate(LABELS)))
+    (folder / "classes.txt").write_text("0 001.B\n1 002.B\n")
+
+
+def _tiny(folder: Path) -> None:
+    names = [f"train/n0000000{label}/images/{i}.JPEG" for i, label in enumerate(LABELS[:-1])]
+    _images(folder, [*names, "val/images/v.JPEG"])
+    (folder / "val" / "val_annotations.txt").write_text("v.JPEG\tn00000001\t0\t0\t9\t9\n")
+
+
+def _hdf5(form: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        import h5py
+
+        with h5py.File(folder / "test_data.hdf5", "w") as file:
+            group = file.create_group("datasets")
+            for label in range(CLASSES):
+                held = PIXELS[label == LABELS]
+                if form == "encoded":
+                    blobs = group.create_dataset(f"c{label}", (EACH,), dtype=h5py.vlen_dtype(np.uint8))
+                    for i, image in enumerate(held):
+                        blobs[i] = np.frombuffer(encoded("PNG", image), np.uint8)
+                else:
+                    group.create_dataset(f"c{label}", data=held, compression="gzip" if form == "gzip" else None)
+        (folder / "test_labels.json").write_text(json.dumps([f"c{label}" for label in range(CLASSES)]))
+
+    return make
+
+
+def _list_files(folder: Path) -> None:
+    for split, encoding, classes in (("Train", "utf-16", "ab"), ("valid", "cp1252", "cÄ"), ("test", "utf-8-sig", "eé")):
+        (folder / f"{split}.txt").write_bytes("\r\n".join(classes).encode(encoding))
+
+
 def _folders(kind: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         for i, image in enumerate(PIXELS):
@@ -157,6 +229,11 @@ def _classifier(folder: Path) -> None:
     classifier.save(folder / "classifier.safetensors")
 
 
+def _classifier_by_ridge(folder: Path) -> None:
+    classifier = FewShotClassifier(base_learner=Ridge(2)).fit(np.eye(4, 5, dtype=np.float32), ["a", "b"] * 2)
+    classifier.save(folder / "classifier.safetensors")
+
+
 def _checkpoint(folder: Path) -> None:
     checkpoints = Checkpoints(folder)
     checkpoints.save(7, {"params": {"conv": {"kernel": ARRAYS["conv"]}}}, {"best": 0.5, "window": {}})
@@ -175,6 +252,58 @@ def _pth(folder: Path) -> None:
     file_formats.write_pth(folder / "w.pth", {"params": state})
 
 
+def _save(content: Any, path: Path, zipped: bool = True) -> None:
+    """A file of PyTorch, of nested dicts of arrays."""
+    import torch
+
+    tensors = jax.tree.map(torch.from_numpy, content)
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+
+
+def _read_pth(folder: Path) -> Any:
+    return pth.read(folder / "w.pth")
+
+
+def _older_pth(folder: Path) -> None:
+    _save({"a": ARRAYS["conv"]}, folder / "w.pth", zipped=False)
+
+
+def _transformer() -> dict[str, np.ndarray]:
+    """A small vision transformer's arrays in timm's keys."""
+    width, hidden = 6, 8
+    shapes = {"cls_token": (1, 1, width), "pos_embed": (1, 5, width), "patch_embed.proj.weight": (width, 3, 2, 2),
+              "patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,)}  # fmt: skip
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (hidden, width),
+              "mlp.fc2": (width, hidden), "norm1": (width,), "norm2": (width,)}  # fmt: skip
+    for name, shape in layers.items():
+        shapes |= {f"blocks.0.{name}.weight": shape, f"blocks.0.{name}.bias": shape[:1]}
+    return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _network(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        arrays = _transformer()
+        if name.endswith(".pth"):
+            _save({"state_dict": arrays}, folder / name)
+        else:
+            file_formats.write_safetensors(folder / name, arrays, {"format": "pt"})
+
+    return make
+
+
+def _ours(folder: Path) -> None:
+    _network("theirs.safetensors")(folder)
+    networks.write(load_network(folder / "theirs.safetensors", heads=2), folder / "ours.safetensors")
+
+
+def _read_network(name: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> Any:
+        network = load_network(folder / name, heads=2)
+        return networks.named(network.module), network.params, network.batch_stats, network.description
+
+    return read
+
+
 def _reference(folder: Path) -> None:
     state = reference_formats.state_dict(RNG)
     file_formats.write_pth(folder / "max_acc.pth", {"params": {name: np.float32(a) for name, a in state.items()}})
@@ -188,10 +317,10 @@ def _lists(folder: Path) -> None:
     (folder / "lists.json").write_text(json.dumps({"train": ["a", "b"], "val": ["c"], "test": ["d"]}))
 
 
-def read_data(folder: Path) -> Any:
+def read_data(folder: Path, fractions: Sequence[float] = (0.5, 0.25, 0.25)) -> Any:
     """All images of a data set, decoded, by split and class; `folder` may hold an archive instead."""
     archives = [path for path in folder.iterdir() if path.name.startswith("data.")]
-    rule = splitting.Splitting(fractions=(0.5, 0.25, 0.25))
+    rule = splitting.Splitting(fractions)
     scratch = folder.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     contents = find.find("folder", str(archives[0] if archives else folder), rule).read(scratch)
@@ -201,6 +330,10 @@ def read_data(folder: Path) -> Any:
         for split, held in contents.items()
         for name, images in held.items()
     }
+
+
+def _read_as_test(folder: Path) -> Any:
+    return read_data(folder, (0, 0, 1))
 
 
 def _read_known(folder: Path) -> Any:
@@ -219,7 +352,8 @@ def _read_cache(folder: Path) -> Any:
 
 def _read_classifier(folder: Path) -> Any:
     classifier = FewShotClassifier.load(folder / "classifier.safetensors")
-    return classifier.classes_, classifier.coef_, classifier.intercept_, classifier.support_features_
+    names = ("classes_", "coef_", "intercept_", "base_learner_", "learned_", "support_features_")
+    return [getattr(classifier, name) for name in names if hasattr(classifier, name)]
 
 
 def _read_config(folder: Path) -> Any:
@@ -246,7 +380,9 @@ def _export(folder: Path) -> None:
     export.stablehlo.facts_path(folder / "e.stablehlo").write_text(json.dumps(facts))
 
 
-KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+HEIC = ("HEIC",) if find_spec("pillow_heif") else ()  # of an extra
+HDF5 = ("arrays", "gzip", "encoded") if find_spec("h5py") else ()  # of an extra
 PAIR = {"images": PIXELS, "labels": LABELS}
 CACHED = {"image_data": PIXELS, "class_dict": {"a": [0, 1, 2], "b": [3, 4, 5]}}
 SAMPLES = {
@@ -262,8 +398,16 @@ SAMPLES = {
     "zip": Sample(_zip, read_data, "*"),
     "zip, its images": Sample(_zip, _read_known, "*", sealed=True),
     "CSV": Sample(_csv, read_data, "test.csv"),
-    **{kind: Sample(_folders(kind), read_data, "*/*/*", sealed=kind == "PNG") for kind in KINDS},
+    "CSV, UTF-16": Sample(_tables("utf-16", ""), read_data, "split/*"),
+    "CSV, Windows-1252": Sample(_tables("cp1252", ""), read_data, "split/*"),
+    "CSV with splits": Sample(_tables("utf-8-sig", "TEST"), lambda folder: read_data(folder, ()), "labels.csv"),
+    "JSON lists of images": Sample(_closer_look, read_data, "novel.json"),
+    "CUB's lists": Sample(_cub, _read_as_test, "*.txt"),
+    "Tiny-ImageNet's list": Sample(_tiny, _read_as_test, "val/*.txt"),
+    **{f"HDF5, {form}": Sample(_hdf5(form), read_data, "*") for form in HDF5},
+    **{kind: Sample(_folders(kind), read_data, "*/*/*", sealed=kind == "PNG") for kind in (*KINDS, *HEIC)},
     "lists of classes": Sample(_lists, lambda folder: splitting.read_lists(str(folder / "lists.json")), "*"),
+    "lists of classes, texts": Sample(_list_files, lambda folder: splitting.read_lists(str(folder)), "*"),
     "cache": Sample(_cache, _read_cache, "*"),
     "config.json": Sample(_config, _read_config, "*"),
     "frozen episodes": Sample(
@@ -272,7 +416,11 @@ SAMPLES = {
     "frozen episodes, gzip": Sample(
         _episodes("e.json.gz"), lambda folder: frozen_episodes.read(folder / "e.json.gz").tasks, "*", True
     ),
-    "pth": Sample(_pth, lambda folder: file_formats.read_pth(folder / "w.pth"), "*"),
+    "pth": Sample(_pth, _read_pth, "*", sealed=True),
+    "pth, older": Sample(_older_pth, _read_pth, "*"),
+    "network, pth": Sample(_network("n.pth"), _read_network("n.pth"), "*", sealed=True),
+    "network, safetensors": Sample(_network("n.safetensors"), _read_network("n.safetensors"), "*"),
+    "network, converted": Sample(_ours, _read_network("ours.safetensors"), "ours*"),
     "npy weights": Sample(
         lambda folder: file_formats.write_npy(folder / "w.npy", ARRAYS),
         lambda folder: file_formats.read_npy(folder / "w.npy"), "*",
@@ -282,9 +430,10 @@ SAMPLES = {
         lambda folder: file_formats.read_safetensors(folder / "w.safetensors"), "*",
     ),
     "reference weights": Sample(
-        _reference, lambda folder: load_reference_weights(folder / "max_acc.pth"), "*",
+        _reference, lambda folder: load_reference_weights(folder / "max_acc.pth"), "*", True,
     ),
     "classifier": Sample(_classifier, _read_classifier, "*"),
+    "classifier with a base-learner": Sample(_classifier_by_ridge, _read_classifier, "*"),
     "checkpoint": Sample(_checkpoint, _read_checkpoint, "**/*", sealed=True),
     "metrics.jsonl": Sample(_metrics, lambda folder: list(writers.read_jsonl(folder / "metrics.jsonl")), "*"),
     "exported embedding": Sample(_export, _read_export, "*.stablehlo", sealed=True),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mtl_jax.errors import MtlError
+from mtl_jax.reference_weights.torch_pickle import Foreign
 from tests.fuzz.samples import SAMPLES
 
 SECONDS = 5  # of processor time for a file
@@ -38,6 +39,8 @@ def _add(state: Any, content: Any) -> None:
         state.update(f"list {len(content)}".encode())
         for item in content:
             _add(state, item)
+    elif isinstance(content, Foreign):
+        state.update(content.origin.encode())
     elif content is None or isinstance(content, str | bytes | int | float):
         state.update(f"{type(content).__name__} {content!r}".encode(errors="surrogatepass"))
     else:

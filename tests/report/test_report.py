@@ -25,6 +25,7 @@ from mtl_jax.report import __main__ as report_main
 from mtl_jax.report import comparison, html, measure
 from mtl_jax.report.measure import Pair
 from mtl_jax.workdir import Workdir, console
+from mtl_jax.workdir.checkpoint import Checkpoints
 
 VOID = {"meta", "source", "img", "br"}
 
@@ -124,9 +125,22 @@ def test_the_report_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
     values = (headline, "Report of a <run> & more", result["episodes"], "backbone.width", "MB (host)")
     for said in (*sections, *commands, *values):
         assert said in words, said
+    assert "Warnings" not in words
     assert "script" not in page.tags and all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     _check_pictures(page, run / "report")
+
+
+def test_the_report_has_what_was_told_while_the_run_was_trained(tiny_run, tmp_path):  # noqa: F811
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    assert measure.warnings(Workdir(run)) == [] == measure.warnings(Workdir(tmp_path))
+    for phase in ("meta", "pretrain"):
+        saved = Checkpoints(run / phase).read()
+        saved.metadata["health"]["told"] = {"head": f"{phase}: the head <has> not moved"}
+        Checkpoints(run / phase).save(saved.step, saved.items, saved.metadata)
+    assert report_main.main(["", str(run), "--num_tasks=4"]) == 0
+    words = " ".join(Page((run / "report" / "index.html").read_text()).words)
+    assert "Warnings pretrain: the head <has> not moved meta: the head <has> not moved" in words
 
 
 def _check_pictures(page, folder):
