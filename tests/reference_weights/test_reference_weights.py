@@ -139,9 +139,7 @@ def test_a_web_page_and_a_whole_network_are_named(tmp_path):
             mtl_jax.load_reference_weights(network)
 
 
-@pytest.mark.parametrize(
-    ("suffix", "kind"), [("npy", "a NumPy"), ("safetensors", "a safetensors"), ("bin", "a PyTorch")]
-)
+@pytest.mark.parametrize(("suffix", "kind"), [("npy", "NumPy"), ("safetensors", "safetensors"), ("bin", "PyTorch")])
 def test_what_stands_in_place_of_weights_of_any_kind_is_named(tmp_path, suffix, kind):
     file = tmp_path / f"a.{suffix}"
     for content, words in (
