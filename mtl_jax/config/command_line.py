@@ -18,7 +18,7 @@ from mtl_jax.config import own_backbone
 from mtl_jax.config.schema import Kind, check, check_value, kinds, unknown_key
 from mtl_jax.errors import ConfigError
 from mtl_jax.launch import environment
-from mtl_jax.launch.program import nearest
+from mtl_jax.words import nearest
 
 _EXPECTED = "expected a ConfigDict: see configs/default.py"
 _PARSERS = {

@@ -25,7 +25,7 @@ from mtl_jax import (
 from mtl_jax.config import own_backbone
 from mtl_jax.data import SPLITS, transforms
 from mtl_jax.errors import ConfigError
-from mtl_jax.launch.program import nearest
+from mtl_jax.words import nearest
 
 _PHASE_CHOICES = {
     "optimizer": ("adam", "sgd"), "adam_eps": ("after", "before"), "decay": optimizers.DECAYS,

@@ -18,11 +18,11 @@ from mtl_jax.embed import feature_width
 from mtl_jax.errors import CheckpointError, ConfigError, first_line
 from mtl_jax.evaluation import Model
 from mtl_jax.launch import hosts
-from mtl_jax.launch.program import nearest
 from mtl_jax.meta import Frozen
 from mtl_jax.reference_weights import ReferenceWeights, kept_networks, load_reference_weights
 from mtl_jax.reference_weights.mobile import MOBILE
 from mtl_jax.types import Params
+from mtl_jax.words import nearest
 from mtl_jax.workdir import Workdir, named_arrays
 from mtl_jax.workdir.checkpoint import Checkpoints, Restored
 
