@@ -69,7 +69,7 @@ def check_start(config: Config, params: Params, batch_stats: Params, image_shape
             f"channels (config.data.channels): {first_line(error).partition(' (http')[0]}"
         ) from error
     path = kept_networks.init_path(init)
-    kept = kept_networks.read(Path(path)) if kept_networks.is_kept(path) else None
+    kept = _kept(config)
     if kept:
         before, shape = kept.settings, kept.image_shape
     elif Workdir(path).config.exists():
@@ -83,17 +83,25 @@ def check_start(config: Config, params: Params, batch_stats: Params, image_shape
             "config.pretrain.init is %s, which was trained with other values: %s; its features are worse with them, so "
             "give the same ones unless this is meant", init, "; ".join(lines),
         )  # fmt: skip
-    if (other := trained_on(config)) and hosts.is_first():
+    if (other := _other_data(config, kept)) and hosts.is_first():
         _logger.warning("config.pretrain.init was trained on %s: whether it has seen the test classes is not known",
                         other)  # fmt: skip
 
 
 def trained_on(config: Config) -> str:
     """The data set that the kept network of `pretrain.init` was trained on, where it is another than a config's."""
-    init = config["pretrain"]["init"]
-    path = kept_networks.init_path(init)
-    name = kept_networks.read(Path(path)).settings["data"]["name"] if kept_networks.is_kept(path) else ""
-    return f"{name} ({Path(init).name})" if name not in ("", config["data"]["name"]) else ""
+    return _other_data(config, _kept(config))
+
+
+def _kept(config: Config) -> kept_networks.Kept | None:
+    """The kept network that `pretrain.init` names, if it names one."""
+    path = kept_networks.init_path(config["pretrain"]["init"])
+    return kept_networks.read(Path(path)) if kept_networks.is_kept(path) else None
+
+
+def _other_data(config: Config, kept: kept_networks.Kept | None) -> str:
+    name = kept.settings["data"]["name"] if kept else ""
+    return f"{name} ({Path(config['pretrain']['init']).name})" if name not in ("", config["data"]["name"]) else ""
 
 
 def _seen(config: Config, image_shape: Sequence[int]) -> dict[str, Any]:
