@@ -4,6 +4,8 @@ import importlib
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
 _BOXES = "Tensor dets, Tensor scores, float iou_threshold"
@@ -22,3 +24,10 @@ def load(name: str) -> Any:
         load.library.define(f"qnms({_BOXES}) -> Tensor")
     pytest.importorskip(name.partition(".")[0])
     return importlib.import_module(name)
+
+
+def features(module: Any, params: Any, batch_stats: Any, images: Any) -> np.ndarray:
+    """What a network of the project makes of images, in float64: rounding differs from one processor to the next."""
+    with jax.enable_x64(True):
+        variables = jax.tree.map(np.float64, {"params": params, "batch_stats": batch_stats})
+        return np.asarray(jax.jit(module.apply)(variables, np.float64(images)))
