@@ -17,7 +17,7 @@ test: $(VENV)/installed-test
 
 # Several processes, killed and stopped among them, and what else takes too long for `make test`.
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 
 # Kills, stops, starves and doubles small runs, and compares their ends: docs/reliability.md. CHAOS=--short: once each.
 chaos: $(VENV)/installed-test

@@ -5,6 +5,7 @@ import jax
 import pytest
 
 
+@pytest.mark.slow
 def test_every_rule_is_plain_mathematics_to_second_order(float64):
     assert audit.failures(audit.rule_errors()) == []
 

@@ -134,8 +134,15 @@ def test_a_meta_batch_s_loss_is_the_mean_over_its_tasks(setup, form):
 @pytest.mark.parametrize("adapt", ["last_block", "all"])
 @pytest.mark.parametrize(
     "changed",
-    [{"first_order": False}, {"first_order": False, "remat": True, "lr": (0.5, 0.2, 0.1)}, {"first_order": True}],
-    ids=["second order", "second order, remat, a rate a step", "first order"],
+    [
+        pytest.param({"first_order": False}, id="second order"),
+        pytest.param(
+            {"first_order": False, "remat": True, "lr": (0.5, 0.2, 0.1)},
+            id="second order, remat, a rate a step",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"first_order": True}, id="first order", marks=pytest.mark.slow),
+    ],
 )
 def test_a_meta_batch_has_one_gradient_in_both_forms(setup, float64, adapt, changed):
     """Python loops over tasks and inner steps on a CPU; vmap and scan on accelerators."""

@@ -40,7 +40,7 @@ def assert_same_arrays(one, other, cancelled=lambda name: False):
 
 
 @pytest.mark.parametrize("devices", ["2", "4"])
-@pytest.mark.parametrize("mode", ["running", "train"])
+@pytest.mark.parametrize("mode", ["running", pytest.param("train", marks=pytest.mark.slow)])
 def test_meta_training_is_the_same_on_any_number_of_devices(mode, devices):
     """pmap on 2 and 4 virtual devices equals jit on one; nothing is traced again after the first step."""
 

@@ -126,7 +126,7 @@ def test_a_repeat_is_scaled_to_the_amount_and_the_median_taken():
 
 
 @pytest.mark.parametrize(
-    ("row", "ours"), [("a", meta_step), pytest.param("b", meta_step, marks=pytest.mark.slow), ("d", adaptation)]
+    ("row", "ours"), [*(pytest.param(row, meta_step, marks=pytest.mark.slow) for row in "ab"), ("d", adaptation)]
 )
 def test_the_rival_computes_the_same(row, ours, tmp_path):
     torch = pytest.importorskip("torch")

@@ -38,11 +38,21 @@ def learned(path):
     ("inner", "group"),
     [
         ({"base_learner": "ridge"}, {"log_l2", "scale"}),
-        ({"base_learner": "prototypes", "features": "l2"}, {"scale"}),
-        ({"base_learner": "cosine", "start": "prototypes", "learn_lr": True, "ensemble": True, "steps": 3, "lr": 0.1},
-         {"scale", "lr", "ensemble"}),
+        pytest.param({"base_learner": "prototypes", "features": "l2"}, {"scale"}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "base_learner": "cosine",
+                "start": "prototypes",
+                "learn_lr": True,
+                "ensemble": True,
+                "steps": 3,
+                "lr": 0.1,
+            },
+            {"scale", "lr", "ensemble"},
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_base_learner_by_config_alone(tiny_run, tmp_path, inner, group):  # noqa: F811
     """With hard tasks and validation; in chunks; gone on from half its steps; tested, at another way as well."""
     made = settings(tiny_run, **inner)

@@ -47,6 +47,7 @@ def contents(path):
     return found
 
 
+@pytest.mark.slow
 def test_both_phases_end_with_the_bytes_of_a_run_that_had_the_steps_from_the_start(tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     train(settings(10, 7), str(whole))

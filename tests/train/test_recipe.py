@@ -85,7 +85,13 @@ def run_both(recipes):
     return first, second
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(device_bytes=0)], ids=["on the device", "on the host"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        pytest.param(Limits(), id="on the device"),
+        pytest.param(Limits(device_bytes=0), id="on the host", marks=pytest.mark.slow),
+    ],
+)
 def test_a_recipe_and_arrays_are_enough_and_give_what_a_config_gives(limits):
     by_hand, by_config = run_both(hand_made(limits)), run_both(from_config(limits))
     for (losses, state, (score, scalars)), other in zip(by_hand, by_config, strict=True):
