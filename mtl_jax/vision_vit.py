@@ -1,9 +1,10 @@
-"""Vision transformers with the norm before each layer, as timm, DINO, DINOv2 and Hugging Face's ViT have them.
+"""Vision transformers with the norm before each layer, as timm, DINO, DINOv2, DINOv3 and Hugging Face's ViT have them.
 
 They know nothing of weight files: `reference_weights.load_network` finds the options from a file's keys and shapes.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ class Form:
     pooling: 'class': the class token after the last norm; 'average': the norm of the patches' average.
     positions: how they are resampled, 'timm': bicubic, antialiased; 'dino': bicubic, by factors of 0.1 patches more,
       as in the code of DINO and DINOv2.
+    rotary: the longest period of rotary positions, in half images, as DINOv3 has them instead of learned ones; 0: none.
     epsilon: of the layer norms. dtype: of the computation; None: of images and parameters.
 
     Raises:
@@ -53,6 +55,7 @@ class Form:
     gated: bool = False
     pooling: str = "class"
     positions: str = "timm"
+    rotary: float = 0.0
     epsilon: float = 1e-6
     dtype: Any = None
 
@@ -62,6 +65,8 @@ class Form:
                 raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(known)}")
         if self.heads < 1 or self.width % self.heads:
             raise ConfigError(f"heads is {self.heads}, expected a number that divides the width {self.width}")
+        if self.rotary and (self.rotary < 0 or self.width // self.heads % 4):
+            raise ConfigError(f"rotary is {self.rotary} with {self.width // self.heads} features a head, expected 4 K")
 
 
 class ViT(nn.Module):
@@ -82,20 +87,22 @@ class ViT(nn.Module):
         size, small = (f.patch, f.patch), nn.initializers.normal(0.02)
         x = nn.Conv(f.width, size, size, padding="VALID", dtype=f.dtype, name="patch")(images)
         before = int(f.class_position), f.registers * f.register_positions
-        positions = self.param("positions", small, (sum(before) + f.grid**2, f.width))
         tokens = [self.param("class_token", small, (1, f.width))]
         if f.registers:
             tokens.append(self.param("registers", small, (f.registers, f.width)))
-        starts = 0, before[0]
-        for i, (start, count) in enumerate(zip(starts, before, strict=True)):
-            if count:
-                tokens[i] = tokens[i] + positions[start : start + count]
-        maps = resample(positions[sum(before) :].reshape(f.grid, f.grid, -1), x.shape[1:3], f.positions)
-        x = (x + maps.astype(x.dtype)).reshape(len(x), -1, f.width)
+        turn = rotary(x.shape[1:3], f.width // f.heads, f.rotary) if f.rotary else None
+        if turn is None:
+            positions = self.param("positions", small, (sum(before) + f.grid**2, f.width))
+            for i, (start, count) in enumerate(zip((0, before[0]), before, strict=True)):
+                if count:
+                    tokens[i] = tokens[i] + positions[start : start + count]
+            maps = resample(positions[sum(before) :].reshape(f.grid, f.grid, -1), x.shape[1:3], f.positions)
+            x = x + maps.astype(x.dtype)
+        x = x.reshape(len(x), -1, f.width)
         first = jnp.concatenate(tokens).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)), x], 1)
         for number in range(1, f.depth + 1):
-            x = _Block(f, name=f"block{number}")(x)
+            x = _Block(f, name=f"block{number}")(x, turn)
         x = x[:, 0] if f.pooling == "class" else x[:, len(first) :].mean(1)
         return float32_at_least(_norm(f, "norm")(x))
 
@@ -110,9 +117,10 @@ class _Block(nn.Module):
     form: Form
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, turn: Array | None) -> Array:
         f = self.form
-        for number, layer in ((1, _Attention(f, name="attention")), (2, _MLP(f, name="mlp"))):
+        attention = functools.partial(_Attention(f, name="attention"), turn=turn)
+        for number, layer in ((1, attention), (2, _MLP(f, name="mlp"))):
             y = layer(_norm(f, f"norm{number}")(x))
             if f.layer_scale:
                 y = y * self.param(f"scale{number}", nn.initializers.constant(1e-5), (f.width,)).astype(y.dtype)
@@ -124,10 +132,12 @@ class _Attention(nn.Module):
     form: Form
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, turn: Array | None) -> Array:
         f, (batch, tokens, width) = self.form, x.shape
         qkv = nn.Dense(3 * width, dtype=f.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, f.heads, width // f.heads), 2, 0)
+        if turn is not None:
+            query, key = turned(query, turn), turned(key, turn)
         x = jax.nn.dot_product_attention(query, key, value)
         return nn.Dense(width, dtype=f.dtype, name="out")(x.reshape(batch, tokens, width))
 
@@ -147,7 +157,26 @@ class _MLP(nn.Module):
         return nn.Dense(width, dtype=f.dtype, name="fc2")(x)
 
 
-def resample(positions: Array, shape: tuple[int, int], rule: str) -> Array:
+def rotary(shape: tuple[int, ...], features: int, longest: float) -> Array:
+    """Angles of rotary positions, complex of length 1, [patches, features / 2], for a map of a shape.
+
+    A map goes from -1 to 1 along either axis. The first half is of rows, the second of columns.
+    """
+    periods = longest ** (np.arange(features // 4) / (features // 4))
+    rows, columns = ((np.arange(length) + 0.5) / length * 2 - 1 for length in shape)
+    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2, 1)
+    return jnp.asarray(np.exp(2j * np.pi * grid / periods).reshape(len(grid), -1))
+
+
+def turned(x: Array, turn: Array) -> Array:
+    """Queries or keys [B, T, heads, features] turned by `rotary`'s angles; tokens before the patches are not."""
+    first, half = x.shape[1] - len(turn), x.shape[-1] // 2
+    before, x1, x2 = x[:, :first], x[:, first:, :, :half], x[:, first:, :, half:]
+    cos, sin = (part.astype(x.dtype)[:, None] for part in (turn.real, turn.imag))
+    return jnp.concatenate([before, jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)], 1)
+
+
+def resample(positions: Array, shape: tuple[int, ...], rule: str) -> Array:
     """Positions [G, G, W] for a map of another shape, [*shape, W], by a rule of `POSITIONS`."""
     grid = positions.shape[0]
     if shape == (grid, grid):

@@ -1,5 +1,6 @@
 """FewShotClassifier, a scikit-learn estimator: fit it on a few images of each class, then predict others."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mtl_jax.classify import file, folders, head, inputs, learner, parameters
+from mtl_jax.classify import file, folders, head, inputs, learner, measured, parameters, unknown
 from mtl_jax.classify.inputs import UNKNOWN_SOURCE, Loaded, Source
-from mtl_jax.data.transforms import Transform
+from mtl_jax.data.transforms import MAX_PIXELS, Transform
 from mtl_jax.errors import ConfigError, DataError
 from mtl_jax.export import embedding
 from mtl_jax.learners import BaseLearner, moved_part
@@ -30,15 +31,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     a 2-D array [B, F].
 
     Args:
-      embed: stored images uint8 [B, H, W, C] -> features [B, F], as `from_workdir` gives it. With None, X is features.
+      embed: stored images uint8 [B, H, W, C] -> features [B, F], as `from_workdir` gives it, or a network of
+        `reference_weights.load_network`. With None, X is features.
       steps: number of gradient steps.
       lr: step size. 'auto' centres the features and takes the largest step that never increases the loss.
-      temperature: divides the logits. None: calibrated on the support set, by leaving images out.
-      unknown_threshold: `predict` answers `unknown_label` if no class is at least this probable. None: never.
+      temperature: divides the logits. None: calibrated on the support set, by leaving images out; for networks of the
+        package, from what was measured on other classes too.
+      unknown_threshold: `predict` answers `unknown_label` if no class is at least this probable. 'auto': if the image
+        is less like the support set than nearly all of that is itself (see `false_alarms`). None: never.
+      false_alarms: with 'auto', the share of the support images, each left out in turn, that would be unknown.
       unknown_label: None: 'unknown' if the classes are text, -1 if they are numbers.
       image_size: images are resized (shorter side, bilinear) and cropped to this square for `embed`; 0: left as they
         are.
       channels: 1 or 3; 0: as many as the image has.
+      max_pixels: an image with more in its file is not read.
       base_learner: instead of `steps` and `lr`, any base-learner: `Prototypes`, `Ridge` or `Logistic` of
         `mtl_jax.solved_learners`, a `mtl_jax.learners.Inner`, or a function (learned, support features [S, F], labels
         int [S], query features [Q, F]) -> logits [Q, N]. Its `way` is replaced by the number of classes.
@@ -49,6 +55,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
       coef_, intercept_: the head, [F, N] and [N]; not with a `base_learner`.
       base_learner_, learned_: the `base_learner` for this number of classes, and what it takes first.
       temperature_: the temperature in use.
+      is_calibrated_: False if nothing tells the temperature: one image a class, and none measured for the network.
       support_features_, support_labels_: [S, F], and positions in `classes_`, [S].
       support_images_: where each support row came from, [S] (see `inputs.Source`); not saved.
       n_features_in_: F.
@@ -62,13 +69,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self,
         embed: Callable[[np.ndarray], np.ndarray] | None = None,
         *,
-        steps: int = 100,
+        steps: int = head.STEPS,
         lr: float | str = head.AUTO_LR,
         temperature: float | None = None,
-        unknown_threshold: float | None = None,
+        unknown_threshold: float | str | None = None,
+        false_alarms: float = 0.05,
         unknown_label: Any = None,
         image_size: int = 0,
         channels: int = 0,
+        max_pixels: int = MAX_PIXELS,
         base_learner: BaseLearner | None = None,
         learned: Params | None = None,
     ) -> None:
@@ -77,9 +86,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.lr = lr
         self.temperature = temperature
         self.unknown_threshold = unknown_threshold
+        self.false_alarms = false_alarms
         self.unknown_label = unknown_label
         self.image_size = image_size
         self.channels = channels
+        self.max_pixels = max_pixels
         self.base_learner = base_learner
         self.learned = learned
 
@@ -113,18 +124,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return cls(embed, **{**own, **parameters})
 
     @classmethod
-    def from_pretrained(cls, name: str = PRETRAINED, **parameters: Any) -> "FewShotClassifier":
-        """A classifier with a network that comes with the package, so that no training run is needed.
+    def from_pretrained(cls, name: str | Path = PRETRAINED, **parameters: Any) -> "FewShotClassifier":
+        """A classifier with a network that others have trained, so that no training run is needed.
 
         Args:
-          name: the network. 'imagenet-lite0' was trained on ImageNet's 1000 classes at 224 x 224 pixels, 'fc100-conv4'
-            on 60 classes of CIFAR-100 at 32 x 32. docs/own_images.md has their measured accuracy.
+          name: the network: one that comes with the package, or a weight file. 'imagenet-lite0' was trained on
+            ImageNet's 1000 classes at 224 x 224 pixels, 'fc100-conv4' on 60 classes of CIFAR-100 at 32 x 32;
+            docs/own_images.md has their measured accuracy. Files are a ResNet, vision transformer or MobileNetV2 of
+            torchvision, timm, DINO or Hugging Face, or 'hf-hub:owner/name'; see `reference_weights.load_network`, whose
+            result is an `embed` too, where it needs options.
           **parameters: as for the class. `lr` stays 'auto' unless given, since your images differ from its own.
 
         Raises:
           CheckpointError: no such network.
         """
-        return cls(embedding.pretrained(name), **parameters)
+        return cls(embedding.named(name), **parameters)
 
     def fit(self, X: Any, y: Sequence[Any], *, errors: str = "raise") -> "FewShotClassifier":
         """Learns the classes of `y` from this support set alone, and forgets what was learned before.
@@ -198,11 +212,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         parameters.check(self, classes)
         way, labels = len(classes), labels.astype(np.int32)
         if self.base_learner is None:
-            fitted = head.fitted(features, labels, way, steps=self.steps, lr=self.lr, temperature=self.temperature)
+            is_default = self.lr == head.AUTO_LR and self.steps == head.STEPS  # what temperatures were measured for
+            network = getattr(self.embed, "name", "") if is_default else ""
+            known = measured.temperature(network, features, labels, way)
+            fitted = head.fitted(
+                features, labels, way, steps=self.steps, lr=self.lr, temperature=self.temperature, measured=known
+            )
         else:
+            known = None
             fitted = learner.fitted(
                 self.base_learner, self.learned, features, labels, way, temperature=self.temperature
             )
+        self.is_calibrated_ = bool(self.temperature or known or np.bincount(labels).max() > 1)
+        if self.unknown_threshold == unknown.AUTO:
+            unknown.threshold(features, labels, way, self.false_alarms)  # `fit` already says if it cannot be chosen
         self.classes_, self.support_features_, self.support_labels_ = classes, features, labels
         for name in FITTED:
             vars(self).pop(name, None)
@@ -219,17 +242,32 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           DataError: an image cannot be read.
         """
+        return self._scored(X, errors)[0]
+
+    def predict_with_proba(self, X: Any, *, errors: str = "raise") -> tuple[np.ndarray, np.ndarray]:
+        """`predict` and `predict_proba` of images that are embedded once, [B] and [B, N]; arguments as theirs."""
+        probabilities, likeness = self._scored(X, errors)
+        return self.answers(probabilities, likeness), probabilities
+
+    def _scored(self, X: Any, errors: str) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities, [B, N], and if needed how like the support set rows are, [B]; NaN for what is skipped."""
         check_is_fitted(self, "classes_")
         features, loaded = self._embedded(X, errors)
         if loaded is None or not loaded.left_out:
-            return self._probabilities(features)
-        probabilities = np.full((len(X), len(self.classes_)), np.nan)
+            return self._scores(features)
+        probabilities, likeness = np.full((len(X), len(self.classes_)), np.nan), np.full(len(X), np.nan)
         if len(features):
-            probabilities[loaded.positions] = self._probabilities(features)
-        return probabilities
+            probabilities[loaded.positions], likeness[loaded.positions] = self._scores(features)
+        return probabilities, likeness
 
-    def _probabilities(self, features: Any) -> np.ndarray:
+    def _scores(self, features: Any) -> tuple[np.ndarray, np.ndarray]:
         features = validate_data(self, features, reset=False, dtype=FLOATS)
+        likeness = np.full(len(features), np.nan)
+        if self.unknown_threshold == unknown.AUTO:
+            likeness = unknown.likeness(features, self.support_features_, self.support_labels_, len(self.classes_))
+        return self._probabilities(features), likeness
+
+    def _probabilities(self, features: np.ndarray) -> np.ndarray:
         if hasattr(self, "base_learner_"):
             support, labels, way = self.support_features_, self.support_labels_, len(self.classes_)
             logits = learner.logits(self.base_learner_, self.learned_, support, labels, features, way)
@@ -238,7 +276,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return np.exp(head.log_softmax(logits / self.temperature_))
 
     def predict(self, X: Any, *, errors: str = "raise") -> np.ndarray:
-        """The most probable class of each row, or `unknown_label` if it is less probable than `unknown_threshold`.
+        """The most probable class of each row, or `unknown_label`; see `unknown_threshold`.
 
         Args:
           X: images or features, see the class.
@@ -250,13 +288,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           DataError: an image cannot be read.
         """
-        return self.answers(self.predict_proba(X, errors=errors))
+        return self.predict_with_proba(X, errors=errors)[0]
 
-    def answers(self, probabilities: np.ndarray) -> np.ndarray:
-        """What `predict` answers, [B], given the result of `predict_proba`, [B, N]; None for a row of NaN."""
+    def answers(self, probabilities: np.ndarray, likeness: np.ndarray | None = None) -> np.ndarray:
+        """What `predict` answers, [B], given the result of `predict_proba`, [B, N]; None for a row of NaN.
+
+        Args:
+          probabilities: [B, N].
+          likeness: of `unknown.likeness`, [B]; needed with unknown_threshold='auto'.
+        """
         likeliest = self.classes_[probabilities.argmax(1)]
         if self.unknown_threshold is not None:
-            is_unknown = probabilities.max(1) < self.unknown_threshold
+            is_unknown = unknown.is_unknown(self, probabilities, likeness)
             label = np.array(
                 parameters.unknown_label(self, self.classes_), object if likeliest.dtype == object else None
             )
@@ -290,8 +333,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def image_transform(self) -> Transform:
         """How images are prepared for `embed`."""
         if self.image_size or self.channels:
-            return Transform(self.image_size, channels=self.channels, convert=True)
-        return getattr(self.embed, "transform", Transform(convert=True))
+            transform = Transform(self.image_size, channels=self.channels, convert=True)
+        else:
+            transform = getattr(self.embed, "transform", Transform(convert=True))
+        return dataclasses.replace(transform, max_pixels=self.max_pixels)
 
     def save(self, path: str | Path) -> None:
         """Writes the head, class names, support features and labels, and the backbone's fingerprint to one small file.
@@ -311,8 +356,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
           path: the file.
-          embed: the backbone it was fitted with: a workdir's path or a function. None: the network that comes with the
-            package, if it was fitted with one; else it takes features only.
+          embed: the backbone it was fitted with: the path of a workdir or weight file, or a function. None: the network
+            that comes with the package, if it was fitted with one; else it takes features only.
 
         Raises:
           CheckpointError: the file is missing or damaged, or `embed` is not the backbone that it was fitted with.

@@ -21,7 +21,8 @@ from mtl_jax.workdir.workdir import plain
 FORMAT, FORMAT_OF_LEARNERS = 1, 2  # the second with a base-learner in place of the head
 HEAD, SUPPORT = ("coef", "intercept"), ("support_features", "support_labels")
 LEARNED = "learned/"  # before the names of what a base-learner takes
-PARAMETERS = ("steps", "lr", "temperature", "unknown_threshold", "unknown_label", "image_size", "channels")
+PARAMETERS = ("steps", "lr", "temperature", "unknown_threshold", "false_alarms", "unknown_label", "image_size",
+              "channels", "max_pixels")  # fmt: skip
 
 
 def write(classifier: Any, path: str | Path) -> None:
@@ -35,6 +36,7 @@ def write(classifier: Any, path: str | Path) -> None:
         "classes": classifier.classes_.tolist(),
         "classes_dtype": str(classifier.classes_.dtype),
         "temperature": float(classifier.temperature_),
+        "is_calibrated": classifier.is_calibrated_,
         "parameters": {name: getattr(classifier, name) for name in PARAMETERS},
         "backbone": getattr(classifier.embed, "fingerprint", None),
     }
@@ -52,7 +54,7 @@ def read(cls: type, path: str | Path, embed: Any) -> Any:
     """Loads a classifier; see `FewShotClassifier.load`."""
     tensors, content = _open(path)
     if isinstance(embed, str | Path):
-        embed = embedding.load(embed)
+        embed = embedding.of_place(embed)
     elif embed is None:
         embed = _packaged(content.get("backbone"))
     try:
@@ -60,6 +62,7 @@ def read(cls: type, path: str | Path, embed: Any) -> Any:
         _check_backbone(path, content["backbone"], embed)
         classifier.classes_ = np.array(content["classes"], np.dtype(content["classes_dtype"]))
         classifier.temperature_ = float(content["temperature"])
+        classifier.is_calibrated_ = bool(content.get("is_calibrated", True))  # older files do not say
         for name in (*HEAD, *SUPPORT):
             if name in tensors:
                 setattr(classifier, f"{name}_", tensors[name])
@@ -110,7 +113,8 @@ def _check_backbone(path: str | Path, saved: str | None, embed: Any) -> None:
     if embed is not None and saved != current:
         raise CheckpointError(
             f"{path}: was fitted on features of backbone {(saved or 'without a fingerprint')[:12]}, this one is "
-            f"{(current or 'without a fingerprint')[:12]}; give the workdir or function that it was fitted with"
+            f"{(current or 'without a fingerprint')[:12]}; "
+            "give the workdir, weight file or function that it was fitted with"
         )
 
 

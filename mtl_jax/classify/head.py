@@ -18,7 +18,8 @@ TEMPERATURES = np.geomspace(0.05, 20, 241)
 LEAVE_ONE_OUT_ROWS = 100  # with more rows, `FOLDS` folds: leave-one-out costs rows**3
 FOLDS = 10
 SMOOTHING_ROWS = 0.5
-AUTO_LR = "auto"
+SPREAD = 0.3  # standard deviation of the temperature's logarithm around the measured one
+STEPS, AUTO_LR = 100, "auto"
 
 
 def balanced_weights(labels: np.ndarray, way: int) -> np.ndarray:
@@ -55,16 +56,24 @@ def centre_and_rate(features: np.ndarray, labels: np.ndarray, way: int, lr: floa
 
 
 def fitted(
-    features: np.ndarray, labels: np.ndarray, way: int, *, steps: int, lr: float | str, temperature: float | None
+    features: np.ndarray,
+    labels: np.ndarray,
+    way: int,
+    *,
+    steps: int,
+    lr: float | str,
+    temperature: float | None,
+    measured: float | None = None,
 ) -> dict[str, Any]:
     """The head for features as they are, and its temperature: {'coef': [F, N], 'intercept': [N], 'temperature'}.
 
-    Arguments as of FewShotClassifier.
+    Arguments as of FewShotClassifier; `measured` as in `calibrate`.
     """
     centre, lr = centre_and_rate(features, labels, way, lr)
     head = fit_head(features - centre, labels, way, steps=steps, lr=lr)
     if temperature is None:
-        temperature = calibrate(held_out_logits(features - centre, labels, way, steps=steps, lr=lr), labels)
+        held_out = held_out_logits(features - centre, labels, way, steps=steps, lr=lr)
+        temperature = calibrate(held_out, labels, measured)
     intercept = head["bias"] - centre @ head["kernel"]
     return {"coef": head["kernel"], "intercept": intercept, "temperature": temperature}
 
@@ -111,28 +120,32 @@ def folds(labels: np.ndarray) -> np.ndarray:
     return fold_of_row
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> float:
+def calibrate(logits: np.ndarray, labels: np.ndarray, measured: float | None = None) -> float:
     """The temperature T in `TEMPERATURES` that makes the labels most likely under softmax(logits / T).
 
-    It is 1 if the rows cannot tell: a class's only row says nothing, since the head that left it out did not know the
-    class. Targets are smoothed as if `SMOOTHING_ROWS` more rows had been seen, spread evenly over the classes, because
-    a few correct rows are no reason to be certain. (With half a row and 3 to 10 shots of Omniglot or glyphs, the
-    confidence is within 2 to 10 points of the accuracy. Platt's rule adds a row per class and is 13 to 26 points low.)
+    It is `measured`, or else 1, if the rows cannot tell: a class's only row says nothing, since the head that left it
+    out did not know the class. Temperatures near `measured` are more likely to begin with. Targets are
+    smoothed as if `SMOOTHING_ROWS` more rows had been seen, spread evenly over the classes, because a few correct rows
+    are no reason to be certain. (With half a row and 3 to 10 shots of Omniglot or glyphs, the confidence is within 2 to
+    10 points of the accuracy. Platt's rule adds a row per class and is 13 to 26 points low.)
 
     Args:
       logits: [S, N], of rows that the head has not seen.
       labels: int [S].
+      measured: the temperature that suited other classes with as many rows, on the same network's features.
     """
     way = logits.shape[1]
     counts = np.bincount(labels, minlength=way)
     usable = counts[labels] > 1
     if way < 2 or not usable.any():
-        return 1.0
+        return measured or 1.0
     logits, labels = logits[usable], labels[usable]
     targets = np.full(logits.shape, SMOOTHING_ROWS / way / (len(labels) + SMOOTHING_ROWS))
     targets[np.arange(len(labels)), labels] += len(labels) / (len(labels) + SMOOTHING_ROWS)
     weights = balanced_weights(labels, way)
-    losses = [-(weights @ (targets * log_softmax(logits / t)).sum(1)) for t in TEMPERATURES]
+    losses = np.array([-(weights @ (targets * log_softmax(logits / t)).sum(1)) for t in TEMPERATURES])
+    if measured:
+        losses = len(labels) * losses + (np.log(TEMPERATURES / measured) / SPREAD) ** 2 / 2
     return float(TEMPERATURES[int(np.argmin(losses))])
 
 

@@ -1,10 +1,11 @@
 """The parameters of a FewShotClassifier, checked when it is fitted, as scikit-learn's estimators do."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from mtl_jax.classify import head, learner
+from mtl_jax.classify import head, learner, unknown
 from mtl_jax.errors import ConfigError
 
 UNKNOWN = "unknown"
@@ -24,8 +25,11 @@ def check(classifier: Any, classes: np.ndarray) -> None:
         raise ConfigError(f"temperature is {temperature!r}, expected a positive number or None")
     if classifier.unknown_threshold is None:
         return
-    if not 0 <= classifier.unknown_threshold <= 1:
-        raise ConfigError(f"unknown_threshold is {classifier.unknown_threshold!r}, expected a probability or None")
+    threshold, false_alarms = classifier.unknown_threshold, classifier.false_alarms
+    if threshold != unknown.AUTO and not (isinstance(threshold, Real) and 0 <= float(threshold) <= 1):
+        raise ConfigError(f"unknown_threshold is {threshold!r}, expected a probability, {unknown.AUTO!r} or None")
+    if not 0 <= false_alarms < 1:
+        raise ConfigError(f"false_alarms is {false_alarms!r}, expected a share of images, such as 0.05")
     label = unknown_label(classifier, classes)
     if label in classes.tolist():
         raise ConfigError(f"{label!r} is a class of its own; give another unknown_label (--unknown-label)")

@@ -72,9 +72,11 @@ def make_classifier(
     workdir: Path | None,
     backbone: str | None = None,
     *,
-    unknown: float | None = None,
+    unknown: float | str | None = None,
+    false_alarms: float | None = None,
     unknown_label: str | None = None,
     temperature: float | None = None,
+    max_pixels: int | None = None,
 ) -> FewShotClassifier:
     """A classifier fitted on the photographs of `support`, or read from the file `saved`, where `support` is None.
 
@@ -82,18 +84,26 @@ def make_classifier(
       support: photographs of each class.
       saved: a file of `FewShotClassifier.save`.
       workdir: the run whose network is used.
-      backbone: instead of `workdir`: the name of a network of the package. None: the default one, or as `saved` was
-        fitted with.
+      backbone: instead of `workdir`: a network of the package, a weight file, or 'hf-hub:owner/name'. None: the
+        default network, or as `saved` was fitted with.
       unknown: the `unknown_threshold`. None: never 'unknown', or as saved.
+      false_alarms: with 'auto', the share of support images that would be unknown. None: the default, or as saved.
       unknown_label: the answer below that. None: 'unknown', or as saved.
       temperature: of the probabilities. None: calibrated, or as saved.
+      max_pixels: images with more are not read. None: the class's default, or as saved.
     """
-    options = {"unknown_threshold": unknown, "unknown_label": unknown_label, "temperature": temperature}
+    options = {
+        "unknown_threshold": unknown, "false_alarms": false_alarms, "unknown_label": unknown_label,
+        "temperature": temperature, "max_pixels": max_pixels,
+    }  # fmt: skip
+    options = {name: value for name, value in options.items() if value is not None}
     if support is None:
-        classifier = FewShotClassifier.load(saved, workdir or (embedding.pretrained(backbone) if backbone else None))
+        classifier = FewShotClassifier.load(saved, workdir or (embedding.named(backbone) if backbone else None))
         if classifier.embed is None:
-            raise DataError(f"{saved}: was not fitted with a network of the package; give its run, --workdir=DIR")
-        classifier.set_params(**{name: value for name, value in options.items() if value is not None})
+            raise DataError(
+                f"{saved}: was not fitted with a network of the package; give its own, --workdir=DIR or --backbone=FILE"
+            )
+        classifier.set_params(**options)
         return classifier.refit()
     if workdir:
         classifier = FewShotClassifier.from_workdir(workdir, **options)
@@ -119,10 +129,10 @@ def predict(classifier: FewShotClassifier, photos: Sequence[Photo]) -> list[Pred
     """The classifier's answer for each photograph."""
     if not photos:
         return []
-    probabilities = classifier.predict_proba([photo.stored for photo in photos])
+    answers, probabilities = classifier.predict_with_proba([photo.stored for photo in photos])
     names = [*map(str, classifier.classes_), ""]
     predictions = []
-    for photo, answer, row in zip(photos, classifier.answers(probabilities), probabilities, strict=True):
+    for photo, answer, row in zip(photos, answers, probabilities, strict=True):
         values = np.append(row, 0)
         first, second = np.argsort(-values, kind="stable")[:2]
         other = second if str(answer) == names[first] else first  # for 'unknown', the most probable class

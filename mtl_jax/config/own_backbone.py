@@ -1,6 +1,6 @@
-"""A backbone of one's own: --backbone=module:factory, where `factory()` returns a Linen module.
+"""A custom backbone: --backbone=module:factory, where `factory()` returns a Linen module.
 
-The flag alone imports code. A config.json has the name, so a program that reads a run wants the same flag again.
+The flag alone imports code. A config.json has the name, so a program that reads a run needs the same flag.
 """
 
 import importlib
@@ -15,14 +15,15 @@ from flax import linen as nn
 
 from mtl_jax.errors import ConfigError, first_line
 
-HELP = "module:factory or FILE.py:factory, a backbone of your own: factory() returns a Linen module"
-WITH_RUN = "with --workdir of a run that has a backbone of its own, its module:factory"
+HELP = "your own backbone, as module:factory or FILE.py:factory; factory() returns a Linen module"
+HUB = "hf-hub:"  # begins the name of a model on the hub, which is none of these
+WITH_RUN = "with the --workdir of a run that has a custom backbone: its module:factory"
 _factories: dict[str, Callable[..., nn.Module]] = {}
 
 
 def is_own(name: str) -> bool:
-    """Whether a backbone's name is that of one's own."""
-    return ":" in name
+    """Whether a backbone's name is that of a custom one."""
+    return ":" in name and not name.startswith(HUB)
 
 
 def load(name: str) -> str:
@@ -53,6 +54,7 @@ def _module(place: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -79,16 +81,16 @@ def create(name: str, dtype: Any) -> nn.Module:
 
 
 def load_beside(workdir: Any, backbone: str | None) -> str | None:
-    """Takes --backbone beside --workdir: one of your own is loaded, any other is returned, a network of the package.
+    """Takes --backbone beside --workdir: one of your own is loaded, any other is returned: trained weights.
 
     Raises:
-      ConfigError: a network of the package and a run are both named, or one of your own without its run.
+      ConfigError: trained weights and a run are both named, or a backbone of your own without its run.
     """
     if not backbone:
         return None
     if not is_own(backbone):
         if workdir:
-            raise ConfigError(f"--workdir and --backbone={backbone} exclude each other: leave one of them out")
+            raise ConfigError(f"--workdir and --backbone={backbone} cannot be combined; leave one out")
         return backbone
     if not workdir:
         raise ConfigError(f"--backbone={backbone} goes with the run that has it: give --workdir=DIR")

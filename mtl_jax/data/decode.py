@@ -23,7 +23,7 @@ OPTIONAL = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 PHOTOGRAPHS = ("MPO", "HEIF")  # their first frame is the image, the others previews, depths or bursts
 ORIENTATION, DNG_VERSION, SUBFILE_TYPE, SUB_IMAGES = 0x0112, 50706, 254, 330  # EXIF and TIFF tags
 # Advice in messages: the flag of `python -m mtl_jax.data`, and the key of a config.
-SKIP = "leave it out with --skip-corrupt (data.skip_corrupt=True)"
+SKIP = "skip it with --skip-corrupt (data.skip_corrupt=True)"
 CONVERT = "--convert (data.convert=True)"
 PLAIN_MODES = ("1", "L", "RGB")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -40,7 +40,7 @@ _one_large_image = threading.Lock()  # so that many threads do not each hold hun
 
 
 class CorruptImage(DataError):
-    """A file is no image, or a damaged one; `skip_corrupt` leaves it out."""
+    """A file is damaged or not an image; `skip_corrupt` skips it."""
 
 
 def reason(error: CorruptImage) -> str:
@@ -52,7 +52,7 @@ def load(images: Images, index: int, transform: Transform) -> tuple[np.ndarray, 
     """Returns image `index` as stored, uint8 [H, W, C], and the digest of its decoded pixels before resizing.
 
     Raises:
-        CorruptImage: it is no image, or a damaged one.
+        CorruptImage: it is damaged or not an image.
         DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
     """
     raw = images.read(index)
@@ -68,10 +68,10 @@ def digest(pixels: np.ndarray) -> bytes:
 
 
 def read_image(file: str | os.PathLike, transform: Transform) -> np.ndarray:
-    """Returns the image in a file, whatever its name; see `decode`. What is no image is not read whole.
+    """Returns the image in a file, whatever its name; see `decode`. A file that is not an image is not read whole.
 
     Raises:
-        CorruptImage: it cannot be read, is no image, or a damaged one.
+        CorruptImage: it cannot be read, is damaged or not an image.
         DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
     """
     try:
@@ -79,7 +79,7 @@ def read_image(file: str | os.PathLike, transform: Transform) -> np.ndarray:
             start = opened.read(START)
             raw = start + opened.read() if image_kind(start) else start
     except OSError as error:
-        raise CorruptImage(f"{file}: cannot be read ({error.strerror}); mend it, or {SKIP}") from None
+        raise CorruptImage(f"{file}: cannot be read ({error.strerror}); fix it, or {SKIP}") from None
     return decode(raw, str(file), transform)
 
 
@@ -93,7 +93,7 @@ def decode(raw: bytes | np.ndarray, where: str, transform: Transform) -> np.ndar
         transform: C is `transform.channels`; if that is 0, as many as the image has.
 
     Raises:
-        CorruptImage: it is no image, or a damaged one.
+        CorruptImage: it is damaged or not an image.
         DataError: it is of an unusual kind, and `transform.convert` is not set or cannot help.
     """
     if isinstance(raw, np.ndarray):
@@ -145,7 +145,7 @@ def open_image(raw: bytes, where: str, max_pixels: int = transforms.MAX_PIXELS) 
     width, height = image.size
     if width * height > max_pixels:
         raise CorruptImage(
-            f"{where}: {width} x {height} pixels, over the limit of {max_pixels / 1e6:g} million; "
+            f"{where}: {width} x {height} pixels, over max_pixels, {max_pixels / 1e6:g} million; "
             f"raise data.max_pixels (--max-pixels), or {SKIP}"
         )
     if kind == "JPEG" and (factor := transforms.reduction(image.size)) > 1:

@@ -5,13 +5,13 @@
 
 The function takes stored images, uint8 [B, H, W, C] with any B, and returns features, float32 [B, F]. It includes the
 centre crop, the normalisation and the backbone, with scale and shift and batch norm folded into the convolutions.
-It needs JAX alone:
+It needs only JAX:
 
     from jax import export
     features = export.deserialize(bytearray(open('embedding.stablehlo', 'rb').read())).call(images)
 
-embedding.json beside it says what images it takes and what it was made from. With this package,
-`FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))` takes images of any size and kind.
+embedding.json beside it says how to prepare images and what it was made from. With this package,
+`FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))` accepts images of any size and kind.
 """
 
 import sys
@@ -29,9 +29,9 @@ from mtl_jax.reference_weights import kept_networks
 def parser() -> program.Parser:
     """The program's parser."""
     root = program.Parser("python -m mtl_jax.export", description=__doc__)
-    root.add_argument("--workdir", type=Path, help="a run of train.py")
+    root.add_argument("--workdir", type=Path, help="workdir of a train.py run")
     names = ", ".join(kept_networks.packaged_names())
-    root.add_argument("--backbone", metavar="NAME", help=f"a network of the package: {names}; {own_backbone.WITH_RUN}")
+    root.add_argument("--backbone", metavar="NAME", help=f"a bundled network: {names}; {own_backbone.WITH_RUN}")
     root.add_argument("--output", type=Path, default=Path("embedding.stablehlo"), help="the file (%(default)s)")
     root.add_argument(
         "--platforms", default=",".join(stablehlo.DEFAULT_PLATFORMS), help="where it will run (%(default)s)"
@@ -48,9 +48,9 @@ def run(argv: Sequence[str]) -> int:
     if flags.output.suffix == ".json":
         raise MtlError(f"--output={flags.output}: the JSON file beside it has that name; give another suffix")
     embed = embedding.pretrained(name) if name else embedding.load(flags.workdir)
-    if moved_part(embed.inner) != "head":
+    if (moved := moved_part(embed.inner)) != "head":
         raise ConfigError(
-            f"{flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={embed.inner.adapt!r}), "
+            f"{flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={moved!r}), "
             "so no single function gives its features; give a run with inner.adapt='head'"
         )
     facts = stablehlo.write(embed, flags.output, flags.platforms.split(",")).facts

@@ -12,17 +12,16 @@ import jax
 import numpy as np
 
 from mtl_jax import config
-from mtl_jax.config import build, run_data
+from mtl_jax.config import build, own_backbone, run_data
 from mtl_jax.data import transforms
 from mtl_jax.data.transforms import Transform
-from mtl_jax.errors import ConfigError
+from mtl_jax.errors import CheckpointError, ConfigError
 from mtl_jax.evaluate import network
-from mtl_jax.evaluation import Model, embed_all
 from mtl_jax.learners import BaseLearner
-from mtl_jax.meta import Embed, Frozen, backbone_params
-from mtl_jax.reference_weights import kept_networks
-from mtl_jax.reference_weights.kept_networks import packaged
+from mtl_jax.meta import Embed, backbone_params
+from mtl_jax.reference_weights import Network, kept_networks, load_network, networks
 from mtl_jax.types import Params
+from mtl_jax.words import nearest
 from mtl_jax.workdir import Workdir, manifest, named_arrays
 
 
@@ -37,6 +36,7 @@ class Embedding:
     image_shape: [H, W, C] of the run's images as stored, before the crop on the device.
     step: of the meta-training checkpoint; 0 if the run was not meta-trained.
     head: what the base-learner of the run has learned.
+    name: of a network of the package; '' for others.
     """
 
     settings: Mapping[str, Any]
@@ -45,14 +45,15 @@ class Embedding:
     image_shape: tuple[int, int, int]
     step: int = 0
     head: Params = dataclasses.field(default_factory=dict)
+    name: str = ""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features of stored images. Raises ConfigError for another image shape."""
         if images.shape[1:] != self.image_shape:
             raise ConfigError(f"images of {list(images.shape[1:])}, the backbone was trained on {self.image_shape}")
-        model = Model(self.embed, {}, Frozen(self.params, self.batch_stats))
-        batch = self.settings["runtime"]["embed_batch"]
-        return np.asarray(embed_all(model, _pad(images, batch), batch=batch))[: len(images)]
+        return networks.features(
+            self.embed, self.params, self.batch_stats, images, self.settings["runtime"]["embed_batch"]
+        )
 
     @functools.cached_property
     def embed(self) -> Embed:
@@ -92,13 +93,6 @@ class Embedding:
         return f"Embedding({self.settings['backbone']['name']}, {self.fingerprint[:12]})"
 
 
-def _pad(images: np.ndarray, batch: int) -> np.ndarray:
-    """Pads fewer images than a batch with zeros to a power of two, so that few shapes are compiled."""
-    count = len(images)
-    missing = 0 if count >= batch else min(batch, 1 << (count - 1).bit_length()) - count
-    return np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
-
-
 def load(path: str | Path) -> Embedding:
     """The embedding of a run, from the checkpoint that its evaluation uses.
 
@@ -120,7 +114,33 @@ def load(path: str | Path) -> Embedding:
 
 
 def pretrained(name: str) -> Embedding:
-    """The embedding of a network that comes with the package. Raises CheckpointError if there is none of that name."""
-    kept = kept_networks.read(packaged(name))
+    """The embedding of a bundled network. Raises CheckpointError if there is none of that name."""
+    return dataclasses.replace(_of_kept(kept_networks.packaged(name)), name=name)
+
+
+def named(name: str | Path) -> Embedding | Network:
+    """The network of a name: of one in the package, a weight file that `load_network` reads, or 'hf-hub:owner/name'.
+
+    Raises:
+      CheckpointError: there is none of that name, or the file cannot be read.
+    """
+    if str(name) in kept_networks.packaged_names():
+        return pretrained(str(name))
+    if str(name).startswith(own_backbone.HUB) or Path(name).exists():
+        return _of_kept(Path(name)) if kept_networks.is_kept(name) else load_network(name)
+    names = kept_networks.packaged_names()
+    raise CheckpointError(
+        f"no bundled network is called {str(name)!r}{nearest(str(name), names)}, and there is no such file; give "
+        f"{', '.join(names)}, a weight file, or {own_backbone.HUB}OWNER/NAME"
+    )
+
+
+def of_place(path: str | Path) -> Embedding | Network:
+    """`load` of a workdir's path, `named` of anything else."""
+    return load(path) if (Path(path) / "config.json").exists() and not networks.in_folder(Path(path)) else named(path)
+
+
+def _of_kept(path: Path) -> Embedding:
+    kept = kept_networks.read(path)
     params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
     return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)

@@ -1,5 +1,5 @@
 """Published weight files: files.py reads those of few-shot learning, networks.py others (start there).
-They read bytes by file_formats.py and pth.py, names by pytorch.py, tensorflow.py, vision_keys.py."""
+They read bytes by file_formats.py and pth.py, names by pytorch.py, tensorflow.py, vision/."""
 
 from mtl_jax.reference_weights.files import (
     ReferenceWeights,

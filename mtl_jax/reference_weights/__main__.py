@@ -1,5 +1,5 @@
-"""Weight files: shows and converts those of the two reference implementations and of RFS, FEAT, DeepEMD and
-MetaOptNet, and ResNets and vision transformers of torchvision, timm, DINO, DINOv2 and Hugging Face.
+"""Shows and converts weight files: of the two reference implementations, of RFS, FEAT, DeepEMD and MetaOptNet, and
+ResNets and vision transformers of torchvision, timm, DINO, DINOv2 and Hugging Face.
 
     python -m mtl_jax.reference_weights info FILE
     python -m mtl_jax.reference_weights convert FILE OUT.pth|OUT.safetensors|OUT.npy
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     """The program."""
     parser = program.Parser("python -m mtl_jax.reference_weights", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("info", "show what a file holds"), ("convert", "write it in another format")):
+    for name, about in (("info", "show what is in a file"), ("convert", "write it in another format")):
         command = commands.add_parser(name, help=about)
         command.add_argument(
             "file",

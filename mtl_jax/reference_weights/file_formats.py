@@ -91,10 +91,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 def _not(path: Path, kind: str, start: bytes, reason: str = "") -> CheckpointError:
     """The error of a file that is not of the kind that its name says."""
     if not start:
-        return CheckpointError(f"{path}: an empty file, perhaps a download that stopped; fetch it again")
+        return CheckpointError(f"{path}: an empty file, perhaps a download that stopped; download it again")
     if what := pth.known(start):
-        return CheckpointError(f"{path}: {what}, not {kind}; fetch the file that belongs here")
-    return CheckpointError(f"{path}: not {kind}{reason}; fetch it again")
+        return CheckpointError(f"{path}: {what}, not {kind}; give the right file")
+    return CheckpointError(f"{path}: not {kind}{reason}; download it again")
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

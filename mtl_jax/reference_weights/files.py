@@ -6,8 +6,9 @@ from typing import Any
 
 from mtl_jax.config.rules import WEIGHT_SUFFIXES
 from mtl_jax.errors import CheckpointError
-from mtl_jax.reference_weights import file_formats, mobile, pth, pytorch, tensorflow, vision_keys
+from mtl_jax.reference_weights import file_formats, mobile, pth, pytorch, tensorflow
 from mtl_jax.reference_weights.trees import GROUPS, ReferenceWeights
+from mtl_jax.reference_weights.vision import keys as vision_keys
 from mtl_jax.workdir import named_arrays
 
 __all__ = ["ReferenceWeights", "export_npy", "export_pth", "export_safetensors", "load_reference_weights"]
@@ -50,7 +51,7 @@ def load_reference_weights(path_or_mapping: str | Path | Mapping[str, Any]) -> R
 
 
 def kind_of(path: Path) -> str:
-    """`file_formats.kind_of` of a file. Raises CheckpointError: there is none, or it is no weight file."""
+    """`file_formats.kind_of` of a file. Raises CheckpointError: there is none, or it is not a weight file."""
     kind = file_formats.kind_of(path) if path.is_file() else None
     if kind is None:
         problem = "not a weight file" if path.exists() else "no such file"

@@ -98,7 +98,7 @@ def read(path: Path) -> Kept:
         model = Model(build.embedding(settings), learned, frozen)
         return Kept(settings, int(content["step"]), shape, model)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a kept network of mtl_jax ({error}); fetch it again") from error
+        raise CheckpointError(f"{path}: not a kept network of mtl_jax ({error}); download it again") from error
 
 
 def packaged_names() -> list[str]:
@@ -114,7 +114,7 @@ def packaged(name: str) -> Path:
     """
     if name not in packaged_names():
         known = ", ".join(packaged_names()) or "none"
-        raise CheckpointError(f"no network {name!r} comes with the package, expected one of: {known}")
+        raise CheckpointError(f"no bundled network is called {name!r}, expected one of: {known}")
     return packaged_path(name)
 
 

@@ -4,10 +4,12 @@ ResNet-18, -34, -50 and vision transformers of torchvision, timm, DINO, DINOv2 a
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,30 +17,35 @@ from flax import linen as nn
 
 from mtl_jax import scale_shift
 from mtl_jax.backbones import create_backbone
-from mtl_jax.errors import CheckpointError, MtlError, first_line
-from mtl_jax.reference_weights import file_formats, files, pth, pytorch, vision_keys
+from mtl_jax.config.own_backbone import HUB
+from mtl_jax.config.recipe import Prepare
+from mtl_jax.data.transforms import Transform
+from mtl_jax.embed import Embed
+from mtl_jax.errors import CheckpointError, ConfigError, MtlError, first_line
+from mtl_jax.evaluation import Model, embed_all
+from mtl_jax.meta import Frozen
+from mtl_jax.reference_weights import file_formats, files, pth, pytorch
+from mtl_jax.reference_weights.mobile import MOBILE
 from mtl_jax.reference_weights.trees import ReferenceWeights
+from mtl_jax.reference_weights.vision import images as vision_images
+from mtl_jax.reference_weights.vision import keys as vision_keys
 from mtl_jax.types import Params
 from mtl_jax.vision_vit import Form, ViT
-from mtl_jax.workdir import named_arrays
+from mtl_jax.workdir import manifest, named_arrays
 
-HUB = "hf-hub:"
+BATCH = 16  # photographs embedded at once
 _POSITIONS = "params/positions"
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a model on the hub keeps its weights in
-_SETTINGS = ("config.json", "preprocessor_config.json")
-_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-class Network(NamedTuple):
-    """A network of a file.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network of a file, and a function of prepared photographs, uint8 [B, H, W, C] -> features, float32 [B, F].
 
     module: images [B, H, W, C], normalised, to features [B, F]; called as `create_backbone`'s are.
     params, batch_stats: its variables, NumPy arrays in float32.
-    description: how its images are prepared: {'image_size', 'resize', 'interpolation', 'mean', 'std'}. The shorter side
-      is resized to `resize` pixels and the centre cropped to `image_size`; mean and std are for pixels from 0 to 1.
-    left_out: keys of the file that are no part of it, such as a classifier.
+    description: how its images are prepared, see `vision/images.py`; {} where nothing tells.
+    left_out: keys of the file that it does not use, such as a classifier.
     """
 
     module: nn.Module
@@ -46,6 +53,52 @@ class Network(NamedTuple):
     batch_stats: Params
     description: dict[str, Any]
     left_out: tuple[str, ...] = ()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features of images as `transform` prepares them. Raises ConfigError for another shape."""
+        side, channels = self.transform.image_size, self.transform.channels
+        if images.shape[1:] != (side, side, channels):
+            raise ConfigError(f"images of {list(images.shape[1:])}, the network takes {[side, side, channels]}")
+        prepare = Prepare(0, tuple(self.description["mean"]), tuple(self.description["std"]))
+        return features(Embed(self.module, "running", prepare), self.params, self.batch_stats, images, BATCH)
+
+    @property
+    def transform(self) -> Transform:
+        """How an image of any size and mode is prepared. Raises ConfigError where nothing tells."""
+        if not self.description:
+            raise ConfigError(
+                "this network's file does not say how its images are prepared: start a run from it "
+                "(config.pretrain.init=FILE, config.meta.learn=none), and give its workdir"
+            )
+        size, resize, channels = self.description["image_size"], self.description["resize"], self.description["mean"]
+        return Transform(size, resize, len(channels), convert=True, interpolation=self.description["interpolation"])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything that an image's features depend on: architecture, image preparation, all weights."""
+        default = {field.name: field.default for field in dataclasses.fields(Form)}
+        name, options = named(self.module)
+        facts = {key: value for key, value in options.items() if value != default.get(key)}  # new ones change nothing
+        digest = hashlib.sha256(json.dumps([name, facts, self.description], sort_keys=True).encode())
+        arrays = named_arrays.flatten({"params": self.params, "batch_stats": self.batch_stats})
+        for array in sorted(arrays):
+            digest.update(f"{array} {manifest.record_array(arrays[array]).digest}\n".encode())
+        return digest.hexdigest()
+
+    def __deepcopy__(self, memo: Any) -> "Network":
+        return self  # immutable; scikit-learn's clone deep-copies parameters
+
+    def __repr__(self) -> str:
+        return f"Network({named(self.module)[0]}, {self.fingerprint[:12]})"
+
+
+def features(embed: Embed, params: Params, batch_stats: Params, images: np.ndarray, batch: int) -> np.ndarray:
+    """Features of images, float32 [B, F], computed `batch` at a time; fewer are filled up, so few shapes compile."""
+    count = len(images)
+    missing = 0 if count >= batch else min(batch, 1 << (count - 1).bit_length()) - count
+    padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
+    model = Model(embed, {}, Frozen(params, batch_stats))
+    return np.asarray(embed_all(model, padded, batch=batch))[:count]
 
 
 def load_network(file: str | Path, *, heads: int | None = None, positions: str | None = None) -> Network:
@@ -65,20 +118,21 @@ def load_network(file: str | Path, *, heads: int | None = None, positions: str |
     Raises:
       CheckpointError: unreadable, or no such network: lists every missing, surplus and wrongly shaped key.
     """
-    found = read(file, heads=heads, positions=positions)
+    path = _place(file)
+    found = read(path, heads=heads, positions=positions)
     if isinstance(found, Network):
         return found
     params = scale_shift.apply(found.params, found.ss) if found.ss else found.params
-    return Network(found.module(), *_single(params, found.batch_stats), {})
+    images = vision_images.of_mobile(found.backbone, path) if found.backbone in MOBILE else {}
+    return Network(found.module(), *_single(params, found.batch_stats), images)
 
 
 def read(file: str | Path, *, heads: int | None = None, positions: str | None = None) -> Network | ReferenceWeights:
     """`load_network`, with the weights of few-shot learning's publications as `load_reference_weights` gives them."""
-    path = _fetched(str(file)) if str(file).startswith(HUB) else Path(file)
-    path = in_folder(path) or path
+    path = _place(file)
     if not path.is_file():
-        return files.load_reference_weights(file)  # several, a folder, or none
-    kind, settings, content = files.kind_of(path), _settings(path), None
+        return files.load_reference_weights(path)  # several, a folder, or none
+    kind, settings, content = files.kind_of(path), vision_images.read_settings(path), None
     known = {"heads": heads or settings.get("num_attention_heads"), "positions": positions}
     if kind == "safetensors":
         content, metadata = file_formats.read_safetensors(path)
@@ -90,18 +144,29 @@ def read(file: str | Path, *, heads: int | None = None, positions: str | None = 
     if vision_keys.dialect_of(state):
         known["epsilon"] = settings.get("layer_norm_eps")
         found = vision_keys.read(state, str(path), **known)
-        images = _images(_HALF if found.has_classifier else _IMAGENET, "bicubic", settings, path)
+        images = vision_images.describe(
+            vision_images.HALF if found.has_classifier else vision_images.IMAGENET, "bicubic", settings, path
+        )
         return Network(ViT(found.form), found.params, {}, images, found.left_out)
     if not (pytorch.backbone_of(state) or "").startswith("imagenet"):
         return files.load_reference_weights(path)
     weights = files.from_mapping(content, str(path))
-    images = _images(_IMAGENET, "bilinear", settings, path)
+    images = vision_images.describe(vision_images.IMAGENET, "bilinear", settings, path)
     return Network(weights.module(), *_single(weights.params, weights.batch_stats), images, pytorch.left_out(state))
 
 
+def _place(file: str | Path) -> Path:
+    path = _fetched(str(file)) if str(file).startswith(HUB) else Path(file)
+    return in_folder(path) or path
+
+
 def in_folder(path: Path) -> Path | None:
-    """The weight file in a folder as the hub has it; None for what is no such folder."""
+    """The weight file in a folder as the hub has it; None for other folders."""
     return next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+
+
+def _is_grid(options: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bool:
+    return options.get("rotary") or 0 < options["grid"] ** 2 <= arrays[_POSITIONS].size
 
 
 def _single(params: Params, batch_stats: Params | None) -> tuple[Params, Params]:
@@ -127,7 +192,8 @@ def named(module: nn.Module) -> tuple[str, dict[str, Any]]:
         options = dataclasses.asdict(module.form)
         del options["dtype"]
         return "vit", options
-    return f"imagenet_resnet{module.depth}", {"width": module.options.width}
+    name = f"imagenet_resnet{module.depth}" if hasattr(module, "depth") else type(module).__name__
+    return name, {"width": module.options.width}
 
 
 def _own(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path, positions: str | None) -> Network:
@@ -137,10 +203,10 @@ def _own(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Pa
         content = json.loads(metadata["network"])
         name, options = content["name"], content["options"] | ({"positions": positions} if positions else {})
         blocks = sum(key.startswith("block") for key in trees["params"])
-        if name == "vit" and (options["depth"] != blocks or not 0 < options["grid"] ** 2 <= arrays[_POSITIONS].size):
+        if name == "vit" and (options["depth"] != blocks or not _is_grid(options, arrays)):
             raise ValueError("its form is not that of its arrays")
         module = ViT(Form(**options)) if name == "vit" else create_backbone(name, **options)
-        images = _checked(content["images"])
+        images = vision_images.checked(content["images"])
         side = module.form.patch if name == "vit" else 64
         like = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, side, side, len(images["mean"]))))
     except Exception as error:  # metadata of any kind make a module raise nearly anything
@@ -150,71 +216,6 @@ def _own(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Pa
         named_arrays.fit(like.get(group, {}), trees.get(group, {}), str(path)) for group in ("params", "batch_stats")
     )
     return Network(module, params, stats, images)
-
-
-def _images(
-    colours: Mapping[str, list[float]], interpolation: str, settings: Mapping[str, Any], path: Path
-) -> dict[str, Any]:
-    """How images are prepared: what most networks of this kind were trained on, and what the settings beside it say."""
-    try:
-        return _described(colours, interpolation, settings)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path}: {' or '.join(_SETTINGS)} beside it does not say how images are prepared ({error}); remove it"
-        ) from error
-
-
-def _described(colours: Mapping[str, list[float]], interpolation: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    images = {"image_size": 224, "resize": 256, "interpolation": interpolation, **colours}
-    timm = settings.get("pretrained_cfg", settings)
-    if "input_size" in timm:
-        images["image_size"] = int(timm["input_size"][-1])
-        images["resize"] = int(images["image_size"] / timm.get("crop_pct", 0.875))
-        images["interpolation"] = timm.get("interpolation", interpolation)
-    elif size := _side(settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")):
-        images["image_size"] = size
-        images["resize"] = _side(settings.get("size")) or size
-        images["interpolation"] = _RESAMPLING.get(settings.get("resample"), interpolation)
-    for ours, *theirs in (("mean", "mean", "image_mean"), ("std", "std", "image_std")):
-        values = next((source[key] for key in theirs for source in (timm, settings) if key in source), images[ours])
-        images[ours] = [float(value) for value in values]
-    return _checked(images)
-
-
-def _checked(images: dict[str, Any]) -> dict[str, Any]:
-    """A description as it is. Raises ValueError or TypeError: it is none."""
-    if images.keys() != {"image_size", "resize", "interpolation", "mean", "std"}:
-        raise ValueError(f"the description of images has {', '.join(images)}")
-    sizes = images["image_size"], images["resize"]
-    if any(type(size) is not int for size in sizes) or not 0 < sizes[0] <= sizes[1] < 1 << 14:
-        raise ValueError(f"images of {sizes[0]} pixels from {sizes[1]}")
-    if not all(0 <= mean <= 1 and std > 0 for mean, std in zip(images["mean"], images["std"], strict=True)):
-        raise ValueError(f"pixels with a mean of {images['mean']} and a standard deviation of {images['std']}")
-    return images
-
-
-def _side(size: Any) -> int | None:
-    """Pixels of a size of Hugging Face's: a number, {'height', 'width'} or {'shortest_edge'}."""
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge") or size.get("height")
-    return int(size) if size else None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """What Hugging Face's and timm's JSON files beside a weight file say."""
-    settings: dict[str, Any] = {}
-    for name in _SETTINGS:
-        file = path.parent / name
-        if file.is_file() and file.stat().st_size < 1 << 20:
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise CheckpointError(f"{file}: not JSON ({error}); fetch it again, or remove it") from error
-            settings |= content if isinstance(content, dict) else {}
-    for name, kind in (("num_attention_heads", int), ("layer_norm_eps", float)):
-        if not isinstance(settings.get(name), kind):
-            settings.pop(name, None)
-    return settings
 
 
 def _fetched(name: str) -> Path:
@@ -233,7 +234,7 @@ def _fetched(name: str) -> Path:
         except Exception as error:  # the library's, its connection's, a wrong name's
             raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from error
 
-    for file in _SETTINGS:
+    for file in vision_images.SETTINGS:
         fetch(file)
     paths = [path for path in map(fetch, _WEIGHTS) if path]
     if not paths:

@@ -32,7 +32,7 @@ def read(path: Path) -> Any:
         start = file.read(512)
         if start and not start.startswith((ZIP, b"\x80")):
             what = known(start) or looks_like(start)
-            raise CheckpointError(f"{path}: {what}, not a PyTorch file; fetch the file that belongs here")
+            raise CheckpointError(f"{path}: {what}, not a PyTorch file; give the right file")
         file.seek(0)
         try:
             content = _read_zip(file) if start.startswith(ZIP) else _read_older(file)
@@ -48,11 +48,13 @@ def read(path: Path) -> Any:
             reason = ascii(first_line(error))[1:-1]
             raise CheckpointError(
                 f"{path}: {'an empty' if not size else 'a damaged PyTorch'} file of {size:,} bytes, perhaps a download "
-                f"that stopped ({reason}); fetch it again"
+                f"that stopped ({reason}); download it again"
             ) from None
         except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
             reason = ascii(f"{type(error).__name__}: {error}")[1:-1][:200]
-            raise CheckpointError(f"{path}: not a PyTorch file, or a damaged one ({reason}); fetch it again") from None
+            raise CheckpointError(
+                f"{path}: not a PyTorch file, or a damaged one ({reason}); download it again"
+            ) from None
     if isinstance(content, Foreign):
         raise CheckpointError(f"{path}: {pickled(content)}")
     return content
@@ -90,7 +92,7 @@ def _read_zip(file: BinaryIO) -> Any:
             if info is None:
                 raise EOFError(f"{name} is missing")
             if info.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(f"its {name} is compressed, as PyTorch never does; fetch it again")
+                raise CheckpointError(f"its {name} is compressed, as PyTorch never does; download it again")
             return archive.read(info)
 
         order = record("byteorder") if f"{root}byteorder" in names else b"little"
@@ -110,7 +112,7 @@ def _read_older(file: BinaryIO) -> Any:
     if magic != _MAGIC or type(magic) is not int:
         if isinstance(magic, Mapping | list | tuple | Foreign):
             return with_arrays(magic, {}, {}, False, limit)  # a plain pickle, of arrays perhaps
-        raise CheckpointError("not a PyTorch file, or a damaged one; fetch it again")
+        raise CheckpointError("not a PyTorch file, or a damaged one; download it again")
     Unpickler(file).load()  # the version of the protocol
     system = Unpickler(file).load()
     is_big = isinstance(system, Mapping) and system.get("little_endian") is False

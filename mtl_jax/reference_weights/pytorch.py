@@ -158,7 +158,7 @@ def from_state_dict(state: Mapping[str, Any], source: str) -> ReferenceWeights:
 
 
 def left_out(state: Mapping[str, Any]) -> tuple[str, ...]:
-    """The keys of an unwrapped state dict that are no part of the ResNet that `from_state_dict` makes of it."""
+    """The keys of an unwrapped state dict that do not belong to the ResNet that `from_state_dict` makes of it."""
     own = _own(state, prefix_of(state))
     return tuple(key for key in state if key not in own)
 

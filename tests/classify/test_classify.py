@@ -115,7 +115,10 @@ def test_a_classifier_of_a_run_says_that_it_needs_the_run(tiny_run, folders, cap
     saved, flags = folders / "stripes.safetensors", [f"--query={folders / 'query'}"]
     assert _run(tiny_run, folders, f"--save={saved}") == 0
     assert classify_main.main(["", f"--classifier={saved}", *flags]) == 2
-    assert "was not fitted with a network of the package; give its run, --workdir=DIR" in capsys.readouterr().err
+    assert (
+        "was not fitted with a network of the package; give its own, --workdir=DIR or --backbone=FILE"
+        in capsys.readouterr().err
+    )
 
 
 def test_links_and_what_is_there_already(tiny_run, folders, capsys):  # noqa: F811

@@ -62,15 +62,15 @@ CORRUPT = {  # file name, content, message; skip_corrupt leaves these out
     "truncated JPEG": (
         "a.jpg",
         JPEG[:-60],
-        r"a\.jpg: damaged image \(.*truncated.*\); replace it, or leave it out with",
+        r"a\.jpg: damaged image \(.*truncated.*\); replace it, or skip it with",
     ),
-    "truncated PNG": ("a.png", PNG[:-1500], r"a\.png: damaged image \(.*\); replace it, or leave it out with"),
+    "truncated PNG": ("a.png", PNG[:-1500], r"a\.png: damaged image \(.*\); replace it, or skip it with"),
     "broken PNG": ("a.png", PNG[:60] + b"\0" * 30 + PNG[90:], r"a\.png: damaged image \(.*\); replace it"),
     "header only": ("a.jpg", JPEG[:20], r"a\.jpg: not an image but "),
     "zero bytes": (
         "a.png",
         b"",
-        r"a\.png: the file is empty \(0 bytes\); replace it, or leave it out with --skip-corrupt",
+        r"a\.png: the file is empty \(0 bytes\); replace it, or skip it with --skip-corrupt",
     ),
     "text": ("a.png", b"no image", r"a\.png: not an image but data that starts with b'no image'; replace it"),
     "HTML": (
@@ -82,12 +82,12 @@ CORRUPT = {  # file name, content, message; skip_corrupt leaves these out
     "pixel bomb": (
         "a.png",
         bomb(50_000, 50_000),
-        r"a\.png: 50000 x 50000 pixels, over the limit of 250 million; raise",
+        r"a\.png: 50000 x 50000 pixels, over max_pixels, 250 million; raise",
     ),
     "large image": (
         "a.png",
         bomb(25_001, 10_000),
-        r"a\.png: 25001 x 10000 pixels, over the limit of 250 million; raise data\.max_pixels \(--max-pixels\), or",
+        r"a\.png: 25001 x 10000 pixels, over max_pixels, 250 million; raise data\.max_pixels \(--max-pixels\), or",
     ),
 }
 UNUSUAL = {  # file name, content, message; convert takes these
@@ -199,7 +199,7 @@ def test_float_images_cannot_be_read(root):
 
 def test_dangling_link(root):
     (root / "test" / "c1" / "a.png").symlink_to(root / "nowhere.png")
-    refused(root, r"test/c1/a\.png: a link to nothing \(.*nowhere\.png\); mend it, or move it elsewhere")
+    refused(root, r"test/c1/a\.png: a link to nothing \(.*nowhere\.png\); fix it, or move it elsewhere")
 
 
 def test_link_to_a_folder_above(root):
@@ -225,10 +225,10 @@ def test_hidden_files_are_ignored(root):
 
 def test_other_files_in_a_class(root):
     (root / "test" / "c1" / "notes.txt").write_text("hello")
-    refused(root, r"test/c1/notes\.txt: not an image but data that starts with b'hello'; replace it, or leave it out")
+    refused(root, r"test/c1/notes\.txt: not an image but data that starts with b'hello'; replace it, or skip it")
     os.rename(root / "test" / "c1" / "notes.txt", root / "test" / "notes.txt")  # in no class: not in the way
     os.rename(root / "test" / "c1" / "0.png", root / "test" / "a")
-    refused(root, r"test/a: the image is in no class folder; move it into one")
+    refused(root, r"test/a: the image is not in a class folder; move it into one")
 
 
 def test_empty_class(root):
@@ -297,14 +297,14 @@ def test_names_and_paths(root, tmp_path):
 
 
 def test_unsplit_classes(root):
-    refused(root / "test", r"test: classes without a split; set data\.fractions \(for example 0\.6,0\.2,0\.2")
+    refused(root / "test", r"test: classes without a split; set data\.fractions \(for example 0\.5,0\.25,0\.25")
     refused(root / "test", r"test: 2 classes: too few for a \w+ fraction of 0\.", fractions=(0.8, 0.1, 0.1))
     refused(root / "test", r"data\.fractions: \(0\.5, 0\.1\); give three numbers", fractions=(0.5, 0.1))
     lists = {"train": ["c0"], "val": ["c1"], "test": ["c9"]}
-    refused(root / "test", r"test: 1 of the 3 classes of the lists are not there, 'c9' for one", lists=lists)
+    refused(root / "test", r"test: 1 of the 3 listed classes are missing, such as 'c9'", lists=lists)
     refused(root / "test", r"test: class 'c0' is listed twice", lists={**lists, "test": ["c0"]})
     refused(root / "test", r"test: the lists have a split 'tests'; the splits are", lists={"tests": ["c0"]})
-    refused(root / "test", r"60 of the 60|100 of the 100 classes of the lists are not there", name="cifar_fs")
+    refused(root / "test", r"60 of the 60|100 of the 100 listed classes are missing", name="cifar_fs")
 
 
 def csv_folder(tmp_path, text: str, name: str = "a.png"):
@@ -398,11 +398,11 @@ def pickles(tmp_path, content: bytes, name: str = "mini-imagenet-cache-test.pkl"
     [
         (
             b"<html>Google Drive",
-            r"cache-test\.pkl: not a pickle but an HTML page \(a download that failed\?\); fetch it",
+            r"cache-test\.pkl: not a pickle but an HTML page \(a download that failed\?\); download it",
         ),
-        (b"", r"cache-test\.pkl: not a pickle but an empty file; fetch it again"),
-        (b"junk", r"cache-test\.pkl: not a pickle, or a damaged one \(.*\); fetch it again"),
-        (pickle.dumps({"image_data": PIXELS[0]})[:-99], r"not a pickle, or a damaged one \(.*\); fetch it again"),
+        (b"", r"cache-test\.pkl: not a pickle but an empty file; download it again"),
+        (b"junk", r"cache-test\.pkl: not a pickle, or a damaged one \(.*\); download it again"),
+        (pickle.dumps({"image_data": PIXELS[0]})[:-99], r"not a pickle, or a damaged one \(.*\); download it again"),
         (
             b"cos\nsystem\n(S'touch x'\ntR.",
             r"the pickle asks for os\.system, which is not data and might run code; only",
@@ -508,7 +508,7 @@ def test_unsafe_and_damaged_zips(tmp_path):
     raw = bytearray(place.read_bytes())
     raw[200] ^= 255
     place.write_bytes(raw)
-    refused(place, r"data\.zip/test/c/0\.png: damaged member \(.*\); fetch the archive again")
+    refused(place, r"data\.zip/test/c/0\.png: damaged member \(.*\); download the archive again")
 
 
 def test_truncated_tars(tmp_path):
@@ -516,7 +516,8 @@ def test_truncated_tars(tmp_path):
     whole = place.read_bytes()
     place.write_bytes(whole[:1000])
     refused(
-        place, r"data\.tar/test/c/0\.png: the archive ends within it|data\.tar: damaged archive \(.*\); fetch it again"
+        place,
+        r"data\.tar/test/c/0\.png: the archive ends within it|data\.tar: damaged archive \(.*\); download it again",
     )
     place = tmp_path / "data.tar.gz"
     with tarfile.open(place, "w:gz") as tar:
@@ -525,7 +526,7 @@ def test_truncated_tars(tmp_path):
             member.size = len(PNG)
             tar.addfile(member, io.BytesIO(PNG))
     place.write_bytes(place.read_bytes()[:-2000])
-    refused(place, r"data\.tar\.gz: damaged archive \(.*\); fetch it again")
+    refused(place, r"data\.tar\.gz: damaged archive \(.*\); download it again")
 
 
 def test_archives_too_large_to_be_images(tmp_path, monkeypatch):

@@ -178,4 +178,4 @@ def test_a_network_of_the_package_is_exported_by_name(tmp_path, capsys):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     np.testing.assert_allclose(loaded(images), network(images), rtol=1e-4, atol=1e-5)
     assert export_main.main(["export", "--backbone=resnet", f"--output={path}"]) == 2
-    assert "no network 'resnet' comes with the package" in capsys.readouterr().err
+    assert "no bundled network is called 'resnet'" in capsys.readouterr().err

@@ -280,9 +280,24 @@ def _transformer() -> dict[str, np.ndarray]:
     return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _network(name: str) -> Callable[[Path], None]:
+def _dinov3() -> dict[str, np.ndarray]:
+    """A small DINOv3's arrays in Hugging Face's keys, without biases of queries and values."""
+    width, hidden = 8, 6
+    shapes = {"embeddings.cls_token": (1, 1, width), "embeddings.register_tokens": (1, 2, width),
+              "embeddings.patch_embeddings.weight": (width, 3, 2, 2), "embeddings.patch_embeddings.bias": (width,),
+              "norm.weight": (width,), "norm.bias": (width,), "layer.0.layer_scale1.lambda1": (width,),
+              "layer.0.layer_scale2.lambda1": (width,)}  # fmt: skip
+    shapes |= {f"layer.0.attention.{part}_proj.weight": (width, width) for part in "qkv"}
+    layers = {"attention.o_proj": (width, width), "mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width),
+              "mlp.down_proj": (width, hidden), "norm1": (width,), "norm2": (width,)}  # fmt: skip
+    for name, shape in layers.items():
+        shapes |= {f"layer.0.{name}.weight": shape, f"layer.0.{name}.bias": shape[:1]}
+    return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _network(name: str, arrays_of: Callable[[], dict[str, np.ndarray]] = _transformer) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        arrays = _transformer()
+        arrays = arrays_of()
         if name.endswith(".pth"):
             _save({"state_dict": arrays}, folder / name)
         else:
@@ -420,6 +435,7 @@ SAMPLES = {
     "pth, older": Sample(_older_pth, _read_pth, "*"),
     "network, pth": Sample(_network("n.pth"), _read_network("n.pth"), "*", sealed=True),
     "network, safetensors": Sample(_network("n.safetensors"), _read_network("n.safetensors"), "*"),
+    "network, DINOv3": Sample(_network("n.safetensors", _dinov3), _read_network("n.safetensors"), "*"),
     "network, converted": Sample(_ours, _read_network("ours.safetensors"), "ours*"),
     "npy weights": Sample(
         lambda folder: file_formats.write_npy(folder / "w.npy", ARRAYS),

@@ -129,7 +129,7 @@ def test_a_web_page_and_a_whole_network_are_named(tmp_path):
     torch = pytest.importorskip("torch")
     page, network = tmp_path / "page.pth", tmp_path / "network.pth"
     page.write_text("\n<!DOCTYPE html><html>too large to scan for viruses</html>")
-    with pytest.raises(CheckpointError, match=r"page\.pth: a web page, not a PyTorch file; fetch the file"):
+    with pytest.raises(CheckpointError, match=r"page\.pth: a web page, not a PyTorch file; give the right file"):
         mtl_jax.load_reference_weights(page)
     for content in (torch.nn.Linear(2, 2), {"epoch": 9, "learner": torch.nn.Linear(2, 2)}):
         torch.save(content, network)

@@ -1,4 +1,4 @@
-"""State dicts of vision transformers, to this project's trees: timm's keys, DINO's and DINOv2's, Hugging Face's.
+"""State dicts of vision transformers, to this project's trees: timm's keys, DINO's, 2's and 3's, Hugging Face's.
 
 What a file does not say, the number of heads and the norms' epsilon, comes from its dialect and its width.
 """
@@ -16,11 +16,13 @@ import numpy as np
 from mtl_jax.errors import CheckpointError
 from mtl_jax.reference_weights.pytorch import LEFT_OUT, prefix_at, to_ours
 from mtl_jax.reference_weights.trees import to_numpy
+from mtl_jax.reference_weights.vision import dinov3
 from mtl_jax.types import Params
 from mtl_jax.vision_vit import Form, ViT
 from mtl_jax.workdir import named_arrays
 
 _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}  # of published networks, by width
+_ROTARY_HEADS, _PERIODS = {4096: 32}, 100.0  # of DINOv3: others have 64 features a head; its longest period
 _CHUNK = re.compile(r"\bblocks\.\d+\.(\d+)\.")  # DINOv2's training code groups blocks, whose own numbers go on
 
 
@@ -33,7 +35,7 @@ class Dialect(NamedTuple):
     name: str
     block: str
     parts: Mapping[str, tuple[str, ...]]
-    whole: Mapping[str, str]  # arrays that are no layer's weight or bias: a path here -> a key
+    whole: Mapping[str, str]  # arrays that are not a layer's weight or bias: a path here -> a key
     epsilon: float = 1e-6
 
     @property
@@ -85,8 +87,9 @@ class Transformer(NamedTuple):
 
 
 def dialect_of(state: Mapping[str, Any]) -> Dialect | None:
-    """The dialect of an unwrapped state dict; None for what is no vision transformer."""
-    return next((dialect for dialect in _DIALECTS if any(map(dialect.anchor.match, _chunks_off(state)))), None)
+    """The dialect of an unwrapped state dict; None if it is not a vision transformer."""
+    names = tuple(_normal(state))
+    return next((dialect for dialect in _DIALECTS if any(map(dialect.anchor.match, names))), None)
 
 
 def read(state: Mapping[str, Any], source: str, **known: Any) -> Transformer:
@@ -100,8 +103,9 @@ def read(state: Mapping[str, Any], source: str, **known: Any) -> Transformer:
     Raises:
       CheckpointError: lists every missing and surplus key and every wrong shape; or the number of heads is unknown.
     """
-    state = _chunks_off(state)
-    dialect = dialect_of(state)
+    state = _normal(state)
+    if (dialect := dialect_of(state)) is None:
+        raise CheckpointError(f"{source} is not a vision transformer")
     prefix = prefix_at(state, dialect.anchor)
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     parts, whole = dict(dialect.parts), dict(dialect.whole)
@@ -143,8 +147,9 @@ def read(state: Mapping[str, Any], source: str, **known: Any) -> Transformer:
     return Transformer(form, named_arrays.nest(flat), dialect.name, has_classifier, left_out)
 
 
-def _chunks_off(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {_CHUNK.sub(r"blocks.\1.", key): value for key, value in state.items()}
+def _normal(state: Mapping[str, Any]) -> dict[str, Any]:
+    state = {_CHUNK.sub(r"blocks.\1.", key): value for key, value in state.items()}
+    return dinov3.renamed(state) if dinov3.is_dinov3(state) else state
 
 
 def _keys(path: str, block: str, parts: Mapping[str, tuple[str, ...]], whole: Mapping[str, str]) -> tuple[str, ...]:
@@ -161,7 +166,7 @@ def _keys(path: str, block: str, parts: Mapping[str, tuple[str, ...]], whole: Ma
 
 
 def _ours(theirs: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """One array of one or several; raises ValueError if it has another shape or is no array of floats."""
+    """One array of one or several; raises ValueError if it has another shape or is not an array of floats."""
     array = np.concatenate([np.asarray(part, np.float32) for part in theirs]) if len(theirs) > 1 else theirs[0]
     if array.ndim == 3 and len(array) == 1:  # tokens and positions have an axis for images
         array = array[0]
@@ -200,19 +205,21 @@ def _form(
     outer, _ = shape(f"{first}{parts['mlp/fc1'][0]}.weight", 2)
     _, hidden = shape(f"{first}{parts['mlp/fc2'][0]}.weight", 2)
     registers = shape(whole["registers"], 3)[1] if whole["registers"] in own else 0
-    count = shape(whole["positions"], 3)[1]
-    heads = known.get("heads") or _HEADS.get(width)
+    rotary = registers > 0 and whole["positions"] not in own
+    count = 1 if rotary else shape(whole["positions"], 3)[1]
+    heads = known.get("heads") or (_ROTARY_HEADS.get(width, width // 64) if rotary else _HEADS.get(width))
     if not heads:
         raise CheckpointError(f"{source}: {width} features, of which the number of heads is not known; give heads=...")
     squares = [before for before in (1, 0, 1 + registers) if math.isqrt(max(0, count - before)) ** 2 == count - before]
-    if not squares or count < 2:
+    if not rotary and (not squares or count < 2):
         raise CheckpointError(f"{source}: {count} positions, which are not those of a square of patches")
-    before = squares[0]
+    before = 0 if rotary else squares[0]
     form = Form(
         depth=len(blocks), width=width, heads=heads, hidden=hidden, patch=patch, grid=math.isqrt(count - before),
         class_position=before > 0, registers=registers, register_positions=before > 1,
         layer_scale=first + whole["scale1"] in own, gated=outer == 2 * hidden,
-        pooling="average" if parts["norm"] == ("fc_norm",) else "class", epsilon=dialect.epsilon,
+        pooling="average" if parts["norm"] == ("fc_norm",) else "class",
+        epsilon=1e-5 if rotary else dialect.epsilon, rotary=_PERIODS if rotary else 0.0,
         positions="dino" if dialect is _TIMM and "mask_token" in own and not registers else "timm",
     )  # fmt: skip
     return dataclasses.replace(form, **{name: value for name, value in known.items() if value is not None})
