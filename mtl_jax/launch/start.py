@@ -9,14 +9,14 @@ from mtl_jax.launch import interrupts
 from mtl_jax.words import nearest
 
 PROGRAMS = (
-    "demo", "data", "train", "evaluate", "launch", "frozen_episodes", "report", "ablation", "classify", "export",
-    "reference_weights",
+    "demo", "data", "train", "evaluate", "launch", "frozen_episodes", "report", "ablation", "classify", "demo_page",
+    "export", "reference_weights",
 )  # fmt: skip
 EXIT_USER_ERROR = 2
 
 
 def begin() -> None:
-    """What the package calls when `python -m` imports it. Ends the process where there is no program of that name.
+    """What the package calls when `python -m` imports it. Ends the process where there is not a program of that name.
 
     Does nothing where `python -m` runs a module of somebody else.
     """
@@ -31,7 +31,7 @@ def check(name: str, command: str) -> None:
     """Ends the process with one line and status 2 where no program has that name; `command` is how it is called."""
     if name not in PROGRAMS and name != "__main__":
         near = nearest(name, PROGRAMS)
-        print(f"error: {name!r} is no program{near}; there are {', '.join(PROGRAMS)}: "
+        print(f"error: {name!r} is not a program{near}; there are {', '.join(PROGRAMS)}: "
               f"{command.format('train')} --help", file=sys.stderr)  # fmt: skip
         raise SystemExit(EXIT_USER_ERROR)
 
