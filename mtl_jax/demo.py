@@ -1,9 +1,9 @@
-"""The demonstration: pre-train, meta-train and meta-test on the embedded glyphs, and see what MTL adds.
+"""Demonstration: pre-trains, meta-trains and tests on the embedded glyphs, and shows what MTL adds.
 
     python -m mtl_jax.demo --workdir=runs/demo --seed=0
 
-One pre-training, a meta-training a shot. Every row is tested on the same tasks, and every row's inner learning rate and
-number of steps are chosen from the same grid on validation tasks.
+One pre-training, one meta-training per shot. Every row is tested on the same tasks, with its inner learning rate and
+number of steps chosen from the same grid on validation tasks. Ends with the path of the 1-shot run's report.
 """
 
 import dataclasses
@@ -18,17 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from mtl_jax.configs import glyphs
-from PIL import Image
 
 from mtl_jax import evaluation, metrics, pretrain, workdir
 from mtl_jax.config import build
-from mtl_jax.data import Dataset, Split, pictures
+from mtl_jax.data import Dataset, Split
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.choose import choose_inner
 from mtl_jax.evaluation import Model, Protocol
 from mtl_jax.launch import environment, program
 from mtl_jax.meta import Embed, Frozen
-from mtl_jax.report import plots
+from mtl_jax.report import report
 from mtl_jax.train import train
 from mtl_jax.types import Array
 
@@ -74,7 +73,7 @@ def random_backbone(key: Array, embed: Embed, shape: tuple[int, ...], split: Spl
     options = dataclasses.replace(embed.module.options, norm_momentum=0.0)
     seeing = embed._replace(module=embed.module.clone(options=options), batch_statistics="train")
     sample = np.random.default_rng(0).choice(len(split.images), 1000, replace=False)
-    images = split.images[np.sort(sample)]
+    images: Any = split.images[np.sort(sample)]
     return Frozen(variables["params"], seeing(variables["params"], variables["batch_stats"], images)[1])
 
 
@@ -88,7 +87,8 @@ def test(settings: ConfigDict, path: Path, dataset: Dataset) -> dict[str, tuple[
             evaluation.adapt_on_bank, head, evaluation.embed_all(model, val.images), None, val.table(), every_step=True
         )
         grid = build.protocol(settings)._replace(num_tasks=CHOICE_TASKS)
-        grid = grid._replace(inner=grid.inner._replace(steps=max(STEPS)))
+        inner: Any = grid.inner  # gradient descent
+        grid = grid._replace(inner=inner._replace(steps=max(STEPS)))
         chosen = choose_inner(grid, by_step, RATES, STEPS)._replace(num_tasks=PAIRED_TASKS)
         bank = evaluation.embed_all(model, held_out.images)
         results[name] = chosen, evaluation.adapt_on_bank(head, bank, None, held_out.table(), chosen)
@@ -98,7 +98,7 @@ def test(settings: ConfigDict, path: Path, dataset: Dataset) -> dict[str, tuple[
 def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> tuple[str, list[dict[str, Any]]]:
     """The table as Markdown, and as records."""
     lines = [
-        f"| 5-way, {TABLE_TASKS} test tasks | " + " | ".join(f"{shot}-shot" for shot in results) + " |",
+        f"| 5-way, {TABLE_TASKS} test tasks (chance 20 %) | " + " | ".join(f"{shot}-shot" for shot in results) + " |",
         "| --- |" + " --- |" * len(results),
     ]
     records = []
@@ -108,7 +108,8 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
             protocol, accuracies = rows[name]
             mean, ci95 = metrics.mean_interval(accuracies[:TABLE_TASKS])
             cells.append(f"{metrics.in_percent(mean, ci95)} %")
-            inner = {"inner_lr": protocol.inner.lr, "inner_steps": protocol.inner.steps}
+            descent: Any = protocol.inner
+            inner = {"inner_lr": descent.lr, "inner_steps": descent.steps}
             records.append({"row": name, "shot": shot, "accuracy": mean, "ci95": ci95, **inner})
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     cells = []
@@ -120,20 +121,11 @@ def table(results: Mapping[int, Mapping[str, tuple[Protocol, np.ndarray]]]) -> t
     return "\n".join(lines), records
 
 
-def draw_episode(settings: ConfigDict, path: Path, dataset: Dataset, protocol: Protocol) -> Image.Image:
-    """A picture of the first test task with MTL's predictions."""
-    split = dataset.splits["test"]
-    _, model = network.trained(settings, workdir.Workdir(path), split.images.shape[1:])
-    support, query = (np.asarray(part[0]) for part in evaluation.sample(split.table(), protocol, 0, 1))
-    predictions = evaluation.predict_task(model, split.images, support, query, protocol)
-    return pictures.task_episode(split, support, query, predictions)
-
-
 def main(argv: Sequence[str]) -> int:
     """The program."""
     parser = program.Parser("python -m mtl_jax.demo", description=__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    parser.add_argument("--seed", type=int, default=0, help="of training; the test tasks stay the same")
+    parser.add_argument("--seed", type=int, default=0, help="training seed; the test tasks stay the same")
     arguments = parser.parse_args(argv[1:])
     started = time.monotonic()
     path = arguments.workdir
@@ -146,10 +138,10 @@ def main(argv: Sequence[str]) -> int:
         "dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": arguments.seed, "minutes": minutes,
         **environment.device_facts(), "rows": records,
     })  # fmt: skip
-    plots.save(plots.learning_curves(workdir.Workdir(path / "1shot").metrics), path / "learning_curves.png")
-    episode = draw_episode(settings[1], path / "1shot", dataset, results[1][ROWS[2]][0])
-    pictures.save(episode, path / "episode.png")
-    print(f"\n{text}\n\n{minutes:.1f} minutes; pictures: {path / 'learning_curves.png'}, {path / 'episode.png'}")
+    print(f"\n{text}\n\n{minutes:.1f} minutes", flush=True)
+    page = path / f"{SHOTS[0]}shot" / "report"
+    report(str(path / f"{SHOTS[0]}shot"), page, {})
+    print(f"page: {page / 'index.html'}")
     return 0
 
 

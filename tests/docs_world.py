@@ -16,6 +16,7 @@ import numpy as np
 from docs_blocks import ROOT
 from mtl_jax.configs import folder
 from PIL import Image
+from tiny_runs import tiny_config
 
 from mtl_jax.train import train
 
@@ -84,7 +85,7 @@ def small_config(path: Path, seed: int = 0):
 
 
 def make(root: Path) -> None:
-    """A folder for the pages: the programs, the images, and runs/mine and runs/other, trained on them."""
+    """A folder for the pages: the programs, the images, runs/mine and runs/other, trained on them, and runs/demo."""
     for name in (
         "train.py",
         "evaluate.py",
@@ -98,6 +99,8 @@ def make(root: Path) -> None:
         (root / name).symlink_to(ROOT / name)
     write_images(root)
     write_copies(root)
+    train(tiny_config(), str(root / "runs" / "demo" / "1shot"))
+    shutil.copytree(root / "runs" / "demo" / "1shot", root / "runs" / "demo" / "5shot")
     train(small_config(root / "D"), str(root / "runs" / "mine"))
     shutil.copytree(root / "runs" / "mine", root / "runs" / "other")
 

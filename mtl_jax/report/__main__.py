@@ -1,11 +1,11 @@
-"""The report of a run, or the comparison of several on the same tasks, as one HTML page and its pictures.
+"""Writes the report of a run, or a comparison of several on the same tasks, as one HTML page and its pictures.
 
     python -m mtl_jax.report runs/glyphs
     python -m mtl_jax.report runs/a runs/b --episodes=episodes.json.gz --output=a_and_b
 
-Of one workdir: learning curves, accuracy by inner step and over tasks, classes, confusions, episodes, features, costs,
-config and commands, in WORKDIR/report/index.html. Of several: paired differences on the same frozen episodes, wins and
-losses, scatter pictures, in comparison/index.html. Pages need no network.
+For one workdir: learning curves, accuracy by inner step and over tasks, classes, confusions, episodes, features, costs,
+config and commands, in WORKDIR/report/index.html. For several: their accuracies, paired differences and scatter plots
+on the same tasks, in comparison/index.html. Pages work offline.
 """
 
 import sys

@@ -12,13 +12,13 @@ import numpy as np
 from mtl_jax import config, frozen_episodes
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluate.run import caveats, inner_loop, shared_protocol_line
-from mtl_jax.metrics import Interval, in_percent, mean_interval, paired_difference
-from mtl_jax.report import html, measure, plots
+from mtl_jax.metrics import Interval, describe_chance, in_percent, mean_interval, paired_difference
+from mtl_jax.report import comparison_plots, history, html, measure, plots
 from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
 from mtl_jax.words import counted
 
-# What must agree before two figures can be compared. The inner loop, the head and the checkpoint belong to the method.
+# What must agree before two results can be compared. The inner loop, the head and the checkpoint belong to the method.
 SAME = ("split", "way", "shot", "query", "num_tasks", "flips", "crops", "crop_area", "batch_norm", "episodes")
 ADVICE = {
     "split": "give --split", "way": "give --way", "shot": "give --shot", "num_tasks": "give --num_tasks",
@@ -52,7 +52,7 @@ def compare(
       output, changes, episodes, data: as `page.report` takes them.
 
     Raises:
-      ConfigError: their protocols differ. MtlError: what else the user can mend.
+      ConfigError: their protocols differ. MtlError: another problem that the user can fix.
     """
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise ConfigError(f"{' '.join(paths)}: the same run twice; give different ones")
@@ -74,7 +74,7 @@ def check_same(facts: Mapping[str, Mapping[str, Any]]) -> None:
     """Checks that runs were tested by one protocol on one list of tasks.
 
     Args:
-      facts: what stands beside a figure, by run.
+      facts: what is reported beside each run's result, by run.
 
     Raises:
       ConfigError: names the first thing that differs, the runs, and their values.
@@ -104,7 +104,7 @@ def differences(accuracies: Mapping[str, np.ndarray], distinct: int | None = Non
 
 
 def describe(accuracies: Mapping[str, np.ndarray], facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """The comparison as lines of text, a figure never without its protocol."""
+    """The comparison as lines of text, no result without its protocol."""
     common = next(iter(facts.values()))
     lines = [shared_protocol_line(common)]
     for name, values in accuracies.items():
@@ -128,21 +128,40 @@ def comparison_page(runs: Mapping[str, Tested]) -> Page:
     accuracies = {name: tested.accuracies for name, tested in runs.items()}
     first = next(iter(runs.values()))
     step = 1 / (first.protocol.way * first.protocol.query)
+    baselines = {name: _mean(tested.baseline_accuracies) for name, tested in runs.items()}
+    intervals = [mean_interval(values, first.facts["distinct_tasks"]) for values in accuracies.values()]
+    side_by_side = plots.both_themes(
+        lambda: comparison_plots.runs(list(runs), intervals, list(baselines.values()), first.chance)
+    )
     scatters = []
     for number, (a, b) in enumerate(itertools.combinations(accuracies, 2), 1):
-        draw = functools.partial(plots.scatter, accuracies[a], accuracies[b], (a, b), step)
+        levels: dict[str, Any] = {"chance": first.chance, "baselines": (baselines[a], baselines[b])}
+        draw = functools.partial(comparison_plots.scatter, accuracies[a], accuracies[b], (a, b), step, **levels)
         alt = f"accuracy of each task: {a} against {b}"
         scatters.append(album.add(f"scatter_{number}", alt, plots.both_themes(draw)))
     sections = [
-        Section("Runs", _runs_table(runs)),
+        Section("Warnings", _warnings(runs)),
+        Section("Runs", _runs_table(runs) + album.add("runs", "accuracy of each run", side_by_side)),
         Section("Paired differences", _differences_table(accuracies, first.facts["distinct_tasks"])),
         Section("Task by task", "".join(scatters)),
         Section("Config keys that differ", _config_differences(runs)),
     ]
-    headline = " · ".join(f"{name}: {100 * values.mean():.2f} %" for name, values in accuracies.items())
+    means = " · ".join(f"{name}: {100 * values.mean():.2f} %" for name, values in accuracies.items())
+    headline = f"{means} ({describe_chance(first.chance)})"
+    backbones = ", ".join(dict.fromkeys(tested.backbone for tested in runs.values()))
+    title = f"Comparison of {len(runs)} runs: {backbones} on {first.facts['dataset']}"
     facts = shared_protocol_line(first.facts, digits=None)
-    whole = html.page("Comparison of runs", headline, facts, sections)
-    return Page(whole, album.pictures, headline, facts)
+    return Page(html.page(title, headline, [facts], sections), album.pictures, headline, facts)
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
+
+
+def _warnings(runs: Mapping[str, Tested]) -> str:
+    return "".join(
+        html.warning(f"{name}: {line}") for name, tested in runs.items() for line in history.warnings(tested.place)
+    )
 
 
 def _runs_table(runs: Mapping[str, Tested]) -> str:
@@ -152,8 +171,11 @@ def _runs_table(runs: Mapping[str, Tested]) -> str:
         figure = in_percent(*mean_interval(tested.accuracies, f["distinct_tasks"]))
         loop = f"{inner_loop(f)}, {f['head']} head"
         trained = ", ".join(one["fingerprint"][:12] for one in f["trained_on"] or ())
-        rows.append((name, figure, loop, f["checkpoint_step"], trained))
-    table = html.table(("run", "accuracy, %", "inner loop", "checkpoint", "trained on data"), rows)
+        before = tested.baseline_accuracies
+        alone = "" if before is None else in_percent(*mean_interval(before, f["distinct_tasks"]))
+        rows.append((name, figure, alone, tested.backbone, loop, f["checkpoint_step"], trained))
+    header = ("run", "accuracy, %", "pre-training only, %", "backbone", "inner loop", "checkpoint", "trained on data")
+    table = html.table(header, rows)
     notes = [f"{name}: caveat: {caveat}" for name, tested in runs.items() for caveat in tested.facts["caveats"]]
     return table + "".join(map(html.paragraph, notes))
 
@@ -163,7 +185,7 @@ def _differences_table(accuracies: Mapping[str, np.ndarray], distinct: int) -> s
     for d in differences(accuracies, distinct):
         points = in_percent(*d.difference, "+")
         rows.append((f"{d.second} - {d.first}", points, d.wins, d.losses, d.ties))
-    note = "Both runs of a difference answered the same tasks, so the effect of a task's classes and images cancels."
+    note = "Both runs of a pair were tested on the same tasks, so easy and hard tasks cancel."
     header = ("difference", "points", "tasks ahead", "behind", "equal")
     return html.paragraph(note) + html.table(header, rows)
 

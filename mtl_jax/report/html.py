@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no network, no script; it follows the reader's light or dark mode and screen width."""
+"""One self-contained HTML page: no network; it follows the reader's light or dark mode and the width of the screen."""
 
 import base64
 import html
@@ -22,9 +22,12 @@ h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.2rem; margin: 2.2rem
 a { color: var(--mark) } nav a { display: inline-block; margin-right: .8rem; padding: .2rem 0 }
 .headline { font-size: 1.6rem; font-weight: 600; margin: .8rem 0 0 } .pale { color: var(--pale) }
 picture img { display: block; max-width: 100%; height: auto; margin: .5rem 0 }
-.scroll { overflow-x: auto; overflow-wrap: normal } .scroll picture img { min-width: 46rem } .pair { display: flex; flex-wrap: wrap; gap: 1rem } .pair > div { flex: 1 1 20rem; min-width: 0 }
-table { border-collapse: collapse; margin: .5rem 0; font-size: .9rem }
-th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+.scroll { overflow-x: auto; overflow-wrap: normal; max-width: 100% } .scroll picture img { max-width: none }
+.wide { width: calc(100vw - 3rem); max-width: none; margin-left: calc(50% - 50vw + 1.5rem) }
+.warning { border-left: .3rem solid #d55e00; padding: .3rem .8rem; background: var(--card) } .pair { display: flex; flex-wrap: wrap; gap: 1rem } .pair > div { flex: 1 1 20rem; min-width: 0 }
+table { border-collapse: collapse; width: max-content; margin: .5rem 0; font-size: .9rem }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  max-width: 30rem; min-width: 4.5rem; overflow-wrap: break-word }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 pre { background: var(--card); padding: .7rem; overflow-x: auto; font-size: .85rem; border-radius: .3rem }
 summary { cursor: pointer; color: var(--mark); padding: .3rem 0 }
@@ -47,12 +50,15 @@ class Section(NamedTuple):
     body: str
 
 
-def page(title: str, headline: str, facts: str, sections: Sequence[Section]) -> str:
+def page(
+    title: str, headline: str, facts: Sequence[str], sections: Sequence[Section], *, style: str = "", script: str = ""
+) -> str:
     """The whole page.
 
     Args:
-      title, headline, facts: plain text; the headline is the figure, `facts` its protocol.
+      title, headline, facts: plain text; the headline is the result, `facts` are the lines below it.
       sections: in their order; those without a body are left out.
+      style, script: CSS and JavaScript of the sections, besides the page's own style.
     """
     shown = [section for section in sections if section.body]
     links = "".join(f'<a href="#s{i}">{text(section.title)}</a>' for i, section in enumerate(shown))
@@ -60,9 +66,10 @@ def page(title: str, headline: str, facts: str, sections: Sequence[Section]) -> 
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>"
-        f'<h1>{text(title)}</h1><p class="headline">{text(headline)}</p><p class="pale">{text(facts)}</p>'
-        f"<nav>{links}</nav>{''.join(parts)}</body></html>\n"
+        f"<title>{text(title)}</title><style>{STYLE}{style}</style></head><body>"
+        f'<h1>{text(title)}</h1><p class="headline">{text(headline)}</p>'
+        f"{''.join(f'<p class=pale>{text(line)}</p>' for line in facts)}<nav>{links}</nav>{''.join(parts)}"
+        f"{f'<script>{script}</script>' if script else ''}</body></html>\n"
     )
 
 
@@ -74,6 +81,11 @@ def text(value: Any) -> str:
 def paragraph(value: str) -> str:
     """A paragraph of plain text."""
     return f"<p>{text(value)}</p>"
+
+
+def warning(value: str) -> str:
+    """A paragraph that stands out."""
+    return f'<p class="warning">{text(value)}</p>'
 
 
 def picture(drawn: Picture) -> str:
@@ -98,7 +110,7 @@ class Album:
 
 
 class Page(NamedTuple):
-    """A page, its pictures, its figure and the protocol of that as plain text."""
+    """A page, its pictures, and its result and protocol as plain text."""
 
     html: str
     pictures: list[Picture]
@@ -122,9 +134,14 @@ def make_folder(folder: Path) -> None:
         raise MtlError(f"{folder}: cannot be made: {error.strerror}; give another --output") from error
 
 
-def wide(content: str) -> str:
-    """A picture of many small parts: it keeps its width and scrolls by itself on a narrow screen."""
+def scrolling(content: str) -> str:
+    """A picture that keeps its size and scrolls if the column is narrower."""
     return f'<div class="scroll">{content}</div>'
+
+
+def wide(content: str) -> str:
+    """A picture of many small parts: it keeps its size, takes the window's whole width, and scrolls beyond that."""
+    return f'<div class="scroll wide">{content}</div>'
 
 
 def side_by_side(parts: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
-"""The numbers of a report: every answer of a run on its test tasks, and the figures that follow from them."""
+"""The numbers of a report: every answer of a run on its test tasks, and what follows from them."""
 
-from collections import defaultdict
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,27 +12,31 @@ from ml_collections import ConfigDict
 from mtl_jax import config, evaluate, frozen_episodes
 from mtl_jax.config import build, run_data
 from mtl_jax.data import Dataset, Split
+from mtl_jax.embed import feature_width
 from mtl_jax.episodes import count_distinct
+from mtl_jax.errors import MtlError
 from mtl_jax.evaluate import network
 from mtl_jax.evaluate.run import protocol_facts, with_episodes
 from mtl_jax.evaluation import Model, Protocol, Tasks
 from mtl_jax.frozen_episodes import Frozen
-from mtl_jax.learners import Inner
+from mtl_jax.learners import Inner, has_learned_classes
+from mtl_jax.meta import Frozen as Pretrained
 from mtl_jax.meta import backbone_params
 from mtl_jax.types import Array
 from mtl_jax.workdir import Workdir
-from mtl_jax.workdir.checkpoint import Checkpoints
-from mtl_jax.workdir.writers import read_jsonl
 
 MAP_CLASSES, MAP_IMAGES = 8, 40
+_logger = logging.getLogger(__name__)
 
 
 class Tested(NamedTuple):
     """A run's answers on test tasks.
 
     place, settings: the workdir and its config. dataset, split, tasks, protocol: what it was tested on. model: the
-    network. facts: what must stand beside a figure, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the
-    answered class 0..N-1 after 0, 1, ... inner steps; one column without inner steps.
+    network. facts: what is reported beside a result, as in an evaluation's JSON. answers: int [T, steps + 1, N Q], the
+    answered class 0..N-1 after 0, 1, ... inner steps; one column without inner steps. baseline: likewise, of the
+    pre-trained network with a fresh head and the same inner loop; None where nothing was meta-trained, or where the
+    pre-trained network is gone.
     """
 
     place: Workdir
@@ -44,16 +48,41 @@ class Tested(NamedTuple):
     model: Model
     facts: dict[str, Any]
     answers: np.ndarray
+    baseline: np.ndarray | None = None
+
+    @property
+    def backbone(self) -> str:
+        """The backbone in a word or two."""
+        name, width = self.settings.backbone.name, self.settings.backbone.width
+        return name if width == 1 else f"{name} (width {width:g})"
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing."""
+        return 1 / self.protocol.way
 
     @property
     def correct(self) -> np.ndarray:
         """Whether each answer is right: bool [T, steps + 1, N Q]."""
-        return self.answers == np.repeat(np.arange(self.protocol.way), self.protocol.query)
+        return self._is_right(self.answers)
 
     @property
     def accuracies(self) -> np.ndarray:
         """The query accuracy of each task: [T]."""
         return self.correct[:, -1].mean(-1)
+
+    @property
+    def baseline_correct(self) -> np.ndarray | None:
+        """As `correct`, of the baseline."""
+        return None if self.baseline is None else self._is_right(self.baseline)
+
+    @property
+    def baseline_accuracies(self) -> np.ndarray | None:
+        """As `accuracies`, of the baseline."""
+        return None if self.baseline is None else self._is_right(self.baseline[:, -1]).mean(-1)
+
+    def _is_right(self, answers: np.ndarray) -> np.ndarray:
+        return answers == np.repeat(np.arange(self.protocol.way), self.protocol.query)
 
 
 class Pair(NamedTuple):
@@ -100,18 +129,41 @@ def measure(settings: ConfigDict, path: str | Path, episodes: Frozen | None = No
     split = dataset.split(settings.evaluate.split)
     step, model = network.trained(settings, place, split.images.shape[1:])
     tasks = frozen_episodes.choose_tasks(dataset, split, protocol, episodes)
-    is_stepped = isinstance(protocol.inner, Inner)
-    answers = evaluate.accuracies(
-        settings, model, split, protocol, tasks=tasks, every_step=is_stepped, outcome=_short_answers,
-        chunk=min(200, settings.runtime.task_chunk),
-    )  # fmt: skip
-    answers = answers if is_stepped else answers[:, None]
+    answers = _answers(settings, model, split, protocol, tasks)
     facts = {
         **protocol_facts(settings, protocol, step),
         "episodes": frozen_episodes.content_hash(split, tasks), "distinct_tasks": count_distinct(*tasks),
         **run_data.facts(dataset, trained),
     }  # fmt: skip
-    return Tested(place, settings, dataset, split, tasks, protocol, model, facts, answers)
+    baseline = _baseline(settings, place, model, split, protocol, tasks)
+    return Tested(place, settings, dataset, split, tasks, protocol, model, facts, answers, baseline)
+
+
+def _answers(settings: ConfigDict, model: Model, split: Split, protocol: Protocol, tasks: Tasks) -> np.ndarray:
+    """The answers [T, steps + 1, N Q] of a network; see `Tested`."""
+    is_stepped = isinstance(protocol.inner, Inner)
+    answers = evaluate.accuracies(
+        settings, model, split, protocol, tasks=tasks, every_step=is_stepped, outcome=_short_answers,
+        chunk=min(200, settings.runtime.task_chunk),
+    )  # fmt: skip
+    return answers if is_stepped else answers[:, None]
+
+
+def _baseline(
+    settings: ConfigDict, place: Workdir, model: Model, split: Split, protocol: Protocol, tasks: Tasks
+) -> np.ndarray | None:
+    if settings.meta.learn == "none":
+        return None
+    try:
+        pretrained = Pretrained(*network.pretrained(settings, place))
+    except MtlError as error:
+        _logger.warning("no baseline of pre-training alone: %s", error)
+        return None
+    head = build.fresh_head(settings, feature_width(model.embed, *pretrained, split.images.shape[1:]))
+    # A random head favours some classes; cosines cannot start from zeros.
+    can_be_zero = has_learned_classes(protocol.inner) and getattr(protocol.inner, "head", "") == "linear"
+    fair = protocol._replace(zero_head=True) if can_be_zero else protocol
+    return _answers(settings, Model(model.embed, {"head": head}, pretrained), split, fair, tasks)
 
 
 def freeze(tested: Tested) -> Frozen:
@@ -124,11 +176,12 @@ def _short_answers(logits: Array, labels: Array) -> Array:
     return logits.argmax(-1).astype(jnp.int16)
 
 
-def class_counts(tested: Tested) -> np.ndarray:
-    """How often queries of class i were answered with class j: int [C, C]."""
+def class_counts(tested: Tested, answers: np.ndarray | None = None) -> np.ndarray:
+    """How often queries of class i were answered with class j: int [C, C]; `answers` are the network's own if None."""
+    answers = tested.answers if answers is None else answers
     classes = tested.split.labels[tested.tasks.query[:, :, 0]]  # [T, N]
     truth = np.repeat(classes, tested.protocol.query, axis=1)
-    answered = np.take_along_axis(classes, tested.answers[:, -1].astype(np.int64), axis=1)
+    answered = np.take_along_axis(classes, answers[:, -1].astype(np.int64), axis=1)
     counts = np.zeros((len(tested.split.class_names),) * 2, np.int64)
     np.add.at(counts, (truth, answered), 1)
     return counts
@@ -142,12 +195,6 @@ def met_counts(tested: Tested) -> np.ndarray:
     return met
 
 
-def confusion(tested: Tested) -> np.ndarray:
-    """Of the queries of class i in tasks that had class j, the fraction answered j: [C, C]; NaN for none."""
-    counts, met = class_counts(tested), met_counts(tested)
-    return np.divide(counts, met, out=np.full(counts.shape, np.nan), where=met > 0)
-
-
 def hardest_pairs(tested: Tested, count: int = 6) -> list[Pair]:
     """The classes that are most often taken for each other, among those that were together in two tasks at least."""
     counts, met = class_counts(tested), met_counts(tested)
@@ -159,9 +206,9 @@ def hardest_pairs(tested: Tested, count: int = 6) -> list[Pair]:
     return [Pair(i, j, float(rate[i, j]), int(both[i, j])) for i, j in pairs if rate[i, j] > 0]
 
 
-def ranked_classes(tested: Tested) -> list[tuple[int, float, int]]:
-    """(class, accuracy, queries) of every class that was tested, the hardest first."""
-    counts = class_counts(tested)
+def ranked_classes(tested: Tested, answers: np.ndarray | None = None) -> list[tuple[int, float, int]]:
+    """(class, accuracy, queries) of every class that was tested, the hardest first; `answers` as in `class_counts`."""
+    counts = class_counts(tested, answers)
     queries = counts.sum(1)
     seen = np.flatnonzero(queries)
     accuracy = np.diag(counts)[seen] / queries[seen]
@@ -195,35 +242,6 @@ def extreme_tasks(tested: Tested, count: int = 2) -> tuple[list[int], list[int]]
     """The numbers of the (best, worst) tasks."""
     order = np.argsort(tested.accuracies, kind="stable")
     return order[::-1][:count].tolist(), order[:count].tolist()
-
-
-def costs(timing: Path) -> dict[str, dict[str, float]]:
-    """By phase: `seconds` over all starts of a run, and its peaks of memory in megabytes where they were recorded."""
-    by_phase: dict[str, dict[str, float]] = defaultdict(dict)
-    before: dict[str, float] = defaultdict(float)
-    if not timing.exists():
-        return {}
-    for record in read_jsonl(timing):
-        for name, value in record.items():
-            phase, _, what = name.partition("/")
-            if what == "seconds":  # counted from a process's start: less than before means another start
-                total = by_phase[phase].get(what, 0.0)
-                by_phase[phase][what] = total + value - (before[phase] if value >= before[phase] else 0)
-                before[phase] = value
-            elif what.endswith("memory_mb"):
-                by_phase[phase][what] = max(value, by_phase[phase].get(what, 0))
-    return dict(by_phase)
-
-
-def warnings(place: Workdir) -> list[str]:
-    """What was told of a run's training while it ran, each line once."""
-    newest = (Checkpoints(place.checkpoints(phase)).newest_metadata() for phase in ("pretrain", "meta"))
-    return [line for metadata in newest for line in metadata.get("health", {}).get("told", {}).values()]
-
-
-def commands(place: Workdir) -> list[dict[str, Any]]:
-    """The commands that were run in a workdir, with their times and versions."""
-    return list(read_jsonl(place.commands)) if place.commands.exists() else []
 
 
 def class_names(tested: Tested, classes: Sequence[int]) -> list[str]:

@@ -1,11 +1,6 @@
-"""The report of one run: which figures and pictures stand on its page, in which order."""
+"""The report of one run: which numbers and pictures its page has, in which order."""
 
 import functools
-import importlib.metadata
-import json
-import platform
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +8,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtl_jax import config, frozen_episodes
+from mtl_jax import frozen_episodes
 from mtl_jax.data import pictures
 from mtl_jax.errors import MtlError
 from mtl_jax.evaluate.run import protocol_line
-from mtl_jax.launch import environment
-from mtl_jax.metrics import in_percent, mean_interval
-from mtl_jax.report import html, measure, plots
+from mtl_jax.metrics import describe_chance, in_percent, mean_interval, paired_difference
+from mtl_jax.report import confusion, history, html, measure, origin, plots
 from mtl_jax.report.html import Album, Page, Section
 from mtl_jax.report.measure import Tested
 from mtl_jax.words import counted
 from mtl_jax.workdir.console import read_mined
 
-PACKAGES = ("mtl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "matplotlib", "pillow")
 PAIR_IMAGES = 4
-_TRAINING = re.compile(r"python (-m mtl_jax\.train|train\.py) ")  # of the commands in a workdir
 
 
 def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | None = None, data: str = "") -> str:
-    """Writes the report of one run and returns the line that sums it up.
+    """Writes the report of one run and returns a line with its result.
 
     Args:
       path: the workdir.
@@ -41,7 +33,7 @@ def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | No
       data: NAME:PATH of other data than the run's.
 
     Raises:
-      MtlError: what the user can mend.
+      MtlError: a problem that the user can fix.
     """
     frozen = frozen_episodes.read(episodes) if episodes else None
     settings = measure.settings_of(path, changes, frozen, data)
@@ -54,10 +46,13 @@ def report(path: str, output: Path, changes: dict[str, Any], episodes: Path | No
 def run_page(tested: Tested) -> Page:
     """The report of one run."""
     album = Album()
-    headline = f"{in_percent(*mean_interval(tested.accuracies, tested.facts['distinct_tasks']))} %"
+    distinct = tested.facts["distinct_tasks"]
+    headline = (
+        f"{in_percent(*mean_interval(tested.accuracies, distinct))} % ({describe_chance(tested.chance)})"
+    )  # fmt: skip
     facts = protocol_line(tested.facts)
     sections = [
-        Section("Warnings", "".join(map(html.paragraph, measure.warnings(tested.place)))),
+        Section("Warnings", "".join(map(html.warning, history.warnings(tested.place)))),
         Section("Learning curves", _learning_curves(tested, album)),
         Section("Inner loop", _inner_loop(tested, album)),
         Section("Tasks", _tasks(tested, album)),
@@ -66,23 +61,38 @@ def run_page(tested: Tested) -> Page:
         Section("Episodes", _episodes(tested, album)),
         Section("Features", _features(tested, album)),
         Section("Mined classes", _mined(tested, album)),
-        Section("Time and memory", _costs(tested)),
-        Section("How to get this again", _origin(tested)),
+        Section("Time and memory", origin.costs(tested)),
+        Section("How to get this again", origin.origin(tested)),
     ]
-    whole = html.page(f"Report of {tested.place.path.name}", headline, facts, sections)
+    title = f"Report of {tested.place.path.name}: {tested.backbone} on {tested.facts['dataset']}"
+    lines = [facts, *_against_baseline(tested)]
+    whole = html.page(title, headline, lines, sections, style=confusion.STYLE, script=confusion.SCRIPT)
     return Page(whole, album.pictures, headline, facts)
+
+
+def _against_baseline(tested: Tested) -> list[str]:
+    if tested.baseline_accuracies is None:
+        return []
+    distinct = tested.facts["distinct_tasks"]
+    alone = in_percent(*mean_interval(tested.baseline_accuracies, distinct))
+    gain = in_percent(*paired_difference(tested.accuracies, tested.baseline_accuracies, distinct), "+")
+    return [
+        f"Pre-training only: {alone} % on the same tasks; meta-training: {gain} points. Both use the inner loop above; "
+        "python -m mtl_jax.ablation tunes it for each."
+    ]
 
 
 def _learning_curves(tested: Tested, album: Album) -> str:
     path = tested.place.metrics
     try:
-        found = plots.curves(path)
+        found = history.read(path)
     except MtlError as error:
         return html.paragraph(str(error))
     parts = []
-    for phase, title in plots.PHASES.items():
+    levels = {"chance": 1 / tested.settings.meta.way, "baseline": history.validation_before(tested.settings, found)}
+    for phase, title in history.PHASES.items():
         if any(name.startswith(f"{phase}/") for name in found):
-            drawn = plots.both_themes(functools.partial(plots.learning_curves, path, [phase]))
+            drawn = plots.both_themes(functools.partial(plots.learning_curves, path, [phase], **levels))
             parts.append(album.add(f"{phase}_curves", f"accuracy and loss of {title} over its steps", drawn))
     return html.side_by_side(parts) if parts else ""
 
@@ -93,10 +103,14 @@ def _inner_loop(tested: Tested, album: Album) -> str:
     by_step = [mean_interval(column, tested.facts["distinct_tasks"]) for column in tested.correct.mean(-1).T]
     mean, ci95 = np.array(by_step, float).T
     best = int(mean.argmax())
-    drawn = plots.both_themes(lambda: plots.accuracy_by_step(mean, ci95))
+    before = None if tested.baseline is None else tested.baseline_correct.mean((0, 2))
+    drawn = plots.both_themes(
+        lambda: plots.accuracy_by_step(mean, ci95, chance=tested.chance, baseline=before)
+    )  # fmt: skip
     said = (
-        f"{100 * mean[0]:.2f} % before the first step, {100 * mean[-1]:.2f} % after the last; the highest, "
-        f"{100 * mean[best]:.2f} %, after {best} (of these test tasks: choose the number of steps on validation tasks)."
+        f"{100 * mean[0]:.2f} % before the first step, {100 * mean[-1]:.2f} % after the last. Highest: "
+        f"{100 * mean[best]:.2f} %, after {counted(best, 'step')}, but choose the number of steps on validation tasks, "
+        "not on these test tasks."
     )
     alt = f"accuracy from {100 * mean[0]:.1f} % to {100 * mean[-1]:.1f} %"
     return html.paragraph(said) + album.add("accuracy_by_step", alt, drawn)
@@ -110,7 +124,8 @@ def _tasks(tested: Tested, album: Album) -> str:
         f"{100 * accuracies.std():.1f} points."
     )
     step = 1 / (tested.protocol.way * tested.protocol.query)
-    drawn = plots.both_themes(lambda: plots.histogram(accuracies, step))
+    levels = {"chance": tested.chance, "baseline": tested.baseline_accuracies}
+    drawn = plots.both_themes(lambda: plots.histogram(accuracies, step, **levels))
     return html.paragraph(said) + album.add("tasks", "histogram of accuracy over tasks", drawn)
 
 
@@ -118,20 +133,24 @@ def _classes(tested: Tested, album: Album) -> str:
     ranked = measure.ranked_classes(tested)
     names = measure.class_names(tested, [c for c, _, _ in ranked])
     values = [accuracy for _, accuracy, _ in ranked]
-    bars = plots.both_themes(lambda: plots.class_bars(names, values))
+    before = None
+    if tested.baseline is not None:
+        rates = {c: rate for c, rate, _ in measure.ranked_classes(tested, tested.baseline)}
+        before = [rates[c] for c, _, _ in ranked]
+    levels = {"chance": tested.chance, "baseline": before}
+    bars = plots.both_themes(lambda: plots.class_bars(names, values, **levels))
     rows = [(name, f"{100 * a:.1f}", n) for name, (_, a, n) in zip(names, ranked, strict=True)]
-    seen = np.sort([c for c, _, _ in ranked])
-    matrix = measure.confusion(tested)[np.ix_(seen, seen)]
-    labels = measure.class_names(tested, seen)
-    heat = plots.both_themes(lambda: plots.confusion(matrix, labels))
-    said = (
-        "Rows are true classes, columns are answers; blank where the two never met in a task. The diagonal is left out."
-    )
+    seen = np.ix_(*2 * [np.sort([c for c, _, _ in ranked])])
+    matrix = confusion.figure(
+        measure.class_counts(tested)[seen], measure.met_counts(tested)[seen],
+        measure.class_names(tested, seen[1][0]),
+    )  # fmt: skip
+    said = "Rows: true class; columns: prediction. Shade: how often a class is taken for another in tasks with both."
     return (
         album.add("classes", "accuracy of each class", bars)
         + html.folded(f"All {len(rows)} classes", html.table(("class", "accuracy, %", "queries"), rows))
         + html.paragraph(said)
-        + album.add("confusion", "confusion matrix over classes", heat)
+        + matrix
     )
 
 
@@ -148,9 +167,9 @@ def _pairs(tested: Tested, album: Album) -> str:
             *(pictures.grid(side, theme=theme, largest=pictures.LARGEST) for side in (firsts, seconds))
         )
     )
-    header = ("class", "taken for (either way)", "% of queries", "queries of tasks with both")
+    header = ("class", "confused with", "% of queries", "queries in tasks with both")
     alt = "images of the classes that are most often taken for each other"
-    return html.table(header, rows) + album.add("hardest_pairs", alt, drawn)
+    return html.table(header, rows) + html.scrolling(album.add("hardest_pairs", alt, drawn))
 
 
 def _some_images(tested: Tested, c: int) -> pictures.Row:
@@ -168,10 +187,15 @@ def _episodes(tested: Tested, album: Album) -> str:
     parts = []
     for kind, numbers in (("best", best), ("worst", worst)):
         for rank, number in enumerate(numbers, 1):
-            said = f"Task {number}, one of the {kind}: {100 * tested.accuracies[number]:.1f} %"
+            said = f"Task {number}, one of the {kind}: {100 * tested.accuracies[number]:.1f} %{_before(tested, number)}"
             drawn = _both_themes(functools.partial(_draw_episode, tested, number))
             parts.append(html.paragraph(said) + html.wide(album.add(f"{kind}_{rank}", said, drawn)))
     return "".join(parts)
+
+
+def _before(tested: Tested, number: int) -> str:
+    before = tested.baseline_accuracies
+    return "" if before is None else f" (pre-training only: {100 * before[number]:.1f} %)"
 
 
 def _draw_episode(tested: Tested, number: int, theme: pictures.Theme) -> Image.Image:
@@ -194,45 +218,3 @@ def _mined(tested: Tested, album: Album) -> str:
         return ""
     drawn = plots.both_themes(lambda: plots.mined(by_step))
     return album.add("mined", "failure classes that were mined, by step", drawn)
-
-
-def _costs(tested: Tested) -> str:
-    rows = []
-    for phase, costs in measure.costs(tested.place.timing).items():
-        memory = "; ".join(f"{value:,.0f} MB ({name.removesuffix('_memory_mb').replace('_', ' ')})"
-                           for name, value in costs.items() if name != "seconds")  # fmt: skip
-        seconds = costs.get("seconds", 0)
-        duration = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-        rows.append((plots.PHASES.get(phase, phase), duration, memory or "not recorded"))
-    return html.table(("phase", "time", "peak memory"), rows) if rows else ""
-
-
-def _origin(tested: Tested) -> str:
-    path = tested.place.path
-    started = measure.commands(tested.place)
-    ran = [f"{record['command']}   # {record['time']}" for record in started]
-    f = tested.facts
-    sizes = [f"--{name}={f[name]}" for name in ("split", "num_tasks", "way", "shot")]
-    is_other = f["trained_on"] and f["trained_on"][0]["fingerprint"] != f["fingerprint"]
-    other = [f"--data={tested.settings.data.name}:{tested.settings.data.path}"] if is_other else []
-    again = shlex.join(["python", "evaluate.py", f"--workdir={path}", *other, *sizes])
-    trained = ", ".join(f"{one['dataset']} {one['fingerprint']}" for one in f["trained_on"] or ()) or "not known"
-    trained_with = dict.fromkeys(
-        environment.describe_devices(record)
-        for record in started if "device" in record and _TRAINING.match(record["command"])
-    )  # fmt: skip
-    rows = [
-        ("data set", f"{tested.dataset.name}, {tested.dataset.format}"), ("data fingerprint", f["fingerprint"]),
-        ("trained on", trained), ("trained with", ", ".join(trained_with) or "not known"),
-        ("tested with", environment.describe_devices(environment.device_facts())),
-        ("episodes (SHA-256)", f["episodes"]), ("Python", platform.python_version()),
-        *((name, importlib.metadata.version(name)) for name in PACKAGES),
-    ]  # fmt: skip
-    settings = config.to_json(tested.settings)
-    parts = [
-        html.table(("what", "value"), rows),
-        html.code("\n".join([*ran, again])),
-        html.folded("Versions at each start", html.code("\n".join(map(json.dumps, started)))) if started else "",
-        html.folded("Config", html.table(("key", "value"), [(k, json.dumps(v)) for k, v in html.dotted(settings)])),
-    ]
-    return "".join(parts)

@@ -4,7 +4,6 @@ Nothing here needs a display or pyplot's global state.
 """
 
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from mtl_jax.data.lettering.text import shorten
 from mtl_jax.data.pictures import DARK, RIGHT, WRONG
 from mtl_jax.errors import MtlError
-from mtl_jax.workdir.writers import read_jsonl
+from mtl_jax.report import history
+from mtl_jax.report.history import PHASES, Curve
 
-PHASES = {"pretrain": "pre-training", "meta": "meta-training"}
 MAX_LABELS = 40
-NEUTRAL = "#8a8a8a"
+NEUTRAL, BASELINE = "#8a8a8a", "#E69F00"
+CHANCE, PRETRAINED = "chance", "pre-training only"
 MARKERS = "osD^v*Xp<>"
 # Okabe and Ito's palette without black, which a dark page swallows.
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#B8A800", "#8a8a8a")
@@ -33,32 +33,25 @@ _DARK = {
     **dict.fromkeys(("axes.edgecolor", "grid.color"), "#7b848f"),
 }
 
-Curve = tuple[np.ndarray, np.ndarray]
 
-
-def curves(metrics_path: str | Path) -> dict[str, Curve]:
-    """Every scalar of a run by name: (steps [n], values [n]).
-
-    Raises:
-      MtlError: the file cannot be read, or is not what a run writes.
-    """
-    found: dict[str, dict[int, float]] = {}
-    for record in read_jsonl(metrics_path):
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                found.setdefault(name, {})[record["step"]] = value
-    return {name: (np.array(list(by)), np.array(list(by.values()), float)) for name, by in found.items()}
-
-
-def learning_curves(metrics_path: str | Path, wanted: Sequence[str] = tuple(PHASES)) -> Figure:
+def learning_curves(
+    metrics_path: str | Path, wanted: Sequence[str] = tuple(PHASES), *, chance: float | None = None,
+    baseline: float | None = None,
+) -> Figure:  # fmt: skip
     """Accuracy (above) and loss (below) of each of the `wanted` phases that a metrics.jsonl has, over its steps.
 
     Training is a line; validation has a marker at each measurement and its CI95 as a band.
 
+    Args:
+      metrics_path: the file.
+      wanted: the phases.
+      chance: the accuracy of guessing on validation tasks.
+      baseline: validation accuracy before meta-training, in whose picture it is drawn.
+
     Raises:
       MtlError: there is no curve in the file.
     """
-    found = curves(metrics_path)
+    found = history.read(metrics_path)
     phases = [phase for phase in wanted if any(name.startswith(f"{phase}/") for name in found)]
     if not phases:
         raise MtlError(f"{metrics_path}: no metrics yet; train for config.runtime.log_every steps at least")
@@ -67,6 +60,9 @@ def learning_curves(metrics_path: str | Path, wanted: Sequence[str] = tuple(PHAS
     for column, phase in zip(grid.T, phases, strict=True):
         mine = {name.partition("/")[2]: curve for name, curve in found.items() if name.startswith(f"{phase}/")}
         _draw_phase(column, mine)
+        draw_levels(column[0].axhline, chance, baseline if phase == "meta" else None)
+        if chance is not None or baseline is not None:
+            column[0].legend(frameon=False, fontsize=8)
         column[0].set_title(PHASES[phase])
         column[1].set_xlabel("step")
     return figure
@@ -89,64 +85,89 @@ def _draw_phase(axes: Sequence[Axes], found: Mapping[str, Curve]) -> None:
             axis.legend(frameon=False)
 
 
-def accuracy_by_step(mean: np.ndarray, ci95: np.ndarray) -> Figure:
-    """Mean query accuracy after 0, 1, ... inner steps, [steps + 1], with its CI95 as a band, where it is not NaN."""
+def draw_levels(draw: Callable[..., Any], chance: float | None, baseline: float | None = None) -> None:
+    """Lines at the accuracy of guessing, and of pre-training alone; `draw` is an axis's axhline or axvline."""
+    if chance is not None:
+        draw(100 * chance, color=NEUTRAL, linestyle=":", label=f"{CHANCE} ({100 * chance:.3g} %)")
+    if baseline is not None:
+        draw(100 * baseline, color=BASELINE, linestyle="--", label=f"{PRETRAINED} ({100 * baseline:.1f} %)")
+
+
+def accuracy_by_step(
+    mean: np.ndarray, ci95: np.ndarray, *, chance: float | None = None, baseline: np.ndarray | None = None
+) -> Figure:
+    """Mean query accuracy after 0, 1, ... inner steps, [steps + 1], with its CI95 as a band, where it is not NaN.
+
+    `chance` is the accuracy of guessing; `baseline` is [steps + 1] of pre-training alone.
+    """
     figure = new_figure(5.2, 3.2)
     axis = figure.subplots()
     steps = np.arange(len(mean))
-    axis.plot(steps, 100 * mean, color=RIGHT)
+    axis.plot(steps, 100 * mean, color=RIGHT, label="this network")
     axis.fill_between(steps, 100 * (mean - ci95), 100 * (mean + ci95), color=RIGHT, alpha=0.25, linewidth=0)
+    if baseline is not None:
+        axis.plot(steps, 100 * baseline, color=BASELINE, linestyle="--", label=PRETRAINED)
+    draw_levels(axis.axhline, chance)
     axis.set(xlabel="inner step", ylabel="query accuracy, %")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.25)
+    axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def histogram(accuracies: np.ndarray, step: float) -> Figure:
-    """How many tasks have which accuracy: [T]; `step` is the smallest difference that two tasks can have."""
+def histogram(
+    accuracies: np.ndarray, step: float, *, chance: float | None = None, baseline: np.ndarray | None = None
+) -> Figure:
+    """How many tasks have which accuracy: [T]; `step` is the smallest difference that two tasks can have.
+
+    `chance` is the accuracy of guessing; `baseline` is [T] of pre-training alone on the same tasks.
+    """
     figure = new_figure(5.2, 3.2)
     axis = figure.subplots()
     width = step * max(1, round(0.025 / step))
-    edges = np.arange(accuracies.min() - width / 2, accuracies.max() + width, width)
-    axis.hist(100 * accuracies, bins=100 * edges, color=RIGHT)
-    axis.axvline(100 * accuracies.mean(), color=WRONG, linestyle="--", label=f"mean {100 * accuracies.mean():.2f} %")
+    every = accuracies if baseline is None else np.concatenate([accuracies, baseline])
+    # Half a step below the lowest accuracy, so that no accuracy lies on an edge.
+    edges = np.arange(every.min() - step / 2, every.max() + width, width)
+    mean = accuracies.mean()
+    axis.hist(100 * accuracies, bins=100 * edges, color=RIGHT, label=f"this network, mean {100 * mean:.2f} %")
+    if baseline is not None:
+        label = f"{PRETRAINED}, mean {100 * baseline.mean():.2f} %"
+        axis.hist(100 * baseline, bins=100 * edges, histtype="step", color=BASELINE, linewidth=1.5, label=label)
+    axis.axvline(100 * mean, color=WRONG, linestyle="--")
+    draw_levels(axis.axvline, chance)
     axis.set(xlabel="query accuracy of a task, %", ylabel="tasks")
-    axis.legend(frameon=False)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(frameon=False, fontsize=7)
     return figure
 
 
-def class_bars(names: Sequence[str], accuracies: Sequence[float]) -> Figure:
-    """The accuracy of each class, the hardest on top; of many classes the first and the last of them."""
+def class_bars(
+    names: Sequence[str], accuracies: Sequence[float], *, chance: float | None = None,
+    baseline: Sequence[float] | None = None,
+) -> Figure:  # fmt: skip
+    """The accuracy of each class, the hardest on top; of many classes the first and the last of them.
+
+    `chance` is the accuracy of guessing; `baseline` has that of each class by pre-training alone.
+    """
     names, values = [shorten(name, 24) for name in names], list(accuracies)
+    marks = None if baseline is None else list(baseline)
     if len(names) > MAX_LABELS:
         half = MAX_LABELS // 2
         names = [*names[:half], "…", *names[-half:]]
         values = [*values[:half], 0.0, *values[-half:]]
+        marks = marks and [*marks[:half], np.nan, *marks[-half:]]
     figure = new_figure(5.2, 0.8 + 0.19 * len(names))
     axis = figure.subplots()
     places = np.arange(len(names))
     axis.barh(places, 100 * np.array(values), color=RIGHT, height=0.7)
+    if marks:
+        axis.plot(100 * np.array(marks), places, "D", color=BASELINE, markersize=4, label=PRETRAINED)
+    draw_levels(axis.axvline, chance)
+    if axis.lines:
+        figure.legend(*axis.get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside upper center", ncols=2)
     axis.set_yticks(places, names, fontsize=7, parse_math=False)
     axis.set(xlabel="accuracy, %", xlim=(0, 100), ylim=(len(names) - 0.3, -0.7))
     axis.grid(axis="x", alpha=0.25)
-    return figure
-
-
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """Rates [C, C] at which a query of the row's class is answered by the column's; classes that never met are blank.
-
-    The diagonal, which would drown the rest, is left out.
-    """
-    off = np.where(np.eye(len(matrix), dtype=bool), np.nan, 100 * matrix)
-    figure = new_figure(6.2, 5.4)
-    axis = figure.subplots()
-    image = axis.imshow(np.ma.masked_invalid(off), cmap="viridis", interpolation="nearest", vmin=0)
-    axis.set(xlabel="answered", ylabel="true class")
-    if len(names) <= MAX_LABELS:
-        short, places = [shorten(name) for name in names], np.arange(len(names))
-        axis.set_xticks(places, short, fontsize=6, rotation=90, parse_math=False)
-        axis.set_yticks(places, short, fontsize=6, parse_math=False)
-    figure.colorbar(image, ax=axis, label="% of queries, where both classes were in the task")
     return figure
 
 
@@ -184,28 +205,7 @@ def mined(found: Mapping[int, Mapping[str, int]], most: int = 20) -> Figure:
     shown = np.unique(np.linspace(0, len(columns) - 1, 8).astype(int))
     axis.set_xticks(shown, [str(columns[i][-1]) for i in shown])
     axis.set_xlabel("step")
-    figure.colorbar(image, ax=axis, label="times the failure class")
-    return figure
-
-
-def scatter(a: np.ndarray, b: np.ndarray, names: tuple[str, str], step: float) -> Figure:
-    """The accuracies of two runs on the same tasks, [T] each; points are moved a little so that equal ones are seen."""
-    figure = new_figure(4.6, 4.4)
-    axis = figure.subplots()
-    rng = np.random.default_rng(0)
-    moved = [100 * (values + rng.uniform(-0.3, 0.3, len(values)) * step) for values in (a, b)]
-    ahead = b > a
-    common: dict[str, Any] = {"s": 12, "alpha": 0.5, "linewidths": 0}
-    axis.scatter(
-        moved[0][ahead], moved[1][ahead], color=RIGHT, marker="o", label="above: the second is better", **common
-    )
-    axis.scatter(moved[0][~ahead], moved[1][~ahead], color=NEUTRAL, marker="s", label="others", **common)
-    ends = [min(part.min() for part in moved) - 2, max(part.max() for part in moved) + 2]
-    axis.plot(ends, ends, color=WRONG, linewidth=1, linestyle="--")
-    axis.set_xlabel(f"{shorten(names[0], 30)}: accuracy of a task, %", parse_math=False)
-    axis.set_ylabel(f"{shorten(names[1], 30)}: accuracy of a task, %", parse_math=False)
-    axis.set(xlim=ends, ylim=ends, aspect="equal")
-    axis.legend(frameon=False, fontsize=7)
+    figure.colorbar(image, ax=axis, label="times the failure class", ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -228,16 +228,3 @@ def png(figure: Figure, *, dpi: int = 110) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
-
-
-def save(figure: Figure, path: str | Path, *, dpi: int = 110) -> None:
-    """Writes a figure as PNG, PDF or SVG, as the path's ending says.
-
-    Raises:
-      MtlError: it cannot be written there.
-    """
-    try:
-        os.makedirs(Path(path).parent, exist_ok=True)
-        figure.savefig(path, dpi=dpi)
-    except (OSError, ValueError) as error:
-        raise MtlError(f"{path}: cannot be written: {error}; give a path that ends in .png, .pdf or .svg") from error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import MtlError
-from mtl_jax.report import plots
+from mtl_jax.report import comparison_plots, plots
 
 
 @pytest.fixture
@@ -39,15 +39,38 @@ def test_a_run_without_metrics_is_an_error_of_one_line(metrics):
         plots.learning_curves(metrics)
 
 
-def test_saved_pictures_are_png_and_the_same_bytes_twice(metrics, tmp_path):
-    for name in ("a.png", "b.png"):
-        plots.save(plots.learning_curves(metrics), tmp_path / "new" / name)
-    first, second = ((tmp_path / "new" / name).read_bytes() for name in ("a.png", "b.png"))
+def test_a_picture_is_png_and_the_same_bytes_twice(metrics):
+    first, second = (plots.png(plots.learning_curves(metrics)) for _ in range(2))
     assert first.startswith(b"\x89PNG") and first == second
-    assert plots.png(plots.learning_curves(metrics)).startswith(b"\x89PNG")
 
 
-def test_a_path_that_cannot_be_written_is_an_error_of_one_line(metrics, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(MtlError, match=r"cannot be written"):
-        plots.save(plots.learning_curves(metrics), tmp_path / "file" / "a.png")
+def test_chance_and_the_network_before_meta_training_are_in_every_picture_of_accuracy(metrics):
+    def drawn(axis):
+        return {line.get_label(): line.get_ydata()[0] for line in axis.lines}
+
+    before, after = plots.learning_curves(metrics, chance=0.2, baseline=0.4).axes[:2]
+    assert drawn(before)["chance (20 %)"] == 20 and "pre-training only (40.0 %)" not in drawn(before)
+    assert drawn(after)["chance (20 %)"] == 20 and drawn(after)["pre-training only (40.0 %)"] == 40
+    (axis,) = plots.accuracy_by_step(
+        np.array([0.2, 0.6]), np.array([0.1, 0.1]), chance=0.2, baseline=np.array([0.2, 0.5])
+    ).axes
+    assert drawn(axis) == {"this network": 20, "pre-training only": 20, "chance (20 %)": 20}
+    (axis,) = plots.class_bars(["a", "b"], [0.5, 0.7], chance=0.5, baseline=[0.4, 0.6]).axes
+    marks, chance = axis.lines
+    np.testing.assert_allclose(marks.get_xdata(), [40, 60])
+    assert chance.get_xdata()[0] == 50
+    (axis,) = comparison_plots.runs(["a", "b"], [(0.5, 0.1), (0.6, None)], [0.4, None], 0.2).axes
+    assert {"pre-training only", "chance (20 %)"} <= set(axis.get_legend_handles_labels()[1])
+
+
+def test_a_histogram_counts_every_task_once_between_whole_ticks():
+    accuracies = np.random.default_rng(0).integers(20, 76, 40) / 75
+    baseline = np.full(40, 15 / 75)
+    (axis,) = plots.histogram(accuracies, 1 / 75, chance=0.2, baseline=baseline).axes
+    assert sum(bar.get_height() for bar in axis.patches if hasattr(bar, "get_height")) == 40
+    edges = np.array([bar.get_x() for bar in axis.patches if hasattr(bar, "get_x")])
+    nearest = np.abs(edges[:, None] - 100 * np.unique(accuracies)).min()
+    assert nearest > 0.3  # no accuracy lies on an edge, where rounding would decide
+    assert all(float(tick).is_integer() for tick in axis.get_yticks())
+    few = plots.histogram(np.array([0.2, 0.4]), 1 / 75).axes[0]
+    assert all(float(tick).is_integer() for tick in few.get_yticks())

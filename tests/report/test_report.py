@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import other_tiny_run, tiny_run  # noqa: F401, fixtures
+from tiny_runs import other_tiny_run, tiny_config, tiny_run  # noqa: F401, fixtures
 
-from mtl_jax import config, report
+from mtl_jax import config, demo, report
 from mtl_jax.data import Split
 from mtl_jax.errors import ConfigError, MtlError
 from mtl_jax.evaluate import evaluate
@@ -22,12 +22,13 @@ from mtl_jax.evaluation import Protocol, Tasks
 from mtl_jax.launch import environment
 from mtl_jax.meta import Inner
 from mtl_jax.report import __main__ as report_main
-from mtl_jax.report import comparison, html, measure
+from mtl_jax.report import comparison, confusion, history, html, measure
 from mtl_jax.report.measure import Pair
 from mtl_jax.workdir import Workdir, console
 from mtl_jax.workdir.checkpoint import Checkpoints
 
 VOID = {"meta", "source", "img", "br"}
+ADDRESS = re.compile(r"(?:href|src|url|import|fetch)[ =(\"']*(?:https?:)?//")
 
 
 class Page(HTMLParser):
@@ -71,7 +72,6 @@ def test_figures_of_classes_by_hand():
     np.testing.assert_allclose(tested.correct.mean(-1)[:, 0], [0.5, 0.5])
     np.testing.assert_array_equal(measure.class_counts(tested), [[1, 1, 0], [0, 3, 1], [0, 0, 2]])
     np.testing.assert_array_equal(measure.met_counts(tested), [[2, 2, 0], [2, 4, 2], [0, 2, 2]])
-    np.testing.assert_array_equal(measure.confusion(tested), [[0.5, 0.5, np.nan], [0, 0.75, 0.5], [np.nan, 0, 1.0]])
     assert measure.ranked_classes(tested) == [(0, 0.5, 2), (1, 0.75, 4), (2, 1.0, 2)]
     assert measure.hardest_pairs(tested) == []  # no two classes met twice
     assert measure.extreme_tasks(tested, 1) == ([1], [0])
@@ -90,8 +90,8 @@ def test_time_counts_every_start_of_a_run(tmp_path):
     lines = [(10, 5.0), (20, 9.0), (30, 3.0), (40, 4.5)]  # the third is after a stop
     records = [{"step": step, "meta/seconds": seconds, "meta/host_memory_mb": 100 + step} for step, seconds in lines]
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert measure.costs(tmp_path / "timing.jsonl") == {"meta": {"seconds": 13.5, "host_memory_mb": 140}}
-    assert measure.costs(tmp_path / "none") == {}
+    assert history.costs(tmp_path / "timing.jsonl") == {"meta": {"seconds": 13.5, "host_memory_mb": 140}}
+    assert history.costs(tmp_path / "none") == {}
 
 
 def test_mined_classes_are_read_from_the_log_that_the_loop_writes(tmp_path):
@@ -114,7 +114,7 @@ def test_the_report_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
         log.write("x hard tasks after step 2: 2 failure classes: <b>ant</b> (2), bee (1)\n")
     assert report_main.main(["", str(run), "--num_tasks=20"]) == 0
     result = evaluate(measure.settings_of(run, {"num_tasks": 20}, None), str(run))
-    headline = f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} %"
+    headline = f"{100 * result['accuracy']:.2f} ± {100 * result['ci95']:.2f} % (chance 20 %)"
     assert headline in capsys.readouterr().out
     text = (run / "report" / "index.html").read_text()
     page = Page(text)
@@ -122,18 +122,25 @@ def test_the_report_of_a_run(tiny_run, tmp_path, capsys):  # noqa: F811
     sections = ("Learning curves", "Inner loop", "Tasks", "Classes", "Episodes", "Features", "Mined classes",
                 "Time and memory", "How to get this again")  # fmt: skip
     commands = ("python -m mtl_jax.report", f"python evaluate.py {shlex.quote(f'--workdir={run}')} --split=test")
-    values = (headline, "Report of a <run> & more", result["episodes"], "backbone.width", "MB (host)")
+    values = (
+        headline,
+        "Report of a <run> & more: conv4 (width 0.25) on glyphs",
+        "Pre-training only: ",
+        result["episodes"],
+        "backbone.width",
+        "MB (host)",
+    )
     for said in (*sections, *commands, *values):
         assert said in words, said
     assert "Warnings" not in words
-    assert "script" not in page.tags and all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links) and not ADDRESS.search(text)
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
     _check_pictures(page, run / "report")
 
 
 def test_the_report_has_what_was_told_while_the_run_was_trained(tiny_run, tmp_path):  # noqa: F811
     run = shutil.copytree(tiny_run, tmp_path / "run")
-    assert measure.warnings(Workdir(run)) == [] == measure.warnings(Workdir(tmp_path))
+    assert history.warnings(Workdir(run)) == [] == history.warnings(Workdir(tmp_path))
     for phase in ("meta", "pretrain"):
         saved = Checkpoints(run / phase).read()
         saved.metadata["health"]["told"] = {"head": f"{phase}: the head <has> not moved"}
@@ -141,6 +148,86 @@ def test_the_report_has_what_was_told_while_the_run_was_trained(tiny_run, tmp_pa
     assert report_main.main(["", str(run), "--num_tasks=4"]) == 0
     words = " ".join(Page((run / "report" / "index.html").read_text()).words)
     assert "Warnings pretrain: the head <has> not moved meta: the head <has> not moved" in words
+
+
+def test_the_baseline_is_the_network_before_meta_training_on_the_same_tasks(tiny_run):  # noqa: F811
+    settings = measure.settings_of(tiny_run, {"num_tasks": 20}, None)
+    tested = measure.measure(settings, tiny_run)
+    config_before = measure.settings_of(tiny_run, {"num_tasks": 20}, None)
+    config_before.meta.learn = "none"  # of the same workdir: the pre-trained network, with a head from zero
+    before = measure.measure(config_before, tiny_run)
+    np.testing.assert_array_equal(tested.baseline, before.answers)
+    assert before.baseline is None and before.baseline_accuracies is None
+    assert tested.chance == 0.2 and tested.backbone == "conv4 (width 0.25)"
+    np.testing.assert_allclose(tested.baseline_accuracies, before.accuracies)
+
+
+def test_without_the_pre_trained_network_the_report_has_no_baseline(tiny_run, tmp_path, caplog):  # noqa: F811
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(run / "pretrain")
+    assert measure.measure(measure.settings_of(run, {"num_tasks": 4}, None), run).baseline is None
+    assert "no baseline of pre-training alone: " in caplog.text
+
+
+def _scalars(scores, intervals, training):
+    """Validation after 100, 200, ... steps, and training accuracy in between."""
+    steps = 100 * np.arange(1, len(scores) + 1)
+    return {
+        "meta/val_accuracy": (steps, np.array(scores)), "meta/val_ci95": (steps, np.array(intervals)),
+        "meta/accuracy": (steps - 50, np.array(training)),
+    }  # fmt: skip
+
+
+def test_overfitting_is_validation_that_falls_by_more_than_its_intervals_while_training_rises():
+    line = history.overfitting(_scalars([0.5, 0.6, 0.55], [0.01] * 3, [0.5, 0.6, 0.7]), "meta")
+    assert line == (
+        "meta-training overfitted: validation fell from 60.00 ± 1.00 % at step 200 to 55.00 ± 1.00 % at step 300, "
+        "while training accuracy rose from 60.00 % to 70.00 %. Try fewer config.meta.steps or a larger "
+        f"config.meta.weight_decay. {history.RULE}"
+    )
+    assert not history.overfitting(_scalars([0.5, 0.6, 0.55], [0.03] * 3, [0.5, 0.6, 0.7]), "meta")  # within noise
+    assert not history.overfitting(_scalars([0.5, 0.6, 0.55], [0.01] * 3, [0.5, 0.6, 0.6]), "meta")  # training too
+    assert not history.overfitting(_scalars([0.5, 0.55, 0.6], [0.01] * 3, [0.5, 0.6, 0.7]), "meta")
+    assert not history.overfitting({}, "meta")
+
+
+def test_the_report_warns_of_overfitting_once_and_says_the_rule(tiny_run, tmp_path):  # noqa: F811
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [
+        {"step": step, "meta/accuracy": accuracy, "meta/val_accuracy": score, "meta/val_ci95": 0.01}
+        for step, accuracy, score in ((2, 0.5, 0.6), (4, 0.7, 0.5))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (warning,) = history.warnings(Workdir(run))
+    assert warning.startswith("meta-training overfitted: ") and warning.endswith(history.RULE)
+    saved = Checkpoints(run / "meta").read()
+    saved.metadata["health"]["told"] = {"falling": "meta step 4: validation has fallen"}
+    Checkpoints(run / "meta").save(saved.step, saved.items, saved.metadata)
+    assert history.warnings(Workdir(run)) == [f"meta step 4: validation has fallen. {history.RULE_IN_TRAINING}"]
+
+
+@pytest.mark.parametrize("count", [5, 100, 300])
+def test_the_confusion_matrix_of_any_size_has_every_cell_once_and_names_its_classes(count):
+    rng = np.random.default_rng(count)
+    met = np.where(rng.random((count, count)) < 0.6, 20, 0)
+    np.fill_diagonal(met, 40)
+    answered = rng.integers(0, 21, (count, count)) * (met > 0)
+    answered[0, 1], met[0, 1], met[0, 2] = 0, 20, 0
+    names = [f"class <{i}>" for i in range(count)]
+    page = Page(confusion.figure(answered, met, names))
+    assert {"svg", "script", "output"} <= set(page.tags) and page.links == []
+    data = json.loads(next(words for words in page.words if words.startswith("{")))
+    assert data["names"] == names and data["cells"]["1"] == [0, 20] and "2" not in data["cells"]
+    assert len(data["cells"]) == np.count_nonzero(met)
+    assert (names[-1] in page.words) == (count <= 100)  # on the axes; of more classes the pointer alone names them
+    squares = [
+        (int(x) // data["cell"], int(y) // data["cell"], int(width) // data["cell"])
+        for x, y, width in re.findall(r"M(\d+) (\d+)h(\d+)v", confusion.figure(answered, met, names))
+    ]
+    drawn = np.zeros((count, count), int)
+    for x, y, width in squares:
+        drawn[y, x : x + width] += 1
+    np.testing.assert_array_equal(drawn, met > 0)  # what never met is left to the hatching
 
 
 def _check_pictures(page, folder):
@@ -179,7 +266,9 @@ def test_a_comparison_of_runs(tiny_run, other_tiny_run, tmp_path, capsys):  # no
     difference = 100 * (other["accuracy"] - first["accuracy"])
     assert re.search(re.escape(f"{paths[2]} - {paths[0]}: {difference:+.2f} ± ") + r"[1-9]", printed)
     page = Page((tmp_path / "page" / "index.html").read_text())
-    assert page.tags.count("img") == 3 and first["episodes"] in " ".join(page.words)
+    words = " ".join(page.words)
+    assert page.tags.count("img") == 4 and first["episodes"] in words and "pre-training only, %" in words
+    assert "Comparison of 3 runs: conv4 (width 0.25) on glyphs" in words and "(chance 20 %)" in words
     assert (tmp_path / "page" / "scatter_3.png").is_file()
 
 
@@ -221,6 +310,16 @@ def test_what_may_differ_between_runs_does_not_stand_in_the_way():
     for key in comparison.SAME:
         with pytest.raises(ConfigError, match=f"{key} is 1 and 2"):
             comparison.check_same({"a": facts, "c": facts, "b": {**facts, key: 2}})
+
+
+def test_the_demo_ends_with_the_path_of_a_report(tiny_run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    shutil.copytree(tiny_run, tmp_path / "1shot")
+    monkeypatch.setattr(demo, "train_all", lambda path, seed: {shot: tiny_config(shot) for shot in demo.SHOTS})
+    monkeypatch.setattr(demo, "test", lambda *given: {})
+    monkeypatch.setattr(demo, "table", lambda results: ("| table |", []))
+    assert demo.main(["", f"--workdir={tmp_path}"]) == 0
+    page = tmp_path / "1shot" / "report" / "index.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"page: {page}" and page.is_file()
 
 
 def test_mistakes_are_one_line(tiny_run, tmp_path, capsys):  # noqa: F811
