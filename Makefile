@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Development and CI test against exactly this PyTorch (the oracle of the fidelity tests); without it they skip.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-slow chaos fuzz lint bench results docs clean
+.PHONY: demo test test-slow chaos fuzz lint bench results docs site dist clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m mtl_jax.demo --workdir=runs/demo
@@ -30,6 +30,7 @@ fuzz: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 # About 20 minutes on two cores; nothing else should run meanwhile. Writes benchmarks/results.json.
 bench: $(VENV)/installed-test
@@ -45,6 +46,14 @@ results: $(VENV)/installed
 docs: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m docs tests/test_docs.py
 
+# The pages and the API reference in build/site, without a network; a warning, such as of a broken link, is an error.
+site: $(VENV)/installed-test
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+
+# A release: sdist and wheel in dist/, each installed and tried in a new environment.
+dist: $(VENV)/installed-test
+	PYTHON=$(BIN)/python .ci/dist
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 is here; install one, or name one: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -55,10 +64,10 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg setup.py pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -e '.[test,lint,hub]'
+	$(BIN)/python -m pip install --quiet -e '.[test,lint,site,hub]'
 	$(BIN)/python -m pip install --quiet '$(TORCH)' || echo "without $(TORCH): the tests that need it skip"
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[vision]' || echo "without the extra vision: its tests skip"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.12 .venv-3.13 runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.12 .venv-3.13 runs build dist docs/api docs/index.md *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

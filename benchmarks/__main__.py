@@ -1,6 +1,6 @@
 """python -m benchmarks [--rows=a,d] [--quick] [--output=FILE]     measure, print the table, write FILE
 python -m benchmarks --rows=a,b,c --dtype=bfloat16 --times=8         the same on an accelerator, in its own precision
-python -m benchmarks table FILE [PAGE ...]                       print FILE's table, or put it into pages
+python -m benchmarks table FILE [PAGE ...]           print FILE's table, or put it, or its summary, into pages
 
 Rows: a meta-training step of the PyTorch preset, b of the TensorFlow preset, c pre-training step, d adaptation from
 features, e meta-test, f the loop, g preparing images, h start-up; i, peak memory, is a column. All take about
@@ -23,11 +23,11 @@ def _table(argv: list[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("pages", type=Path, nargs="*")
     flags = parser.parse_args(argv)
-    text = table.markdown(json.loads(flags.file.read_text(encoding="utf-8")))
+    results = json.loads(flags.file.read_text(encoding="utf-8"))
     for page in flags.pages:
-        table.insert(page, text)
+        table.insert(page, results)
     if not flags.pages:
-        print(text)
+        print(table.markdown(results))
     return 0
 
 

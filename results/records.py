@@ -9,11 +9,14 @@ import numpy as np
 
 from mtl_jax import ablation, metrics
 from mtl_jax.metrics import in_percent
+from mtl_jax.words import counted
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
-NOT_RUN = FOLDER / "not_run.json"
-EFFECTS, ABLATION, LADDER, SWEEP = (FOLDER / name for name in ("effects", "ablation", "ladder", "sweep"))
+NOT_RUN, PUBLISHED = FOLDER / "not_run.json", FOLDER / "published.json"
+EFFECTS, ABLATION, LADDER, SWEEP, PRETRAINED = (
+    FOLDER / name for name in ("effects", "ablation", "ladder", "sweep", "pretrained")
+)
 OPTIONS = FOLDER / "options" / "glyphs-1shot.json"
 # The tables: their page, and the name of the markers between which they stand there.
 PLACES = {
@@ -24,13 +27,15 @@ PLACES = {
     "options": ("docs/fidelity.md", "options"),
     "ladder": ("docs/results.md", "ladder"),
     "sweep": ("docs/meta_training.md", "sweep"),
+    "pretrained": ("docs/results.md", "pretrained"),
 }
 ORDER = ("train_head", "ft_all", "ss_all", "ss_all_hard")
 
 
 def measured_rows() -> dict[str, dict[str, Any]]:
     """The records of all measured rows by name, in the tables' order."""
-    found = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json") if path != NOT_RUN}
+    paths = set(FOLDER.glob("*.json")) - {NOT_RUN, PUBLISHED}
+    found = {path.stem: json.loads(path.read_text()) for path in paths}
     return dict(sorted(found.items(), key=lambda item: _place(item[1])))
 
 
@@ -41,13 +46,16 @@ def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def short_table() -> str:
-    """README's: 600 tasks, a column a shot."""
-    lines = ["| data, network | row | 1-shot | 5-shot |", "| --- | --- | --- | --- |"]
-    by_row: dict[tuple[str, str], dict[int, str]] = {}
-    for record in measured_rows().values():
-        by_row.setdefault((_network(record), record["label"]), {})[record["shot"]] = _cell(record["figures"][0])
-    for (network, label), shots in by_row.items():
-        lines.append(f"| {network} | {label} | {shots.get(1, 'not run')} | {shots.get(5, 'not run')} |")
+    """README's: the rows of published.json, what was published beside what was measured over 10,000 tasks."""
+    columns = "5-way", "method", "published, 1 / 5-shot", "measured, 1-shot", "measured, 5-shot", "seed", "trained on"
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    measured = measured_rows()
+    for row in json.loads(PUBLISHED.read_text()):
+        published = f"{' / '.join(row['published'])} %" if "published" in row else "-"
+        records = [measured[row["measured"].format(shot)] for shot in (1, 5)] if "measured" in row else []
+        figures = [_cell(record["figures"][1]) for record in records] or ["not run", "not run"]
+        seed, device = (str(records[0]["seed"]), records[0]["device"].split(",")[0]) if records else ("", "")
+        lines.append("| " + " | ".join([row["what"], row["row"], published, *figures, seed, device]) + " |")
     return "\n".join(lines)
 
 
@@ -178,6 +186,36 @@ def sweep_table() -> str:
     return "\n".join(lines) if found else "Not run."
 
 
+def pretrained_table() -> str:
+    """MTL on a network of others, a table a data set and shot."""
+    lines = []
+    for path in sorted(PRETRAINED.glob("*.json")):
+        record = json.loads(path.read_text())
+        device = "" if record["device"].startswith("CPU") else f" on {record['device']}"
+        lines += [f"{record['data']}, {record['way']}-way {record['shot']}-shot, `{record['command']}`, "
+                  f"{record['minutes']:g} minutes{device}:", "", pretrained_rows(record), ""]  # fmt: skip
+    return "\n".join(lines).rstrip("\n") or "Not run."
+
+
+def pretrained_rows(record: Mapping[str, Any]) -> str:
+    """The table of one record of `results.pretrained`."""
+    seeds, tasks = counted(len(record["seeds"]), "seed"), record["num_tasks"]
+    columns = "row", "learned below the head", f"accuracy, mean of {seeds}, {tasks:,} tasks"
+    columns += ("more than the first row, paired", "of each seed", "interval over seeds", "inner loop of seed 0")
+    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for number, row in enumerate(record["rows"]):
+        cells = [row["label"], f"{row['learned']:,}", _cell(row), "-", "-", "-"]
+        if number:
+            spread = row["difference_seeds_ci95"]
+            cells[3:] = [
+                _difference(row), ", ".join(f"{100 * one['difference']:+.2f}" for one in row["seeds"]),
+                "-" if spread is None else f"± {100 * spread:.2f}",
+            ]  # fmt: skip
+        cells.append(f"{row['seeds'][0]['inner_steps']} steps at {row['seeds'][0]['inner_lr']:.3g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "short": short_table,
     "long": long_table,
@@ -186,6 +224,7 @@ TABLES = {
     "options": options_table,
     "ladder": ladder_table,
     "sweep": sweep_table,
+    "pretrained": pretrained_table,
 }
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-NEEDS = ("gpu", "cluster", "download", "time")
+PAGES = (  # `make site` writes index.md
+    "README.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name != "index.md"),
+)
+NEEDS = ("gpu", "cluster", "download", "time", "browser")
 SHELL, PYTHON = ("sh", "bash", "shell"), ("python", "py")
 DATA = ("text", "json", "toml", "yaml", "csv", "console", "html")  # shown, not run
 PROGRAM = re.compile(r"(\w+=\S* )*(python3?|make|pip|git|tensorboard|kill|\.venv/bin/\w+|\.ci/run|srun|sbatch|ssh) ?")

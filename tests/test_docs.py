@@ -19,6 +19,7 @@ from mtl_jax import FewShotClassifier, data
 from mtl_jax import __main__ as listing
 
 TEXTS = {page: (ROOT / page).read_text() for page in PAGES}
+EXAMPLES = sorted(f"{path.stem}.py" for path in (ROOT / "examples").glob("*.ipynb"))
 WRITTEN = "configs/mine.py"  # by the reader of docs/configs.md
 every_page = pytest.mark.parametrize("page", PAGES)
 
@@ -146,8 +147,9 @@ def stand_in_for_trackers(monkeypatch) -> list:
 
 
 @pytest.mark.docs
-def test_the_example_runs(world):
-    docs_world.execute("python examples/few_shot.py")
+@pytest.mark.parametrize("script", EXAMPLES)
+def test_the_examples_run(script, world):
+    docs_world.execute(f"python examples/{script}")
 
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -70,7 +70,8 @@ def test_wheels_and_sdists_hold_the_configs_and_an_editable_install_is_a_path(tm
             for path in (ROOT / "configs").glob("*.py"):
                 assert wheel.read(f"mtl_jax/configs/{path.name}") == path.read_bytes()
         modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mtl_jax").rglob("*.py")}
-        assert files >= modules | {"mtl_jax/py.typed", "mtl_jax/export/fc100-conv4.safetensors"}
+        page = {f"mtl_jax/demo_page/{name}" for name in ("page.html", "style.css", "app.js", "files.js", "tools.js")}
+        assert files >= modules | page | {"mtl_jax/py.typed", "mtl_jax/export/fc100-conv4.safetensors"}
         with zipfile.ZipFile(_built("editable", folder, folder / "editable")) as wheel:
             (pth,) = (name for name in wheel.namelist() if name.endswith(".pth"))
             # Type checkers read paths, but do not run the `import` lines of other kinds of editable installs.

@@ -15,7 +15,6 @@ from benchmarks.rows import Case, groups
 from benchmarks.worker import QUEUED, Measured, Shared, Worker, WorkerError, queued
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/performance.md")
 RESULTS = ROOT / "benchmarks" / "results.json"
 
 
@@ -60,25 +59,38 @@ def test_times_have_three_digits_and_a_unit(value, text):
     assert table.seconds(value) == text
 
 
-def test_a_page_keeps_what_is_outside_the_markers(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
-    table.insert(page, "new")
-    assert table.carried(page) == "new"
-    assert page.read_text(encoding="utf-8") == f"before\n{table.BEGIN}\nnew\n{table.END}\nafter\n"
+@pytest.mark.parametrize("markers", [(table.BEGIN, table.END), table.SUMMARY])
+def test_a_page_keeps_what_is_outside_the_markers(tmp_path, monkeypatch, markers):
+    monkeypatch.setattr(table, "markdown", lambda results: "| table |")
+    monkeypatch.setattr(table, "summary", lambda results: "three sentences")
+    page, new = tmp_path / "page.md", "| table |" if markers[0] == table.BEGIN else "three sentences"
+    page.write_text(f"before\n{markers[0]}\nold\n{markers[1]}\nafter\n", encoding="utf-8")
+    table.insert(page, {})
+    assert table.carried(page, markers) == new
+    assert page.read_text(encoding="utf-8") == f"before\n{markers[0]}\n{new}\n{markers[1]}\nafter\n"
     page.write_text("no markers", encoding="utf-8")
     with pytest.raises(table.PageError, match=r"page\.md"):
-        table.carried(page)
+        table.insert(page, {})
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_pages_carry_the_table_of_the_results(name):
-    if not RESULTS.exists():
-        pytest.skip("benchmarks/results.json has not been measured")
-    page = ROOT / name
-    if table.BEGIN not in page.read_text(encoding="utf-8"):
-        pytest.skip(f"{name} carries no table")
-    assert table.carried(page) == table.markdown(json.loads(RESULTS.read_text(encoding="utf-8")))
+def test_pages_carry_what_was_measured():
+    measured = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert table.carried(ROOT / "docs/performance.md") == table.markdown(measured)
+    assert table.carried(ROOT / "README.md", table.SUMMARY) == table.summary(measured)
+    assert table.BEGIN not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_summary_has_each_rows_range():
+    ready = {"row": "e", "what": "10,000 test tasks, once the features are there", "seconds": 1.75, "peak_bytes": 1}
+    ratios = {"a": [0.6], "b": [0.57], "c": [0.744], "d": [71.4, 17.9], "e": [33.9, 41.7]}
+    rows = [
+        result(row=row, ratio=ratio, what="600 test tasks", seconds=34.2)
+        for row, each in ratios.items()
+        for ratio in each
+    ]
+    text = table.summary(results(*rows, ready))
+    for part in ("On 2 CPU cores", "1.8 s", "take 34 s, 34 to 42 times", "18 to 71 times", "at 0.57 to 0.74 times"):
+        assert part in text, part
 
 
 def test_every_row_of_the_help_exists():
