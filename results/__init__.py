@@ -8,6 +8,7 @@
     python -m results sweep --data=D --workdir=W --init=W --commit=HASH    # what meta-training adds, by validation
     python -m results gpu --data=D --plan=fc100 --minutes=8        # a data set's rows in the minutes of a GPU
     python -m results imagenet --data=D          # the package's networks on photographs: five classes, three of each
+    python -m results pretrained --data=D --workdir=W --commit=HASH    # MTL on the package's network for photographs
     python -m results table               # writes the tables of README.md and docs/ from the JSON files
 
 `D` holds a folder a data set: D/fc100, D/omniglot, as `configs/` take them.

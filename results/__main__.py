@@ -9,14 +9,14 @@ from results import records
 
 
 def main(argv: list[str]) -> int:
-    """keep, check, effects, options, ladder, sweep, gpu, imagenet or table."""
-    from results import check, effects, gpu, imagenet, keep, ladder, options, sweep
+    """keep, check, effects, options, ladder, sweep, gpu, imagenet, confidence, pretrained or table."""
+    from results import check, confidence, effects, gpu, imagenet, keep, ladder, options, pretrained, sweep
 
     root = argparse.ArgumentParser(
         "python -m results", description=results.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = root.add_subparsers(dest="command", required=True)
-    for part in (keep, check, effects, options, ladder, sweep, gpu, imagenet):
+    for part in (keep, check, effects, options, ladder, sweep, gpu, imagenet, confidence, pretrained):
         command = commands.add_parser(part.__name__.rsplit(".", 1)[1], help=part.__doc__.split("\n", 1)[0])
         part.add_flags(command)
         command.set_defaults(main=part.main)

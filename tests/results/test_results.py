@@ -80,6 +80,11 @@ def test_what_was_not_run_carries_no_number():
     for row in json.loads(records.NOT_RUN.read_text()):
         assert set(row) == {"what", "shot", "needs", "command"}
         assert row["command"].startswith("python ")
+    short = records.short_table().splitlines()
+    assert len(short) == 2 + 8
+    for line in short[2:]:
+        *_, first, second, seed, device = (cell.strip() for cell in line.strip("|").split("|"))
+        assert (first == second == "not run") == (not seed) == (not device), line
 
 
 @pytest.mark.parametrize("name", ["fc100-conv4", "imagenet-lite0"])
@@ -89,8 +94,9 @@ def test_the_packaged_networks_classify_photographs(name):
     bright = rng.integers(190, 255, (4, 40, 50, 3), np.uint8)
     classifier = FewShotClassifier.from_pretrained(name).fit([*grey[:3], *bright[:3]], ["dark"] * 3 + ["bright"] * 3)
     assert classifier.predict([grey[3], bright[3]]).tolist() == ["dark", "bright"]
-    known = "expected one of: fc100-conv4, imagenet-lite0"
-    with pytest.raises(CheckpointError, match=f"no network 'resnet' comes with the package, {known}"):
+    known = "give fc100-conv4, imagenet-lite0, a weight file, or hf-hub:OWNER/NAME"
+    missing = f"no bundled network is called 'resnet', and there is no such file; {known}"
+    with pytest.raises(CheckpointError, match=missing):
         FewShotClassifier.from_pretrained("resnet")
 
 
