@@ -1,4 +1,4 @@
-"""One row of the paper's ablation on glyphs; `python -m mtl_jax.ablation` runs all of them from one pre-training.
+"""One row of the paper's ablation on glyphs; `python -m mtl_jax.ablation` runs all rows from one pre-training.
 
     python train.py --config=configs/ablation.py:ss_all --workdir=runs/ss_all
 

@@ -3,9 +3,9 @@
     python train.py --config=configs/cifar_fs.py:resnet12,1shot --config.data.path=D --workdir=runs/cifar_fs
     python evaluate.py --workdir=runs/cifar_fs
 
-Argument, words separated by commas: `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
-`pytorch`, `tensorflow` or `paper` for that variant (without: the project's own default); `conv4`, `resnet12`,
-`resnet18` or `resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, else resnet12). The
+Argument: words separated by commas. `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
+`pytorch`, `tensorflow` or `paper` for that variant (default: the project's own); `conv4`, `resnet12`, `resnet18` or
+`resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, otherwise resnet12). The
 variants enlarge the 32 x 32 images to 84 or 92 pixels, as the implementations do with FC100; the project's default
 keeps them at 32.
 """

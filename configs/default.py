@@ -1,7 +1,7 @@
 """Every key of a config, with its meaning and default. The other configs change a few of them.
 
-The defaults are the best that the project can do honestly: BN by its running averages (inductive), second-order
-meta-gradients, 15 query images, selection on validation tasks only.
+The defaults follow good practice: batch norm by running averages (inductive), second-order meta-gradients, 15 query
+images, selection on validation tasks only.
 """
 
 from ml_collections import ConfigDict
@@ -26,24 +26,24 @@ def get_config() -> ConfigDict:
 def _data() -> ConfigDict:
     return ConfigDict({
         "name": "glyphs",  # glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder, tfds:NAME
-        "path": "",  # where your copy of the data is; its format is recognised
-        "image_size": 0,  # side of the stored square images, in pixels; 0: as they are
+        "path": "",  # your copy of the data; the format is detected
+        "image_size": 0,  # side of the stored square images, in pixels; 0: unchanged
         "resize": 0,  # shorter side before the centre crop to image_size, in pixels; 0: image_size
-        "interpolation": "bilinear",  # of that resize: bilinear, bicubic; both antialiased
+        "interpolation": "bilinear",  # resize method: bilinear, bicubic; both antialiased
         "crop": 0,  # side of a centre crop on the device, after augmentation, in pixels; 0: none
-        "channels": 0,  # 1 or 3; 0: as they are
+        "channels": 0,  # 1 or 3; 0: unchanged
         "mean": (0.5,),  # of each channel, for pixel values from 0 to 1; subtracted from the images
         "std": (0.5,),  # of each channel; divides the images after that
-        "rotations": False,  # training classes rotated by 90, 180 and 270 degrees count as further classes
-        "fractions": (),  # of classes for train, val and test, for data without a split: (0.6, 0.2, 0.2)
-        "lists": "",  # the classes of each split instead: a folder with {train,val,test}.txt, or a JSON file
-        "split_seed": 0,  # decides which classes the fractions pick
-        "convert": False,  # accept 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images, do not refuse them
-        "skip_corrupt": False,  # leave out what is no image or a damaged one, do not refuse it
-        "max_pixels": 250_000_000,  # of an image in its file; those with more are refused
+        "rotations": False,  # add training classes rotated by 90, 180 and 270 degrees as further classes
+        "fractions": (),  # share of the classes for train, val and test, for unsplit data: (0.5, 0.25, 0.25)
+        "lists": "",  # instead of fractions, the classes of each split: a folder with {train,val,test}.txt, or JSON
+        "split_seed": 0,  # assigns classes to the fractions
+        "convert": False,  # accept 16-bit, CMYK, palette, alpha, EXIF-rotated and animated images
+        "skip_corrupt": False,  # skip damaged files and files that are not images
+        "max_pixels": 250_000_000,  # largest image to read, in pixels; larger ones are refused
         "allow": "",  # problems to accept, separated by commas: shared_classes, shared_images, repeated_images
-        "cache_dir": "",  # empty: $MTL_JAX_CACHE, or else the user's cache folder
-        "device_budget_gb": 2.0,  # splits up to this size are kept in device memory, larger ones on the host
+        "cache_dir": "",  # empty: $MTL_JAX_CACHE, or the user's cache folder
+        "device_budget_gb": 2.0,  # splits up to this size are kept on the device, larger ones on the host
     })  # fmt: skip
 
 
@@ -57,34 +57,34 @@ def _backbone() -> ConfigDict:
         "activation": placeholder(str),  # relu, leaky_relu, relu6, none; unset: the reference's
         "dropout": placeholder(float),  # rate, in pre-training only; unset: the reference's
         "dropblock": 0,  # resnet12_640: side of the squares dropped after blocks 3 and 4, in pixels; 0: single pixels
-        "conv_bias": placeholder(bool),  # biases on all convolutions, or on none; unset: where the reference has them
+        "conv_bias": placeholder(bool),  # biases on all or no convolutions; unset: where the reference has them
         "norm_scale": True,  # whether batch norm has a trained scale
         "norm_bias": True,  # whether batch norm has a trained offset
-        "norm_epsilon": 1e-5,  # batch norm's; like all norm_... keys, leave it alone with another norm
+        "norm_epsilon": 1e-5,  # of batch norm; leave all norm_... keys unchanged with another norm
         "norm_momentum": 0.9,  # new average = norm_momentum * old average + (1 - norm_momentum) * batch
-        "norm_unbiased": placeholder(bool),  # whether averages use the unbiased variance; unset: as the reference
+        "norm_unbiased": placeholder(bool),  # whether averages use the unbiased variance; unset: as in the reference
         "resize": 0,  # resnet18: TensorFlow 1's bilinear resize of the input to this side (reference: 224); 0: none
     })  # fmt: skip
 
 
 def _pretrain() -> ConfigDict:
     return ConfigDict({
-        "init": "",  # a workdir, weight file or network of the package to start from instead of pre-training
+        "init": "",  # workdir, weight file or bundled network to start from instead of pre-training
         "steps": 2000,  # optimiser steps
         "batch_size": 64,  # images per step
-        "drop_last": True,  # leave out the last batch of an epoch if it is not full
+        "drop_last": True,  # drop the last batch of an epoch if it is not full
         "shuffle": "epoch",  # epoch: a new order every epoch; once: one order for all epochs
         "hidden": 0,  # units of the classifier's hidden layer; 0: a linear classifier
         "classifier_init": "uniform",  # uniform: U(+-1/sqrt(fan_in)), as PyTorch; xavier: Xavier-uniform with biases 0
-        "label_smoothing": 0.0,  # part of each label that is spread over all classes
-        "rotation": 0.0,  # weight of the rotation-prediction loss, see rotation_views; 0: images are not rotated
-        "rotation_views": "all",  # all: each image is used at 0, 90, 180 and 270 degrees; quarter: at one of these
-        "rotation_head": "features",  # what predicts the rotation: the backbone's features, or the classifier's logits
+        "label_smoothing": 0.0,  # share of each label that is spread over all classes
+        "rotation": 0.0,  # weight of the rotation-prediction loss, see rotation_views; 0: off
+        "rotation_views": "all",  # all: each image at 0, 90, 180 and 270 degrees; quarter: at one of them
+        "rotation_head": "features",  # input of the rotation head: the backbone's features, or the classifier's logits
         "dropblock_ramp": 0,  # steps over which the rate of backbone.dropblock rises from 0; 0: full rate at once
-        "teacher": "",  # a workdir whose pre-trained network this run learns from (distillation), besides the labels
-        "distill_weight": 0.5,  # weight of the distillation loss; the loss of the labels has the rest of 1
+        "teacher": "",  # workdir whose pre-trained network this run also learns from (distillation)
+        "distill_weight": 0.5,  # weight of the distillation loss; the label loss gets the rest of 1
         "temperature": 4.0,  # divides the teacher's and the student's logits in distillation
-        "average": 0.0,  # decay of a moving average of the weights, which then is the network; 0: the last weights
+        "average": 0.0,  # decay of a moving average of the weights, which is then used; 0: off
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # eps is added after Adam's bias correction, or before it (PyTorch 0.4, TensorFlow 1)
         "lr": 1e-3,  # learning rate at the start
@@ -97,9 +97,9 @@ def _pretrain() -> ConfigDict:
         "decay_delay": 0,  # steps: optimiser steps before the first period
         "augment": {
             "shift": 0,  # random shift by up to this many pixels
-            "pad": "edge",  # what a shift moves in: edge: the edge pixels, repeated; zero: black
+            "pad": "edge",  # border of a shift: edge: repeated edge pixels; zero: black
             "jitter": 0.0,  # random brightness, contrast and saturation: factors within 1 +- this
-            "flip": False,  # random mirroring, left to right
+            "flip": False,  # random horizontal flips
             "resized_crop": 0,  # side of a random resized crop, in pixels; 0: none
             "resized_crop_scale": (0.08, 1.0),  # range of the crop's area, as a fraction of the image's
         },
@@ -108,26 +108,26 @@ def _pretrain() -> ConfigDict:
         "val_tasks": 600,  # tasks per validation
         "val_shot": placeholder(int),  # unset: meta.shot
         "val_query": placeholder(int),  # unset: meta.query
-        "select": "best",  # checkpoint that meta-training starts from: best (on validation), last
+        "select": "best",  # checkpoint to start meta-training from: best (on validation), last
     })  # fmt: skip
 
 
 def _inner() -> ConfigDict:
     return ConfigDict({
-        "base_learner": "linear",  # linear: MTL's; cosine; prototypes; ridge; logistic
+        "base_learner": "linear",  # linear (MTL's), cosine, prototypes, ridge, logistic
         "steps": 20,  # linear, cosine: updates in the inner loop
         "lr": 0.1,  # learning rate β of the inner loop
         "first_order": False,  # treat inner gradients as constants in the meta-gradient
         "loss_scale": "mean",  # mean: mean over the support images; per_shot: their sum divided by K
-        "adapt": "head",  # what the inner loop updates: head; last_block, all: that part of the backbone as well
-        "start": "learned",  # linear, cosine: where each task's head starts: learned; zero; prototypes
+        "adapt": "head",  # updated by the inner loop: head; last_block or all: that part of the backbone too
+        "start": "learned",  # linear, cosine: start of each task's head: learned, zero, prototypes
         "head_init": "zero",  # of a learned start: zero, he, xavier
-        "learn_lr": False,  # linear, cosine: meta-learn the rate of every inner step; they start at lr
+        "learn_lr": False,  # linear, cosine: meta-learn a rate for every inner step, starting at lr
         "ensemble": False,  # linear, cosine: sum the logits of all inner steps with meta-learned weights (E3BM)
         "distance": "euclidean",  # prototypes: euclidean (squared), cosine
         "l2": 1.0,  # ridge: λ at its start; logistic: 1 / C at its start, C as in scikit-learn; both are meta-learned
         "features": "plain",  # of the head: plain; l2: scaled to length 1; centered_l2: minus the support mean, then l2
-        "remat": False,  # recompute activations instead of storing them, where the inner loop updates the backbone
+        "remat": False,  # recompute activations instead of storing them, if the inner loop updates the backbone
     })  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _meta() -> ConfigDict:
         "per": "pair",  # a scale for each pair of channels (SS), or for each output, norm layers included (SSF)
         "scale": "all",  # convolutions with SS: all, main (no shortcuts)
         "shift": "bias",  # where SS shifts: bias: convolutions that have a bias; nowhere
-        "norm_affine": False,  # meta-learn batch norm's scale and offset as well, in the same blocks
+        "norm_affine": False,  # also meta-learn batch norm's scale and offset in these blocks
         "batch_norm": "running",  # statistics: running, batch, train
         "optimizer": "adam",  # adam, sgd (Nesterov)
         "adam_eps": "after",  # eps is added after Adam's bias correction, or before it (PyTorch 0.4, TensorFlow 1)
@@ -160,15 +160,15 @@ def _meta() -> ConfigDict:
         "val_tasks": 600,  # tasks per validation
         "val_shot": placeholder(int),  # unset: meta.shot
         "val_query": placeholder(int),  # unset: meta.query
-        "select": "best",  # checkpoint that is tested: best (on validation), last
+        "select": "best",  # checkpoint to test: best (on validation), last
     })  # fmt: skip
 
 
 def _hard_tasks() -> ConfigDict:
     return ConfigDict({
-        "enabled": False,  # train on tasks made of classes that the network failed at
-        "round": 10,  # meta-batches whose failure classes are collected
-        "extra": 8,  # K': tasks made of them after each round, in meta-batches of tasks_per_step
+        "enabled": False,  # also train on tasks made of the classes that the network failed on
+        "round": 10,  # meta-batches between rounds of hard tasks, whose failure classes are collected
+        "extra": 8,  # K': hard tasks per round, in meta-batches of tasks_per_step
     })  # fmt: skip
 
 
@@ -179,10 +179,10 @@ def _evaluate() -> ConfigDict:
         "way": placeholder(int),  # unset: meta.way
         "shot": placeholder(int),  # unset: meta.shot
         "query": 15,  # query images per class
-        "seed": 1,  # of the test tasks; tasks on val always differ from those of validation in training
+        "seed": 1,  # of the test tasks; tasks on val always differ from those of validation
         "inner_steps": placeholder(int),  # unset: inner.steps
         "inner_lr": placeholder(float),  # unset: inner.lr
-        "flips": False,  # add the mirror image of each support image to the support set
+        "flips": False,  # add each support image's mirror image to the support set
         "crops": 0,  # random crops of each support image added to the support set
         "crop_area": 0.5,  # smallest area of such a crop, as a fraction of the image's
         "every_step": False,  # also report the accuracy after each inner step
@@ -192,15 +192,16 @@ def _evaluate() -> ConfigDict:
 def _runtime() -> ConfigDict:
     return ConfigDict({
         "devices": 0,  # local devices to use; 0: all
-        "chunk": 0,  # tasks per device whose activations are in memory at once; 0: as many as memory_gb holds
-        "memory_gb": 16.0,  # memory of a device; what a step needs is estimated from its shapes
-        "steps_per_dispatch": 1,  # optimiser steps per call of the device; leave it at 1 on CPUs
+        "chunk": 0,  # tasks per device processed at once; 0: as many as fit into memory_gb
+        "memory_gb": 16.0,  # memory of a device; the need of a step is estimated from its shapes
+        "steps_per_dispatch": 1,  # optimiser steps per device call; leave it at 1 on CPUs
         "dtype": "float32",  # of the backbone's computation: float32, bfloat16, auto (bfloat16 on accelerators)
-        "deterministic": False,  # GPU kernels that sum in a fixed order, so that the same run gives the same bytes
+        "deterministic": False,  # use GPU kernels that sum in a fixed order, for bit-identical runs
         "log_every": 20,  # steps between lines of the log
         "checkpoint_every": 500,  # steps between checkpoints
-        "keep": 2,  # latest checkpoints to keep, besides the best one
-        "skip_nonfinite": 0,  # steps of a phase that may be skipped because they are not finite; one more stops the run
+        "keep": 2,  # latest checkpoints to keep, besides the best
+        "skip_nonfinite": 0,  # non-finite steps to skip per phase; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
-        "task_chunk": 1000,  # tasks adapted at once in evaluation; at most 2 where each task has its own features
+        "cache_trunk": False,  # keep on disk what all below the last block computes of an image, where that is frozen
+        "task_chunk": 1000,  # tasks adapted at once in evaluation; at most 2 if each task has its own features
     })  # fmt: skip

@@ -3,11 +3,11 @@
     python train.py --config=configs/miniimagenet.py:pytorch,1shot --config.data.path=D --workdir=runs/miniimagenet
     python evaluate.py --workdir=runs/miniimagenet
 
-Argument, words separated by commas: `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
-`pytorch`, `tensorflow` or `paper` for that variant (without: the project's own default); `conv4`, `resnet12`,
-`resnet18` or `resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, else resnet12).
-Schedules are sized for a GPU: on it a run takes hours, on a CPU weeks. No score of this data set has been measured
-with this project.
+Argument: words separated by commas. `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
+`pytorch`, `tensorflow` or `paper` for that variant (default: the project's own); `conv4`, `resnet12`, `resnet18` or
+`resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, otherwise resnet12).
+Schedules are sized for a GPU, where a run takes hours; on a CPU it takes weeks. No result on this data set has been
+measured with this project.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """Meta-transfer learning for few-shot image classification (Sun et al., CVPR 2019) as pure JAX functions.
 
 The names here are the library; README and docs/research.md show them composed with `jax.grad`, `vmap`, `jit`, `pmap`.
-Each is imported when it is first used, so that a program's list and its first line do not wait for JAX.
+Each is imported on first use, so that listing the programs does not wait for JAX.
 """
 
 import importlib

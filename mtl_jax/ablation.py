@@ -1,4 +1,4 @@
-"""The paper's ablation: what adapts to a task and what is meta-learned, every row from one pre-training.
+"""The paper's ablation: what adapts to a task and what is meta-learned, all rows from one pre-training.
 
     python -m mtl_jax.ablation --workdir=runs/ablation
     python -m mtl_jax.ablation --workdir=runs/mini --config=configs/miniimagenet.py:paper,1shot --config.data.path=D
@@ -7,8 +7,8 @@ Prints a table of test accuracies with paired differences to the first row, and 
     python -m mtl_jax.ablation --workdir=runs/ablation --rows=train_head,train_ridge,ss_all,ss_ridge
 
 Every row's inner rate and number of steps are chosen from the same grid on validation tasks; so are ridge's λ and
-logistic's C where they are not meta-learned. Where the inner loop moves the backbone, a task costs a gradient step of
-the whole network at a time, so those rows have fewer tasks (--few_tasks). By default the rows are the paper's.
+logistic's C if they are not meta-learned. If the inner loop adapts the backbone, each of its steps is a gradient step
+of the whole network, so those rows have fewer tasks (--few_tasks). By default the rows are the paper's.
 """
 
 import functools
@@ -44,7 +44,7 @@ WEIGHTS_RATE = 1 / 3
 
 
 class Row(NamedTuple):
-    """A row of the table: its label, and the options that make it."""
+    """A row of the table: its label, and the options that make it; `per` is that of the config where it is empty."""
 
     label: str
     learn: str
@@ -52,6 +52,7 @@ class Row(NamedTuple):
     adapt: str = "head"
     hard_tasks: bool = False
     learner: str = ""
+    per: str = ""
 
 
 # Other base-learners than MTL's linear one: their names in the table, and their options in the config's group `inner`.
@@ -81,6 +82,10 @@ PAPER_ROWS: Mapping[str, Row] = {
 }
 ROWS: Mapping[str, Row] = {
     **PAPER_ROWS,
+    "ss_last_hard": Row("SS [Θ4; θ] + hard tasks", "ss", blocks="last", hard_tasks=True),
+    "ssf_last": Row("SSF [Θ4; θ]", "ss", blocks="last", per="output"),
+    "ssf_last_hard": Row("SSF [Θ4; θ] + hard tasks", "ss", blocks="last", hard_tasks=True, per="output"),
+    "ssf_all": Row("SSF [Θ; θ]", "ss", per="output"),
     **{
         f"train_{name}": Row(f"no meta-learning, {label}", "none", learner=name)
         for name, (label, _) in LEARNERS.items()
@@ -118,6 +123,8 @@ def apply_row(config: ConfigDict, name: str) -> ConfigDict:
     if row.learn == "weights":
         config.meta.lr *= WEIGHTS_RATE
     config.inner.adapt = row.adapt
+    if row.per:
+        config.meta.per = row.per
     if row.learner:
         config.inner.update(LEARNERS[row.learner][1])
     if row.learn != "none" and row.adapt != "head":
@@ -176,7 +183,8 @@ def test(settings: ConfigDict, place: workdir.Workdir, dataset: Dataset, count: 
             l2, model = _choose_l2(settings, model, val, protocol)
     elif not inner.learn_lr:
         by_step = functools.partial(evaluate.accuracies, settings, model, val, every_step=True)
-        rates = [factor * inner.lr for factor in FACTORS]
+        rate: Any = inner.lr  # one: rates of steps are learned
+        rates = [factor * rate for factor in FACTORS]
         protocol = choose_inner(protocol._replace(inner=inner._replace(steps=steps)), by_step, rates)
     tasks = sample_all(held_out.table(), protocol)
     accuracies = evaluate.accuracies(settings, model, held_out, protocol, tasks=tasks)
@@ -252,9 +260,9 @@ def main(argv: Sequence[str]) -> int:
     values = flags.FlagValues()
     command_line.define_config(values, required=False)
     flags.DEFINE_list("rows", list(PAPER_ROWS), f"of {', '.join(ROWS)}", flag_values=values)
-    flags.DEFINE_integer("num_tasks", 600, "test tasks of a row", flag_values=values)
-    flags.DEFINE_integer("few_tasks", 100, "test tasks where the inner loop moves the backbone", flag_values=values)
-    flags.DEFINE_list("rates", [], "ROW=RATE, ...: meta.lr of single rows", flag_values=values)
+    flags.DEFINE_integer("num_tasks", 600, "test tasks per row", flag_values=values)
+    flags.DEFINE_integer("few_tasks", 100, "test tasks if the inner loop adapts the backbone", flag_values=values)
+    flags.DEFINE_list("rates", [], "ROW=RATE, ...: meta.lr for single rows", flag_values=values)
     command_line.parse(values, argv, __doc__)
     started, path = time.monotonic(), Path(values.workdir)
     config = values.config if values.config is not None else glyphs.get_config("1shot")
@@ -270,7 +278,8 @@ def main(argv: Sequence[str]) -> int:
         **environment.device_facts(), "rows": records,
     })  # fmt: skip
     workdir.write_bytes_atomic(path / "table.md", f"{text}\n".encode())
-    print(f"\n{dataset.name} {dataset.fingerprint[:12]}, {config.meta.way}-way {config.meta.shot}-shot, "
+    print(f"\n{dataset.name} {dataset.fingerprint[:12]}, {config.meta.way}-way {config.meta.shot}-shot "
+          f"({metrics.describe_chance(1 / config.meta.way)}), "
           f"{counted(config.evaluate.query, 'query')} a class, seed "
           f"{config.evaluate.seed} of the tasks\n\n{text}\n\n{minutes:.1f} minutes")  # fmt: skip
     return 0

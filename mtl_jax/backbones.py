@@ -121,7 +121,7 @@ class ResNet12x640(nn.Module):
 
 
 class _ResNet12x640Block(nn.Module):
-    """Three times conv - norm (- activation but for the last), plus a normalised 1x1 shortcut; activation, max-pool."""
+    """Three times conv - norm (- activation, except the last), plus a normalised 1x1 shortcut; activation, max-pool."""
 
     options: Options
     features: int
@@ -332,4 +332,4 @@ def check_unread(name: str, options: Mapping[str, Any], where: str) -> None:
         values = ", ".join(f"{where}{key} is {options[key]!r}" for key in unused)
         expected = ", ".join(f"{key} {value!r}" for key, value in unused.items())
         norm = options.get("norm", "batch")
-        raise ConfigError(f"{values}, but {name} with norm {norm!r} does not read that; leave {expected}")
+        raise ConfigError(f"{values}, but {name} with norm {norm!r} does not use it; keep {expected}")

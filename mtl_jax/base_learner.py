@@ -4,7 +4,8 @@
 descent on a linear layer never leaves the span of its support features, so the loop can run on S x N coefficients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,15 +96,16 @@ def adapt(
     return params
 
 
-def _rate_trees(lr: float | Array | Params, params: Params, steps: int) -> tuple[Params, bool]:
+def _rate_trees(lr: Any, params: Params, steps: int) -> tuple[Params, bool]:
     """The rates of each parameter, and whether a rate is [steps], one for each step."""
-    by_step = jax.tree_util.all_leaves([lr]) and jnp.shape(lr) == (steps,)
+    by_step: bool = jax.tree_util.all_leaves([lr]) and jnp.shape(lr) == (steps,)
     if by_step and jax.tree_util.all_leaves([params]) and jnp.shape(params) == (steps,):
         raise ConfigError(
             f"lr and params both have shape {(steps,)}, and there are {steps} steps: rates of steps or of elements? "
             "Put params into a dict, and rates of elements into one like it"
         )
-    if by_step or jax.tree.structure(lr) != jax.tree.structure(params):
+    given, expected = jax.tree.structure(lr), jax.tree.structure(params)
+    if by_step or given != expected:  # type: ignore[operator]
         lr = step_rates(lr, steps)
         return jax.tree.map(lambda _: lr, params), jnp.ndim(lr) == 1
     for (path, rate), leaf in zip(jax.tree.leaves_with_path(lr), jax.tree.leaves(params), strict=True):
@@ -111,13 +113,13 @@ def _rate_trees(lr: float | Array | Params, params: Params, steps: int) -> tuple
             name, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
             raise ConfigError(
                 f"lr{name} has shape {jnp.shape(rate)}, expected a number or that of the parameter, {shape}; "
-                "rates of steps are no tree but one array, [steps]"
+                "give rates of steps as one array, [steps], not as a tree"
             )
     return lr, False
 
 
-def step_rates(lr: float | Sequence[float] | Array, steps: int) -> float | Array:
-    """A single rate unchanged, or a rate for each step as an array [steps].
+def step_rates(lr: Any, steps: int) -> Any:
+    """A single rate unchanged, a float or an array []; or a rate for each step as an array [steps].
 
     Raises:
       ConfigError: `lr` is neither.
@@ -164,7 +166,7 @@ def adapt_head(
       ConfigError: shapes do not fit together, or labels are not 0..N-1. Under `jit` labels are unknown: a wrong one
         makes every number NaN.
     """
-    options = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
+    options: dict[str, Any] = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
     return _head_trajectory(head, features, labels, **options)[0]
 
 
@@ -224,7 +226,7 @@ def adapted_logits(
     """
     rows, width = support_features.shape
     if rows >= width:
-        options = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
+        options: dict[str, Any] = {"steps": steps, "lr": lr, "first_order": first_order, "weights": weights}
         final, before = _head_trajectory(head, support_features, support_labels, **options)
         if not trajectory:
             return logits(final, query_features)
@@ -244,7 +246,7 @@ def adapted_logits(
 
 
 def _span_loop(
-    head: Params, support: Array, labels: Array, *, steps: int, lr: float | Array, first_order: bool, weights: Array
+    head: Params, support: Array, labels: Array, *, steps: int, lr: Any, first_order: bool, weights: Array
 ) -> tuple[Array, Array]:
     """The coefficients A [S, N] after the last step, and before each step [steps, S, N]."""
     gram = support @ support.T + 1

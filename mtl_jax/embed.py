@@ -8,7 +8,7 @@ depend on the batch, or that changes `batch_stats`, must say so: give `Embed(fun
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,19 @@ from flax import linen as nn
 from mtl_jax.errors import ConfigError
 from mtl_jax.types import Array, Params
 
-Embedder = Callable[[Params, Params, Array], tuple[Array, Params]]
-"""(params, batch_stats, images [B, ...]) -> (features [B, F], batch_stats)."""
+
+class Embedder(Protocol):
+    """Any function (params, batch_stats, images [B, ...]) -> (features [B, F], batch_stats)."""
+
+    def __call__(self, params: Params, batch_stats: Params, images: Array, /) -> tuple[Array, Params]:
+        """One batch."""
+
+
+class Preparation(Protocol):
+    """Any function of stored images [..., H, W, C] -> float32 images for the backbone."""
+
+    def __call__(self, images: Array, /) -> Array:
+        """One batch."""
 
 
 class Embed(NamedTuple):
@@ -32,7 +43,7 @@ class Embed(NamedTuple):
 
     module: Any
     batch_statistics: str = "running"
-    prepare: Callable[[Array], Array] = lambda images: images
+    prepare: Preparation = lambda images: images
 
     def __call__(self, params: Params, batch_stats: Params, images: Array) -> tuple[Array, Params]:
         """images [B, H, W, C] -> (features [B, F], averages, which change in mode 'train' only)."""
@@ -43,27 +54,28 @@ class Embed(NamedTuple):
         variables = {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
         options = mode_options(self.module, mode)
         if mode == "running" or (mode == "batch" and "batch_statistics" in options):
-            return self.module.apply(variables, inputs, **options), batch_stats
+            unchanged: Array = self.module.apply(variables, inputs, **options)  # type: ignore[assignment]
+            return unchanged, batch_stats
         features, new = self.module.apply(variables, inputs, **options, mutable=["batch_stats"])
         return features, new.get("batch_stats", batch_stats) if mode == "train" else batch_stats
 
 
 def mode_options(module: nn.Module, mode: str) -> dict[str, Any]:
     """The argument that sets a module's mode of batch norm; none if it has no such argument."""
-    names = _arguments(type(module))
+    names = _arguments(type(module).__call__)
     values = {"batch_statistics": mode, "train": mode != "running", "use_running_average": mode == "running"}
     return next(({name: value} for name, value in values.items() if name in names), {})
 
 
 def training_options(module: nn.Module, mode: str) -> dict[str, Any]:
     """The arguments of a module in pre-training: dropout is on, if it has `train`, and batch norm is in a mode."""
-    switch = {"train": True} if "train" in _arguments(type(module)) else {}
+    switch = {"train": True} if "train" in _arguments(type(module).__call__) else {}
     return {**switch, **mode_options(module, mode)}
 
 
 @functools.lru_cache
-def _arguments(module: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(module.__call__).parameters)
+def _arguments(call: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(call).parameters)
 
 
 def statistics_of(embed: Embedder) -> str:

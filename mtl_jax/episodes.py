@@ -5,6 +5,7 @@ support and query set never share an image. The key alone determines the task.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,10 @@ def check_table(
     """
     counts = np.asarray(table.counts)
     if len(counts) < way:
+        flags = f", or give --config.meta.way={len(counts)} (evaluate.py: --way={len(counts)})"
         raise DataError(
-            f"{split} has {counted(len(counts), 'class')}, too few for {way}-way tasks; lower way or add classes"
+            f"{split} has {counted(len(counts), 'class')}, too few for {way}-way tasks; add classes"
+            f"{flags if len(counts) > 1 else ''}"
         )
     small = np.flatnonzero(counts < shot + query)
     if small.size:
@@ -49,11 +52,11 @@ def check_sizes(table: ClassTable, *, way: int, shot: int, query: int) -> None:
     Raises:
       DataError: as `check_table`.
     """
-    counts = table.counts
+    counts: Any = table.counts
     if isinstance(counts, jax.core.Tracer):
         counts = np.full(counts.shape, table.indices.shape[1])
     names = [f"class {number}" for number in range(len(counts))]
-    check_table(ClassTable(None, counts), names, way=way, shot=shot, query=query, split="the table")
+    check_table(ClassTable(table.indices, counts), names, way=way, shot=shot, query=query, split="the table")
 
 
 def sample_episode(key: Array, table: ClassTable, *, way: int, shot: int, query: int) -> tuple[Array, Array]:

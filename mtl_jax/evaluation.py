@@ -141,7 +141,7 @@ def evaluate_tasks(
     if every_step and not isinstance(protocol.inner, Inner):
         raise ConfigError(f"every_step: {type(protocol.inner).__name__} has no inner steps")
     support_views.check_crops(protocol.crops, moved, statistics_of(model.embed))
-    options = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
+    options: dict[str, Any] = {"tasks": tasks, "every_step": every_step, "outcome": outcome, "devices": devices}
     model = model._replace(embed=for_evaluation(model.embed))
     if moved != "head" or statistics_of(model.embed) == "batch":
         return adapt_per_task(model, head, images, table, protocol, chunk=min(chunk, OWN_FEATURES), **options)
@@ -198,7 +198,7 @@ def sample_all(table: ClassTable, protocol: Protocol, *, chunk: int = 1000, firs
 
 def _drawer(
     table: ClassTable, protocol: Protocol, tasks: Tasks | None, images: int | None
-) -> Callable[[int, int], tuple[Array, Array]]:
+) -> Callable[[int, int], Any]:
     """(start, count) -> (support [count, N, K], query [count, N, Q]); beyond the last task they are arbitrary.
 
     Raises ConfigError and DataError if the tasks cannot be right; `images` is the number of images, if known.
@@ -207,9 +207,11 @@ def _drawer(
         episodes.check_positions(images, *(tasks or [np.max(table.indices, initial=0)]))
     if tasks is not None:
         _check_tasks(tasks, protocol)
-        return lambda start, count: tuple(
-            np.take(part, np.arange(start, start + count), axis=0, mode="wrap") for part in tasks
-        )
+
+        def drawn(start: int, count: int) -> Any:
+            return tuple(np.take(part, np.arange(start, start + count), axis=0, mode="wrap") for part in tasks)
+
+        return drawn
     episodes.check_sizes(table, way=protocol.way, shot=protocol.shot, query=protocol.query)
     table, static = ClassTable(*map(jnp.asarray, table)), _without_numbers(protocol)
     return lambda start, count: _sample(static, count, table, protocol.seed, start)
@@ -227,7 +229,7 @@ def _check_tasks(tasks: Tasks, protocol: Protocol) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sample(protocol: Protocol, count: int, table: ClassTable, seed: Array, start: Array) -> tuple[Array, Array]:
+def _sample(protocol: Protocol, count: int, table: ClassTable, seed: Any, start: Array) -> tuple[Array, Array]:
     return sample(table, protocol._replace(seed=seed), start, count)
 
 
@@ -285,7 +287,7 @@ def _adapt_chunk(
     return jax.vmap(run)(*tasks)
 
 
-def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Array | None) -> Array:
+def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Any) -> Array:
     """The outcome of one task from features; `support` may have those of further views after the images' own."""
     protocol, inner, options = static.protocol, static.protocol.inner, {}
     labels = jnp.tile(task.support_labels, len(support) // len(task.support_labels))
@@ -358,6 +360,7 @@ def predict_task(
     positions = np.arange(rows.size).reshape(rows.shape)
     task = Tasks(*np.split(positions[None], [support.shape[1]], axis=2))
     task_images = np.asarray(images)[rows.ravel()]
-    no_table = ClassTable(np.zeros((0, 0), np.int32), np.zeros(0, np.int32))
+    empty: tuple[Any, Any] = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
+    no_table = ClassTable(*empty)
     protocol = protocol._replace(num_tasks=1, shot=support.shape[1], query=query.shape[1])
     return evaluate_tasks(model, task_images, no_table, protocol, tasks=task, outcome=answers)[0].astype(np.int32)

@@ -74,7 +74,7 @@ def sample_tasks(
     """
     episodes.check_sizes(table, way=way, shot=shot, query=query)
     if pool.shape != table.counts.shape:
-        raise ConfigError(f"the pool has shape {pool.shape}, expected {table.counts.shape}: a number for each class")
+        raise ConfigError(f"the pool has shape {pool.shape}, expected {table.counts.shape}: one number per class")
 
     def sample(key):
         class_key, image_key = jax.random.split(key)

@@ -121,7 +121,7 @@ def max_pool(x: Array, same: bool = False) -> Array:
 class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, in the three modes that the MTL implementations use.
 
-    `running` normalises by the stored averages. `batch` normalises by the statistics of the batch at hand and stores
+    `running` normalises by the stored averages. `batch` normalises by the statistics of the current batch and stores
     nothing. `train` does the same and moves the averages: new = momentum * old + (1 - momentum) * batch.
 
     The variance that normalises is the biased one. With `unbiased`, the averaged one is n / (n - 1) times as large

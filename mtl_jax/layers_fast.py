@@ -55,7 +55,7 @@ def over_devices(value: Array, axis_name: str | None) -> Array:
 def channel_sum(x: Array) -> Array:
     """The sum of maps [B, H, W, C] over all axes but the last, [C], for CPUs.
 
-    XLA splits a sum of more than 32 numbers on a CPU: it writes what is to be added up to memory first, and adds lines
+    XLA splits a sum of more than 32 numbers on a CPU: it first writes the terms to memory, and adds lines
     of C numbers. So images are added up in blocks (of 1 if no number up to 32 divides B), and the rest by products with
     ones, one a block. A single product would add up hundreds of thousands of numbers in turn, too many for float32.
     """
@@ -139,7 +139,8 @@ def _moments_tangents(
 ) -> tuple[Array, Array]:
     """Tangents of mean and variance. The variance's derivative by the mean is 0: a sum over all pixels less."""
     slopes = total(tangent), 2 * total((x - mean) * tangent)
-    return tuple(over_devices(slope / (x.size // x.shape[-1]), axis_name) for slope in slopes)
+    of_mean, of_variance = (over_devices(slope / (x.size // x.shape[-1]), axis_name) for slope in slopes)
+    return of_mean, of_variance
 
 
 # Normalisation

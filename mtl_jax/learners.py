@@ -5,7 +5,6 @@ A base-learner is any hashable callable `(learned, support_features, support_lab
 `solved_learners` has those with a solution in closed form or at convergence. A function of your own does as well.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -108,8 +107,9 @@ class Inner(NamedTuple):
         way = head["kernel"].shape[-1]
         weights = loss_weights(labels, way, self.loss_scale, shot) if weights is None else weights
         adapted = cosine_head.adapted_logits if self.head == "cosine" else base_learner.adapted_logits
+        rates: Any = self.rates(learned)
         logits = adapted(
-            head, support, labels, query, steps=self.steps, lr=self.rates(learned), first_order=self.first_order,
+            head, support, labels, query, steps=self.steps, lr=rates, first_order=self.first_order,
             weights=weights, trajectory=trajectory or self.ensemble,
         )  # fmt: skip
         if not self.ensemble:
@@ -175,7 +175,7 @@ def loss_weights(labels: Array, way: int, loss_scale: str, shot: int | None = No
 def check_inner(inner: Any) -> None:
     """Raises ConfigError if a base-learner cannot be called, or an `Inner`'s values are unknown or contradictory."""
     if not isinstance(inner, Inner):
-        if not isinstance(inner, Callable):
+        if not callable(inner):
             raise ConfigError(f"inner is {inner!r}, expected an Inner or another base-learner, see mtl_jax.learners")
         return
     for name, allowed in (("adapt", ADAPT), ("head", HEADS), ("start", STARTS)):

@@ -11,6 +11,7 @@ Conjugate gradients do, in the inner product of W = Zᵀ A, where the system is 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,7 @@ def _conjugate_gradients(gram: Callable, c: Array, p: Array, right: Unknowns, sh
     kr = gram(r)
     norm = _norm(r, kr, s)
     zero = vary_like((jnp.zeros_like(r), jnp.zeros_like(s), jnp.zeros_like(r)), p)
-    state = 0, (*zero, (r, kr, s), (r, kr, s), norm)
+    state: Any = 0, (*zero, (r, kr, s), (r, kr, s), norm)
     state = jax.lax.while_loop(lambda state: (state[0] < most) & (state[1][-1] > share**2 * norm), block, state)[1]
     return state[:2]
 

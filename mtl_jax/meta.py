@@ -80,8 +80,9 @@ def episode_logits(
     check_inner(inner)
     params, head = backbone_params(learned, frozen), learned.get("head", {})
     if moved_part(inner) != "head":
-        weights = loss_weights(episode.support_labels, head["bias"].shape[-1], inner.loss_scale)
-        return _adapted_backbone_logits(params, head, frozen.batch_stats, episode, weights, embed, inner)
+        descent: Any = inner  # has an Inner's options
+        weights = loss_weights(episode.support_labels, head["bias"].shape[-1], descent.loss_scale)
+        return _adapted_backbone_logits(params, head, frozen.batch_stats, episode, weights, embed, descent)
     constant = getattr(inner, "is_support_constant", False)
     support, query, stats = _embed_both(params, frozen.batch_stats, episode, embed, constant)
     return inner(head, support, episode.support_labels, query), stats
@@ -268,8 +269,9 @@ def train_step(
       (new state, {'loss', 'accuracy', 'finite': [], 'class_accuracy': [T, N]}).
     """
     frozen = Frozen(params, state.batch_stats)
-    options = {"embed": embed, "inner": inner, "loss": loss, "axis_name": axis_name}
-    grads, (value, result) = gradients(state.learned, frozen, episodes, **options)
+    grads, (value, result) = gradients(
+        state.learned, frozen, episodes, embed=embed, inner=inner, loss=loss, axis_name=axis_name
+    )
     state, finite = apply_gradients(state, grads, value, result.batch_stats, optimizer)
     metrics = {"loss": value, "accuracy": result.accuracy, "finite": finite, "class_accuracy": result.class_accuracy}
     return state, metrics

@@ -81,6 +81,11 @@ def in_percent(mean: float, ci95: float | None, sign: str = "", digits: int = 2)
     return f"{100 * mean:{sign}.{digits}f}{interval}"
 
 
+def describe_chance(chance: float) -> str:
+    """The accuracy of guessing, a fraction, as text: 'chance 20 %'."""
+    return f"chance {100 * chance:.3g} %"
+
+
 def describe_tasks(count: int, distinct: int | None = None) -> str:
     """The number of tasks as text: '600 tasks', or '40 tasks, 12 of them distinct' if some are the same."""
     tasks = counted(count, "task")

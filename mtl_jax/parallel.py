@@ -99,7 +99,7 @@ def in_chunks(run: Callable[[int, int], Any], total: int, chunk: int, devices: D
     chunk = parts * -(-min(chunk, -(-total // count)) // parts)
     rounds = -(-total // (chunk * count))
     results = np.stack([np.asarray(run((turn * count + rank) * chunk, chunk)) for turn in range(rounds)])
-    if count > 1:  # [processes, rounds, chunk, ...] -> [rounds * processes, chunk, ...]
+    if devices is not None and count > 1:  # [processes, rounds, chunk, ...] -> [rounds * processes, chunk, ...]
         results = from_all_processes(results, devices).swapaxes(0, 1)
         results = results.reshape(-1, *results.shape[2:])
     return results.reshape(-1, *results.shape[2:])[:total]
@@ -124,7 +124,8 @@ def _mark(x: Any, axes: frozenset) -> Any:
     if not axes:
         return x
     names = tuple(sorted(axes))
-    return jax.lax.pcast(x, names, to="varying") if hasattr(jax.lax, "pcast") else jax.lax.pvary(x, names)
+    lax: Any = jax.lax  # pvary is of older versions
+    return lax.pcast(x, names, to="varying") if hasattr(lax, "pcast") else lax.pvary(x, names)
 
 
 def compile_step(

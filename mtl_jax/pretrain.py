@@ -119,7 +119,7 @@ def init_backbone(key: Array, backbone: nn.Module, image_shape: tuple[int, ...])
 
 def training_features(
     params: Params, batch_stats: Params, images: Array, key: Array, *, backbone: nn.Module, batch_statistics: str,
-    **options: Array,
+    **options: Any,
 ) -> tuple[Array, Params]:  # fmt: skip
     """Features [B, F] of a training batch [B, H, W, C], and the backbone's new batch_stats.
 
@@ -169,7 +169,7 @@ def classification_loss(
     features, batch_stats = training_features(
         params["backbone"], batch_stats, images, key, backbone=backbone, batch_statistics=batch_statistics, **options
     )
-    logits = classifier.apply({"params": params["classifier"]}, features)
+    logits: Array = classifier.apply({"params": params["classifier"]}, features)  # type: ignore[assignment]
     mixed = labels.ndim == 2
     if label_smoothing:
         targets = labels if mixed else jax.nn.one_hot(labels, logits.shape[-1])
@@ -181,7 +181,8 @@ def classification_loss(
         loss = (1 - distillation.weight) * loss + distillation.weight * distance
     if rotation:
         inputs = logits if rotation_head == "logits" else features
-        loss += rotation * cross_entropy(ROTATIONS.apply({"params": params["rotation"]}, inputs), turns).mean()
+        angles: Array = ROTATIONS.apply({"params": params["rotation"]}, inputs)  # type: ignore[assignment]
+        loss += rotation * cross_entropy(angles, turns).mean()
     return loss, (accuracy(logits, labels.argmax(-1) if mixed else labels), batch_stats)
 
 

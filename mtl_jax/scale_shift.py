@@ -164,4 +164,4 @@ def last_block(params: Params) -> str:
         raise ConfigError(
             f"the backbone has {', '.join(map(str, params))}, expected blocks whose names end in their numbers"
         )
-    return max(numbers, key=numbers.get)
+    return max(numbers, key=lambda name: numbers[name])

@@ -1,7 +1,7 @@
 """Further views of a test task's support images: mirror images and random crops, added to the support set."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def see(view: View, images: np.ndarray, start: int) -> np.ndarray:
 
 def with_flips(tasks: Episode) -> Episode:
     """Tasks [T, S, H, W, C] with the mirror images of their support sets added: [T, 2 S, H, W, C]."""
-    support = np.concatenate([tasks.support, tasks.support[..., ::-1, :]], axis=1)
+    support: Any = np.concatenate([tasks.support, tasks.support[..., ::-1, :]], axis=1)
     return tasks._replace(support=support, support_labels=jnp.tile(tasks.support_labels, 2))
 
 

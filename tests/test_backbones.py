@@ -386,15 +386,18 @@ def test_bfloat16_keeps_parameters_and_features_in_float32():
         (("conv4", {"activation": "gelu"}), "activation.*gelu"),
         (("conv4", {"width": 0}), "width of more than 0"),
         (("conv4", {"dropout": 1.0}), "dropout of 0 or more, below 1"),
-        (("conv4", {"resize": 224}), "resize is 224, but conv4 with norm 'batch' does not read that; leave resize 0"),
+        (
+            ("conv4", {"resize": 224}),
+            "resize is 224, but conv4 with norm 'batch' does not use it; keep resize 0",
+        ),
         (
             ("resnet12", {"norm": "layer", "norm_epsilon": 1e-3}),
-            "norm_epsilon is 0.001, .*leave norm_epsilon 1e-05",
+            "norm_epsilon is 0.001, .*keep norm_epsilon 1e-05",
         ),
         (("resnet25", {"norm": "none", "norm_momentum": 0.5}), "norm_momentum is 0.5"),
         (
             ("resnet18", {"norm": "layer", "norm_scale": False, "norm_bias": False}),
-            "leave norm_scale True, norm_bi",
+            "keep norm_scale True, norm_bi",
         ),
         (("conv4", {"norm": "layer", "norm_unbiased": False}), "norm_unbiased is False"),
     ],

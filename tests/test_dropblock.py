@@ -106,7 +106,7 @@ def test_without_a_rate_nothing_is_dropped_and_no_key_is_needed(network):
 
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", "resnet25"])
 def test_other_backbones_refuse_it(name):
-    with pytest.raises(ConfigError, match=f"dropblock is 2, but {name} with norm 'batch' does not read that"):
+    with pytest.raises(ConfigError, match=f"dropblock is 2, but {name} with norm 'batch' does not use it"):
         create_backbone(name, dropblock=2)
     create_backbone(name, dropblock=0)
 

@@ -12,11 +12,12 @@ PACKAGE = Path(mtl_jax.__file__).parent
 STOREYS = {
     "core": 1, "launch": 2, "workdir": 2, "data": 3, "config": 4, "reference_weights": 5, "frozen_episodes": 5,
     "evaluate": 6, "train": 7, "report": 7, "export": 7, "classify": 8, "ablation": 8, "demo": 8,
+    "demo_page": 9,
 }  # fmt: skip
 CONFIG_READERS = ("__init__", "__main__", "run", "plan", "replay", "seeds")  # of train/
 EXPERIMENTS = ("ablation", "demo")
 FACE_LINES = 15
-FILES = {"": 30, "data/sources": 14}  # at most, besides __init__ and __main__; 11 in any other folder
+FILES = {"": 31, "data/sources": 14}  # at most, besides __init__ and __main__; 11 in any other folder
 DOORS = {
     "matplotlib": ("report", "data/lettering/fonts.py", "data/sources/glyphs.py"),
     "orbax": ("workdir", "launch/hosts.py"),

@@ -81,7 +81,7 @@ def said(program, words, monkeypatch, capsys):
     monkeypatch.setattr(decode, "decode", lambda *_, **__: pytest.fail("an image was decoded"))
     monkeypatch.setattr(loop, "run_phase", lambda *_, **__: pytest.fail("training began"))
     direct = program in ("mtl_jax.data", "mtl_jax.frozen_episodes", "mtl_jax.report", "mtl_jax.export",
-                         "mtl_jax.classify")  # fmt: skip
+                         "mtl_jax.classify", "mtl_jax.demo_page")  # fmt: skip
     status = module.main(argv[1:] if "data" in program else argv) if direct else run(module.main, argv)
     found = capsys.readouterr().err
     assert status == 2, found
@@ -91,10 +91,10 @@ def said(program, words, monkeypatch, capsys):
 
 TRAIN = {
     # Keys
-    "--config.meta.wya=3": r"config\.meta\.wya is no key of a config \(did you mean config\.meta\.way\?\)",
-    "--config.way=3": r"config\.way is no key .*did you mean config\.evaluate\.way or config\.meta\.way\?",
-    "--config.mta.way=3": r"config\.mta\.way is no key .*did you mean config\.meta\.way",
-    "--config.meta.zzzzzz=3": r"config\.meta\.zzzzzz is no key of a config; config\.meta has adam_eps, batch_norm, ",
+    "--config.meta.wya=3": r"config\.meta\.wya is not a config key \(did you mean config\.meta\.way\?\)",
+    "--config.way=3": r"config\.way is not a config key .*did you mean config\.evaluate\.way or config\.meta\.way\?",
+    "--config.mta.way=3": r"config\.mta\.way is not a config key .*did you mean config\.meta\.way",
+    "--config.meta.zzzzzz=3": r"config\.meta\.zzzzzz is not a config key; config\.meta has adam_eps, batch_norm, ",
     "--config.meta=3": r"--config\.meta is a group of keys; give one of them, such as --config\.meta\.adam_eps=",
     "--config.pretrain.augment.shfit=2": r"did you mean config\.pretrain\.augment\.shift",
     # Types
@@ -119,24 +119,24 @@ TRAIN = {
     # Contradictions
     "--config.meta.decay=steps": r"config\.meta\.decay is 'steps', but config\.meta\.decay_every is 0",
     "--config.meta.steps=0": r"config\.meta\.steps is 0, expected 1 or more",
-    "--config.pretrain.steps=0": r"config\.pretrain\.steps is 0, expected 1 or more: only config\.pretrain\.init",
+    "--config.pretrain.steps=0": r"config\.pretrain\.steps is 0, expected 1 or more: only a run with .*\.init can",
     "--config.runtime.devices=64": r"config\.runtime\.devices is 64, but there are \d",
     "--config.runtime.steps_per_dispatch=4": r"config\.pretrain\.steps is 6, expected a multiple of .*_dispatch, 4",
     "--config.data.fractions=(0.5,0.2,0.2)": r"config\.data\.fractions is \(0\.5, 0\.2, 0\.2\), expected .*up to 1",
     "--config.data.crop=20 --config.data.image_size=12": r"config\.data\.crop is 20, expected at most .*image_size, 12",
     "--config.hard_tasks.enabled --config.hard_tasks.extra=3": r"hard_tasks\.extra is 3, expected a multiple of .*, 4",
     "--config.inner.adapt=all --config.inner.features=l2": r"inner\.features is 'l2', which .*inner\.adapt 'all'",
-    "--config.backbone.dropblock=2": r"dropblock is 2, but conv4 with norm 'batch' does not read that",
+    "--config.backbone.dropblock=2": r"dropblock is 2, but conv4 with norm 'batch' does not use it",
     "--config.backbone.dropblock=2 --config.backbone.name=resnet12_640": r"dropblock is 2, but .*dropout is None: noth",
     "--config.pretrain.dropblock_ramp=9": r"pretrain\.dropblock_ramp is 9, but config\.backbone\.dropblock is 0",
     "--config.pretrain.rotation=1 --config.pretrain.rotation_views=quarter --config.pretrain.shuffle=once": (
         r"pretrain\.rotation_views is 'quarter', which .* config\.pretrain\.shuffle is 'once'"
     ),
     "--config.pretrain.init=/nowhere": r"config\.pretrain\.init is '/nowhere': no such file or folder",
-    "--config.pretrain.teacher=/nowhere": r"pretrain\.teacher is '/nowhere', which has no checkpoint of pre-training",
+    "--config.pretrain.teacher=/nowhere": r"pretrain\.teacher is '/nowhere', which has no pre-training checkpoint",
     # What the data's index says
-    "--config.meta.way=5": r"train has 4 classes, too few for 5-way tasks",
-    "--config.meta.way=4": r"val has 3 classes, too few for 4-way tasks",
+    "--config.meta.way=5": r"train has 4 classes, too few for 5-way tasks; .*meta\.way=4 \(evaluate\.py: --way=4\)",
+    "--config.meta.way=4": r"val has 3 classes, too few for 4-way tasks; add classes, or give --config\.meta\.way=3 ",
     "--config.meta.shot=3": r"train has 4 classes with fewer than 3 \+ 2 images",
     "--config.meta.val_query=4": r"val has 3 classes with fewer than 1 \+ 4 images",
     "--config.data.path=/nowhere": r"/nowhere",
@@ -145,16 +145,16 @@ TRAIN = {
     "--config.seed=1 --config.seed=2": r"--config\.seed is given twice \(1 and 2\)",
     "--workdir=a": r"--workdir is given twice",
     "--noconfig.inner.remat --config.inner.remat": r"--config\.inner\.remat is given twice",
-    "config.seed=1": r"'config\.seed=1' is no flag: a flag has two dashes; write --config\.seed=1",
+    "config.seed=1": r"'config\.seed=1' is not a flag: flags start with two dashes; write --config\.seed=1",
     "--config.meta.way": r"--config\.meta\.way has no value, expected a whole number",
-    "seed": r"'seed' is no flag: a flag has two dashes, such as",
-    "--wrokdir=a": r"--wrokdir is no flag \(did you mean --workdir\?\)",
-    "--seed=3": r"--seed is no flag",
+    "seed": r"'seed' is not a flag: flags start with two dashes, such as",
+    "--wrokdir=a": r"--wrokdir is not a flag \(did you mean --workdir\?\)",
+    "--seed=3": r"--seed is not a flag",
     "--num_seeds=two": r"--num_seeds is 'two', expected a whole number",
     "--num_seeds=0": r"--num_seeds=0, expected 1 or more",
-    "--dry_run --replay=2": r"--dry_run and --replay exclude each other",
+    "--dry_run --replay=2": r"--dry_run and --replay cannot be combined",
     "--replay=last": r"--replay=last: expected a step",
-    "--replay=3": r"no run there to replay",
+    "--replay=3": r"no run to replay here",
     # Config files
     "--config=configs/glyhps.py": r"--config=configs/glyhps\.py: no such file \(did you mean configs/glyphs\.py\?\)",
     "--config=configs/glyphs.py:3shot": (
@@ -169,8 +169,8 @@ TRAIN = {
     "--dry_run --workdir={world}/key.py/run": r"key\.py/run: cannot be a workdir: Not a directory",
     "--dry_run --workdir=/proc/run": r"/proc/run: cannot be a workdir: .*; give another --workdir",
     "--config={world}": r"no such file",
-    "--config={world}/key.py": r"key\.py: config\.meta\.wya is no key .*did you mean config\.meta\.way",
-    "--config={world}/group.py": r"group\.py: config\.mata\.\w+ is no key",
+    "--config={world}/key.py": r"key\.py: config\.meta\.wya is not a config key .*did you mean config\.meta\.way",
+    "--config={world}/group.py": r"group\.py: config\.mata\.\w+ is not a config key",
     "--config={world}/type.py": r"type\.py, line 6: TypeError: .*way",
     "--config={world}/replaced.py": r"replaced\.py: config\.seed is None, expected a whole number",
     "--config={world}/number.py": r"number\.py: config\.meta\.lr is nan, expected a number",
@@ -207,7 +207,9 @@ def test_what_is_missing_is_said(world, name, monkeypatch, capsys):
 
 def test_data_without_a_train_split_is_said_before_anything_is_decoded(world, monkeypatch, capsys):
     words = [*good(world, "--config.data.path"), f"--config.data.path={world / 'alone'}"]
-    check_line(said("mtl_jax.train", words, monkeypatch, capsys), r"test alone, no train split")
+    check_line(
+        said("mtl_jax.train", words, monkeypatch, capsys), r"no train split, only test: use it with evaluate\.py"
+    )
 
 
 EVALUATE = {
@@ -216,17 +218,17 @@ EVALUATE = {
     "--shot=0": r"config\.evaluate\.shot is 0, expected 1 or more",
     "--num_tasks=-5": r"config\.evaluate\.num_tasks is -5, expected 1 or more",
     "--split=tset": r"config\.evaluate\.split is 'tset', expected one of .*did you mean test\?",
-    "--config.evaluate.wya=3": r"config\.evaluate\.wya is no key .*did you mean config\.evaluate\.way",
+    "--config.evaluate.wya=3": r"config\.evaluate\.wya is not a config key .*did you mean config\.evaluate\.way",
     "--config.evaluate.flips=3.5": r"--config\.evaluate\.flips is '3\.5', expected true or false",
     "--config.meta.way=3": r"was trained with another config: meta\.way: 2 in the checkpoint, 3 now",
     "--shot=3 --config.evaluate.shot=3": r"--shot and --config\.evaluate\.shot are the same",
     "--shot=3 --shot=2": r"--shot is given twice \(3 and 2\)",
     "--config.evaluate.seed=1 --config.evaluate.seed=2": r"--config\.evaluate\.seed is given twice",
-    "shot=3": r"'shot=3' is no flag: a flag has two dashes; write --shot=3",
+    "shot=3": r"'shot=3' is not a flag: flags start with two dashes; write --shot=3",
     "--episodes=/nowhere.json": r"/nowhere\.json",
     "--weights=/nowhere.pth": r"--weights needs --config=FILE\.py",
-    "--tasks=5": r"--tasks is no flag",
-    "--workdir=/nowhere": r"/nowhere/config\.json: .*give the workdir of a run",
+    "--tasks=5": r"--tasks is not a flag",
+    "--workdir=/nowhere": r"/nowhere/config\.json: .*give the workdir of a train\.py run",
 }
 
 
@@ -271,6 +273,10 @@ OTHERS = [
     ("mtl_jax.classify", "--support=a", r"required: --query"),
     ("mtl_jax.classify", "--query=a --suport=b", r"unrecognized arguments: --suport=b \(did you mean --support\?\)"),
     ("mtl_jax.classify", "--query=/nowhere --support=/nowhere", r"/nowhere: no such folder"),
+    ("mtl_jax.demo_page", "--support=/nowhere", r"/nowhere: no such folder"),
+    ("mtl_jax.demo_page", "--workdir=a --backbone=fc100-conv4", r"--workdir and --backbone=fc100-conv4 exclude each"),
+    ("mtl_jax.demo_page", "--port=99999", r"--port=99999: expected 0 to 65535"),
+    ("mtl_jax.demo_page", "--prot=1", r"unrecognized arguments: --prot=1 \(did you mean --port\?\)"),
     ("mtl_jax.report", "/nowhere", r"/nowhere"),
     ("mtl_jax.report", "", r"required: workdirs"),
     ("mtl_jax.export", "--workdir=/nowhere", r".+"),

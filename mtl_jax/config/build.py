@@ -102,8 +102,10 @@ def teacher(group: Config, dtype: str) -> recipes.Teacher:
 
 def dataset(config: Config, progress: Callable[[int, int], None] | None = None, inspect: Any = None) -> data.Dataset:
     """The data set of a config's `data` group, prepared if it has not been before; `inspect` as in `data.load`."""
-    keys = ("name", "path", "image_size", "resize", "channels", "rotations", "convert", "skip_corrupt", "cache_dir")
-    keys += ("interpolation", "fractions", "lists", "split_seed", "max_pixels", "allow")
+    keys = (
+        "name", "path", "image_size", "resize", "channels", "rotations", "convert", "skip_corrupt", "cache_dir",
+        "interpolation", "fractions", "lists", "split_seed", "max_pixels", "allow",
+    )  # fmt: skip
     return data.load(**{key: config[key] for key in keys}, progress=progress, inspect=inspect)
 
 
@@ -207,7 +209,7 @@ def protocol(config: Config) -> Protocol:
     """The protocol of a whole config's `evaluate` group, with what it leaves unset taken from training's."""
     group, meta = config["evaluate"], config["meta"]
     way, shot = group["way"] or meta["way"], group["shot"] or meta["shot"]
-    learner = base_learner(config)
+    learner: Any = base_learner(config)
     if group["inner_steps"] is not None:
         learner = learner._replace(steps=group["inner_steps"])
     if group["inner_lr"] is not None:

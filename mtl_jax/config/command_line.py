@@ -32,7 +32,7 @@ _PREFIX = "config."
 def define_config(values: flags.FlagValues, required: bool) -> None:
     """Defines --config=FILE.py[:argument], --workdir and --debug."""
     config_flags.DEFINE_config_file("config", None, "FILE.py[:argument]; --config.a.b=v overrides", flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder with everything of a run", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_string("backbone", None, own_backbone.HELP, flag_values=values)
     flags.DEFINE_bool("debug", False, "show the traceback of an error", flag_values=values)
     for name in ("workdir", "config") if required else ("workdir",):
@@ -43,7 +43,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str], about: str | None = "")
     """Parses the command line; --help prints `about` (the program's docstring) and its flags, and exits.
 
     Raises:
-      ConfigError: an unknown flag or key, a value of the wrong type, a word that is no flag.
+      ConfigError: an unknown flag or key, a value of the wrong type, a word that is not a flag.
     """
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(_help(values, about or ""))
@@ -146,7 +146,7 @@ def check_words(words: Sequence[str], values: flags.FlagValues | None = None) ->
       The value of each flag by its name without dashes, None where it has no value.
 
     Raises:
-      ConfigError: a word that is no flag, a flag that is unknown or given twice, a value of the wrong type or out of
+      ConfigError: a word that is not a flag, a flag that is unknown or given twice, a value of the wrong type or out of
         range; names the flag, the value, what is allowed, and the nearest known name.
     """
     seen: dict[str, str | None] = {}
@@ -154,7 +154,7 @@ def check_words(words: Sequence[str], values: flags.FlagValues | None = None) ->
         _check_flag(name, value, values)
         if name in seen:
             both = f"{seen[name]} and {value}" if None not in (seen[name], value) else "two times"
-            raise ConfigError(f"--{name} is given twice ({both}); leave one of them out")
+            raise ConfigError(f"--{name} is given twice ({both}); leave one out")
         seen[name] = value
     return seen
 
@@ -167,7 +167,7 @@ def _split_flags(words: Sequence[str], values: flags.FlagValues | None) -> Itera
         match = re.fullmatch(r"--?([^-=\s][^=]*)(?:=(.*))?", word, re.DOTALL)
         if not match:
             hint = f"; write --{word}" if re.fullmatch(r"[\w.]+=.*", word, re.DOTALL) else ", such as --config.seed=1"
-            raise ConfigError(f"{word!r} is no flag: a flag has two dashes{hint}")
+            raise ConfigError(f"{word!r} is not a flag: flags start with two dashes{hint}")
         name, value = match.groups()
         if _kind(name, values) is None and name.startswith("no") and _is_switch(name[2:], values):
             name = name[2:]
@@ -177,7 +177,7 @@ def _split_flags(words: Sequence[str], values: flags.FlagValues | None) -> Itera
 
 
 def _kind(name: str, values: flags.FlagValues | None) -> Kind | None:
-    """What a flag takes; None where there is no such flag."""
+    """What a flag takes; None for an unknown flag."""
     if name.startswith(_PREFIX):
         return kinds().get(name.removeprefix(_PREFIX))
     if values is None or name not in values:
@@ -210,7 +210,7 @@ def _check_flag(name: str, value: str | None, values: flags.FlagValues | None) -
 def _unknown_flag(name: str, values: flags.FlagValues | None) -> ConfigError:
     if not name.startswith(_PREFIX):
         known = [*(values or ()), *(f"{_PREFIX}{key}" for key in kinds())]
-        return ConfigError(f"--{name} is no flag{nearest(name, known, '--')}; --help lists them")
+        return ConfigError(f"--{name} is not a flag{nearest(name, known, '--')}; --help lists them")
     key = name.removeprefix(_PREFIX)
     if inside := [known for known in kinds() if known.startswith(f"{key}.")]:
         return ConfigError(f"--{name} is a group of keys; give one of them, such as --config.{inside[0]}=...")

@@ -22,7 +22,7 @@ _LISTED_RUNS = 10  # in a message
 REMOVED = (
     ("pretrain", "mixup", 0.0),
 )  # keys of older versions, ignored where they have this value, which turned them off
-MAY_DIFFER = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
+MAY_DIFFER: tuple[str, ...] = ("evaluate", "runtime", "data.path", "data.cache_dir", "data.allow")
 
 
 def validate(config: ConfigDict) -> None:
@@ -61,10 +61,10 @@ def read(path: Path) -> ConfigDict:
 
 
 def _which_run(folder: Path) -> str:
-    """The advice for a folder that is no workdir: the runs in it, where it has some."""
+    """The advice for a folder that is not a workdir: the runs in it, if any."""
     runs = sorted(str(file.parent) for file in folder.glob("*/config.json"))
     if not runs:
-        return "give the workdir of a run of train.py"
+        return "give the workdir of a train.py run"
     more = ", ..." if len(runs) > _LISTED_RUNS else ""
     return f"{folder} holds {counted(len(runs), 'run')}; give one of them: {', '.join(runs[:_LISTED_RUNS])}{more}"
 

@@ -23,7 +23,7 @@ def changed_rates(saved: Mapping[str, Any], metadata: Mapping[str, Any], phase: 
     """What to say where a phase's other number of steps changes its learning rate, else ''.
 
     Args:
-      saved, metadata: of the checkpoint that the run goes on from, and of those that it will write.
+      saved, metadata: of the checkpoint that the run resumes from, and of those that it will write.
       phase: 'pretrain' or 'meta'.
       step: that checkpoint's.
     """
@@ -35,8 +35,8 @@ def changed_rates(saved: Mapping[str, Any], metadata: Mapping[str, Any], phase: 
     before, after = (100 * fraction({**now, "steps": total}, step) for total in (steps, now["steps"]))
     return (
         f"{phase} step {step}: the phase now has {now['steps']} steps, not {steps}, over which "
-        f"config.{phase}.decay='{now['decay']}' lowers the learning rate: it goes on at {after:.0f} % of its first "
-        f"value, not {before:.0f} %, so the run differs from one of {now['steps']} steps from the start; for that one "
+        f"config.{phase}.decay='{now['decay']}' lowers the learning rate: it continues at {after:.0f} % of its first "
+        f"value, not {before:.0f} %, so the run differs from one with {now['steps']} steps from the start; for that, "
         "give another --workdir"
     )
 
@@ -51,7 +51,7 @@ def fraction(group: Mapping[str, Any], step: int) -> float:
 def set_meta_training_aside(workdir: Workdir, steps: int) -> None:
     """Moves meta-training that started from a pre-training of fewer steps into a workdir of its own, with a warning.
 
-    Does nothing where there is none. What was moved stays testable; pre-training goes on in the run's own workdir.
+    Does nothing if there is none. What was moved can still be tested; pre-training continues in the run's own workdir.
 
     Raises:
       CheckpointError: it cannot be moved.
@@ -73,6 +73,6 @@ def set_meta_training_aside(workdir: Workdir, steps: int) -> None:
                 (aside.path / name).parent.mkdir(exist_ok=True)
                 (workdir.path / name).replace(aside.path / name)
     _logger.warning(
-        "pre-training goes on from %d to %d steps, so meta-training starts anew; what it had learned is in %s, a "
-        "workdir of its own", before, steps, aside.path,
+        "pre-training continues from %d to %d steps, so meta-training starts over; the earlier one is kept in %s, "
+        "itself a workdir", before, steps, aside.path,
     )  # fmt: skip

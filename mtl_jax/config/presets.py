@@ -4,7 +4,7 @@
 the project's own defaults with that backbone. docs/fidelity.md has them side by side, with the test of each option.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -58,29 +58,36 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     Raises:
       ConfigError: an unknown word, or two of a kind.
     """
-    words = [word for word in argument.split(",") if word]
-    kinds = (PRESETS, NAMES, SHOTS, LEARNERS)
-    preset, backbone, shot, learner = ([word for word in words if word in kind] for kind in kinds)
-    chosen = (preset, backbone, shot, learner)
-    if len(words) != sum(map(len, chosen)) or max(map(len, chosen)) > 1:
-        listed = "; ".join(", ".join(kind) for kind in kinds)
-        every = [word for kind in kinds for word in kind]
-        near = "".join(nearest(word, every) for word in words if word not in every)
-        raise ConfigError(f"config argument {argument!r}: expected at most one word of each of: {listed}{near}")
-    config.meta.shot = SHOTS[shot[0]] if shot else 1
+    preset, backbone, shot, learner = words(argument, (PRESETS, NAMES, SHOTS, LEARNERS))
+    config.meta.shot = SHOTS[shot or "1shot"]
     config.data.channels = 3
-    (PRESETS[preset[0]] if preset else default)(config, facts)
+    (PRESETS[preset] if preset else default)(config, facts)
     if backbone:
-        config.backbone.name = backbone[0]
+        config.backbone.name = backbone
     if not preset and config.backbone.name == "resnet12_640":
         _published_pretraining(config, facts)
     if config.backbone.name == "resnet18":
-        config.backbone.resize = RESIZED.get(preset[0], 0) if preset else 0
+        config.backbone.resize = RESIZED.get(preset, 0)
     if not preset:
         config.pretrain.lr = RATES.get(config.backbone.name, RATE)
     if learner:
-        config.inner.update(LEARNERS[learner[0]])
+        config.inner.update(LEARNERS[learner])
     return config
+
+
+def words(argument: str, kinds: Sequence[Iterable[str]]) -> list[str]:
+    """The word of each kind in an argument such as 'pytorch,1shot'; '' where there is none.
+
+    Raises:
+      ConfigError: an unknown word, or two of a kind.
+    """
+    own, kinds = [word for word in argument.split(",") if word], [tuple(kind) for kind in kinds]
+    chosen = [[word for word in own if word in kind] for kind in kinds]
+    if len(own) != sum(map(len, chosen)) or max(map(len, chosen)) > 1:
+        listed, every = "; ".join(", ".join(kind) for kind in kinds), [word for kind in kinds for word in kind]
+        near = "".join(nearest(word, every) for word in own if word not in every)
+        raise ConfigError(f"config argument {argument!r}: expected at most one word of each of: {listed}{near}")
+    return [word[0] if word else "" for word in chosen]
 
 
 def shots(argument: str) -> int:

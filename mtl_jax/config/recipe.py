@@ -3,7 +3,8 @@
 Training never reads the config: each phase takes its part of a `Recipe` and splits of images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import optax
 
 from mtl_jax import augment, scale_shift
 from mtl_jax.data import Split
-from mtl_jax.embed import Embed
+from mtl_jax.embed import Embed, Preparation
 from mtl_jax.errors import ConfigError
 from mtl_jax.evaluation import Protocol
 from mtl_jax.learners import BaseLearner
@@ -34,6 +35,13 @@ class Keys(NamedTuple):
     def from_seed(cls, seed: int) -> "Keys":
         """The streams of a seed."""
         return cls(*(jax.random.fold_in(jax.random.key(seed), number) for number in range(len(cls._fields))))
+
+
+class Augment(typing.Protocol):
+    """Any function (keys [B], uint8 images [B, H, W, C]) -> what the backbone sees."""
+
+    def __call__(self, keys: Array, images: Array, /) -> Array:
+        """One batch."""
 
 
 class Prepare(NamedTuple):
@@ -79,7 +87,7 @@ class Augmentation(NamedTuple):
         return augment.normalize(images, mean=self.prepare.mean, std=self.prepare.std)
 
 
-def image_shape(prepare: Callable[[Array], Array], stored: Sequence[int]) -> tuple[int, ...]:
+def image_shape(prepare: Preparation, stored: Sequence[int]) -> tuple[int, ...]:
     """The backbone's input shape [H, W, C] for stored uint8 images [H, W, C]. Computes nothing."""
     # By a function, since JAX cannot hold a weak reference to a tuple.
     return jax.eval_shape(lambda images: prepare(images), jax.ShapeDtypeStruct((1, *stored), jnp.uint8)).shape[1:]
@@ -213,7 +221,7 @@ class PretrainRecipe(NamedTuple):
     keys: Keys
     intervals: Intervals
     batches: Batches = Batches()
-    augment: Callable[[Array, Array], Array] = Augmentation()
+    augment: Augment = Augmentation()
     hidden: int = 0
     classifier_init: str = "uniform"
     options: PretrainOptions = PretrainOptions()

@@ -64,12 +64,12 @@ def _backbone(config: ConfigDict) -> None:
 
 
 def _own_backbone(config: ConfigDict) -> None:
-    """A backbone of one's own has its options in its code."""
+    """A custom backbone has its options in its code."""
     default = get_config().backbone
     for key, value in config.backbone.items():
         if key != "name" and value != default[key]:
             raise ConfigError(
-                f"{_is(config, f'backbone.{key}')}, but {config.backbone.name} does not read that; leave "
+                f"{_is(config, f'backbone.{key}')}, but {config.backbone.name} does not use it; leave it at "
                 f"{default[key]!r}"
             )
     if config.pretrain.dropblock_ramp:
@@ -78,7 +78,9 @@ def _own_backbone(config: ConfigDict) -> None:
 
 def _steps(config: ConfigDict) -> None:
     if not config.pretrain.init and not config.pretrain.steps:
-        raise ConfigError("config.pretrain.steps is 0, expected 1 or more: only config.pretrain.init does without")
+        raise ConfigError(
+            "config.pretrain.steps is 0, expected 1 or more: only a run with config.pretrain.init can skip pre-training"
+        )
     if config.meta.learn != "none" and not config.meta.steps:
         raise ConfigError("config.meta.steps is 0, expected 1 or more; or set config.meta.learn to 'none'")
     for key in _INTERVALS:
@@ -132,8 +134,8 @@ def _learned_rates(config: ConfigDict) -> None:
     for key in ("inner.learn_lr", "inner.ensemble"):
         if lookup(config, key) and config.evaluate.inner_steps not in (None, config.inner.steps):
             raise ConfigError(
-                f"{_is(config, key)}, so that there is something learned for each of the {config.inner.steps} inner "
-                f"steps, but {_is(config, 'evaluate.inner_steps')}"
+                f"{_is(config, key)}, which learns a value for each of the {config.inner.steps} inner steps, "
+                f"but {_is(config, 'evaluate.inner_steps')}"
             )
     if config.inner.learn_lr and config.evaluate.inner_lr is not None:
         raise ConfigError(f"{_is(config, 'evaluate.inner_lr')}, but the rates are learned (inner.learn_lr)")
@@ -206,7 +208,7 @@ def check_devices(config: ConfigDict, devices: int, local_devices: int) -> None:
       ConfigError: names the key.
     """
     if config.runtime.devices > local_devices:
-        raise ConfigError(f"{_is(config, 'runtime.devices')}, but there are {local_devices}; 0 takes all")
+        raise ConfigError(f"{_is(config, 'runtime.devices')}, but there are {local_devices}; 0 uses all")
     for key in ("meta.tasks_per_step", "pretrain.batch_size"):
         if lookup(config, key) % devices:
             raise ConfigError(

@@ -110,11 +110,11 @@ def _content(workdir: Workdir) -> dict[str, Any]:
 
 
 def _damaged(workdir: Workdir, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{workdir.data}: damaged ({error}); remove it, and start train.py's command again")
+    return CheckpointError(f"{workdir.data}: damaged ({error}); remove it and rerun the train.py command")
 
 
 def _newest_metadata(workdir: Workdir) -> dict[str, Any]:
-    """The metadata of the newest checkpoint whose manifest is whole; empty where there is none."""
+    """The metadata of the newest checkpoint whose manifest is whole; empty if there is none."""
     both = (Checkpoints(workdir.checkpoints(phase)).newest_metadata() for phase in ("meta", "pretrain"))
     return next(filter(None, both), {})
 
@@ -123,7 +123,7 @@ def with_other(settings: ConfigDict, workdir: Workdir, word: str) -> ConfigDict:
     """A copy of a run's config with other data: `word` is NAME:PATH, as `evaluate.py --data` takes it.
 
     Images get the size and the channels of those that the run was trained on; mean, std and crop stay the run's. The
-    other data has a split of its own: the keys of `OWN_KEYS` have their defaults, but for the cache.
+    other data has its own split: the keys of `OWN_KEYS` have their defaults, except the cache.
 
     Raises:
       ConfigError: there is no name.
@@ -164,12 +164,12 @@ def check(dataset: Dataset, workdir: Workdir, split: str, *, other: bool = False
     """
     trained = read(workdir)
     if not trained:
-        _logger.warning("%s does not say what it was trained on: whether these images are new to it is not known",
+        _logger.warning("%s does not record its training data, so these images may not be new to it",
                         workdir.path)  # fmt: skip
     elif not other and trained[0].fingerprint != dataset.fingerprint:
         raise ConfigError(
-            f"{workdir.path}: was trained on other images (fingerprint {trained[0].fingerprint[:12]}, these have "
-            f"{dataset.fingerprint[:12]}); give the same, or test it on others by evaluate.py --data=NAME:PATH"
+            f"{workdir.path}: was trained on other images (fingerprint {trained[0].fingerprint[:12]}, not "
+            f"{dataset.fingerprint[:12]}); give those, or test it on others with evaluate.py --data=NAME:PATH"
         )
     if other:
         _check_shape(dataset, workdir)
@@ -184,32 +184,32 @@ def _check_shape(dataset: Dataset, workdir: Workdir) -> None:
     shape = list(next(iter(dataset.splits.values())).images.shape[1:])
     if shape != wanted:
         raise DataError(
-            f"{dataset.name}: images are {shape}, those that {workdir.path} was trained on are {wanted}, no squares: "
-            "bring the images to that size"
+            f"{dataset.name}: images are {shape}, but {workdir.path} was trained on {wanted}, which are not square: "
+            "resize the images to that"
         )
 
 
 def _check_new(split: Split, seen: TrainedOn, workdir: Workdir) -> None:
-    """Checks that a split shares no class and no image with a train split; bare numbers are no names of classes."""
+    """Checks that a split shares no class and no image with a train split; plain numbers do not count as names."""
     if seen.fingerprint == UNKNOWN:
-        _logger.warning("the network of %s was trained on %s before: whether it has seen these classes is not known",
+        _logger.warning("the network of %s was first trained on %s, so it may have seen these classes",
                         workdir.path, seen.dataset)  # fmt: skip
     elif not seen.classes:
-        _logger.warning("%s does not say which classes it was trained on: start train.py's command again, which "
-                        "writes data.json", workdir.path)  # fmt: skip
+        _logger.warning("%s does not record its training classes; rerun the train.py command, which writes "
+                        "data.json", workdir.path)  # fmt: skip
     shared = sorted(name for name in set(split.class_names) & set(seen.classes) if not name.isdecimal())
     if shared:
         raise DataError(
             f"{split.name} split: the network of {workdir.path} was trained on {len(shared)} of its "
-            f"{counted(len(split.class_names), 'class')} ({seen.dataset}), {shared[0]!r} for one: leave them out; if "
-            "only the names are the same, rename them"
+            f"{counted(len(split.class_names), 'class')} ({seen.dataset}), such as {shared[0]!r}: leave them out, "
+            "or rename them if only the names match"
         )
     rows = np.flatnonzero(np.isin(overlaps.keys_of(split.digests), overlaps.keys_of(seen.digests)))
     if len(rows):
         first = split.file_names[rows[0]].decode() or f"an image of class {split.class_names[split.labels[rows[0]]]!r}"
         raise DataError(
             f"{split.name} split: the network of {workdir.path} was trained on {len(rows)} of its {len(split.images)} "
-            f"images ({seen.dataset}), {first} for one: leave them out"
+            f"images ({seen.dataset}), such as {first}: leave them out"
         )
 
 
@@ -227,7 +227,7 @@ def describe(facts: Mapping[str, Any]) -> str:
 
     trained_on = facts["trained_on"]
     if trained_on is None:
-        return f"{named(facts)}, trained on data that is not known"
+        return f"{named(facts)}, trained on unknown data"
     if all(one["fingerprint"] == facts["fingerprint"] for one in trained_on):
         return named(facts)
     return f"{named(facts)}, trained on {' and '.join(map(named, trained_on))}"

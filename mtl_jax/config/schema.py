@@ -193,6 +193,6 @@ def unknown_key(key: str) -> ConfigError:
     in_group = [f"{group}.{sibling}".lstrip(".") for sibling in difflib.get_close_matches(name, siblings, 1)]
     same_name = [known for known, (*_, known_name) in parts.items() if known_name == name]
     if near := in_group or difflib.get_close_matches(key, parts, 1, 0.8) or same_name:
-        return ConfigError(f"config.{key} is no key of a config (did you mean config.{' or config.'.join(near)}?)")
+        return ConfigError(f"config.{key} is not a config key (did you mean config.{' or config.'.join(near)}?)")
     listed, owner = (siblings, f"config.{group}") if group and siblings else (default.get_config(), "a config")
-    return ConfigError(f"config.{key} is no key of a config; {owner} has {', '.join(listed)}")
+    return ConfigError(f"config.{key} is not a config key; {owner} has {', '.join(listed)}")

@@ -1,7 +1,7 @@
 """Prepares and checks data sets.
 
-python -m mtl_jax.data prepare NAME [PATH]     any format -> the cache
-python -m mtl_jax.data check NAME [PATH]       what it is, and what is wrong with it; status 0 only if nothing is
+python -m mtl_jax.data prepare NAME [PATH]     decode it, from any format, into the cache
+python -m mtl_jax.data check NAME [PATH]       report what it holds and what is wrong; status 0 only if all is well
 python -m mtl_jax.data tfds NAME [DATA_DIR]    fc100 or cifar_fs as a TFDS data set, without TensorFlow
 
 NAME is glyphs, omniglot, miniimagenet, fc100, cifar_fs, tieredimagenet, cub, folder or tfds:NAME.
@@ -35,32 +35,32 @@ def parser() -> program.Parser:
     checking = commands.add_parser("check", help="decode a data set and report what is wrong with it")
     for command in (prepare, checking):
         add = command.add_argument
-        add("name", metavar="NAME", help="a data set of these: " + ", ".join((*find.NAMES, "tfds:NAME")))
-        add("path", metavar="PATH", nargs="?", default="", help="the folder or file that holds it; glyphs needs none")
-        add("--image-size", type=int, default=0, help="side of the stored square; 0: as it is")
+        add("name", metavar="NAME", help="one of: " + ", ".join((*find.NAMES, "tfds:NAME")))
+        add("path", metavar="PATH", nargs="?", default="", help="its folder or file; not needed for glyphs")
+        add("--image-size", type=int, default=0, help="side of the stored square images in pixels; 0: unchanged")
         add("--resize", type=int, default=0, help="shorter side before the centre crop; 0: the image size")
-        add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="of the resize (%(default)s)")
-        add("--channels", type=int, default=0, help="1 or 3; 0: as the source has it")
-        add("--fractions", type=_fractions, default=(), help="of the classes, for train,val,test: 0.6,0.2,0.2")
-        add("--lists", default="", help="classes of each split: a JSON file, or a folder with train.txt, ...")
-        add("--split-seed", type=int, default=0, help="which classes the fractions pick")
-        add("--rotations", action="store_true", help="rotated train classes are further classes")
-        add("--convert", action="store_true", help="take 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
-        add("--skip-corrupt", action="store_true", help="leave out what is no image or a damaged one")
-        add("--max-pixels", type=int, default=MAX_PIXELS, help=f"of an image in its file ({MAX_PIXELS})")
-        add("--allow", default="", help="let through shared_classes, shared_images, repeated_images (comma-separated)")
+        add("--interpolation", choices=tuple(INTERPOLATIONS), default="bilinear", help="resize method (%(default)s)")
+        add("--channels", type=int, default=0, help="1 or 3; 0: as in the source")
+        add("--fractions", type=_fractions, default=(), help="share of the classes for train,val,test: 0.5,0.25,0.25")
+        add("--lists", default="", help="class lists of the splits: a JSON file, or a folder with train.txt, ...")
+        add("--split-seed", type=int, default=0, help="seed that assigns classes to the fractions")
+        add("--rotations", action="store_true", help="add rotated training classes as classes")
+        add("--convert", action="store_true", help="accept 16-bit, CMYK, palette, alpha, EXIF-rotated, animated images")
+        add("--skip-corrupt", action="store_true", help="skip damaged files and files that are not images")
+        add("--max-pixels", type=int, default=MAX_PIXELS, help=f"largest image to read, in pixels ({MAX_PIXELS})")
+        add("--allow", default="", help="accept shared_classes, shared_images, repeated_images (comma-separated)")
         add("--cache-dir", default="", help="default: $MTL_JAX_CACHE, or ~/.cache/mtl_jax")
-        add("--workers", type=int, default=0, help="threads that decode; 0: one a processor")
+        add("--workers", type=int, default=0, help="decoding threads; 0: one per processor")
     add = checking.add_argument
-    add("--way", type=int, default=5, help="classes of a task (5)")
-    add("--shot", type=int, default=5, help="support images of a class (5)")
-    add("--query", type=int, default=15, help="query images of a class (15)")
+    add("--way", type=int, default=5, help="classes per task (5)")
+    add("--shot", type=int, default=5, help="support images per class (5)")
+    add("--query", type=int, default=15, help="query images per class (15)")
     add("--classes", action="store_true", help="list every class with its number of images")
-    add("--png", type=Path, help="save a grid of classes here, and one task beside it as *-episode.png")
+    add("--png", type=Path, help="save a picture of some classes here, and of one task as *-episode.png")
     add = commands.add_parser("tfds", help="prepare fc100 or cifar_fs for TFDS").add_argument
     add("name", metavar="NAME", choices=tfds_source.OWN, help=" or ".join(tfds_source.OWN))
     add("data_dir", metavar="DATA_DIR", nargs="?", default="", help="TFDS's data directory (~/tensorflow_datasets)")
-    add("--manual-dir", default="", help="has cifar-100-python.tar.gz or its folder; else it is downloaded")
+    add("--manual-dir", default="", help="folder with cifar-100-python.tar.gz or its contents; default: download")
     return root
 
 
@@ -68,7 +68,7 @@ def _fractions(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected three numbers: 0.6,0.2,0.2") from error
+        raise argparse.ArgumentTypeError(f"{text!r}, expected three numbers: 0.5,0.25,0.25") from error
 
 
 def options(flags: argparse.Namespace) -> Options:

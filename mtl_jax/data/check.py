@@ -16,9 +16,9 @@ from mtl_jax.errors import DataError
 from mtl_jax.words import counted
 
 ADVICE = {
-    "shared_classes": "leave it in one split",
-    "shared_images": "leave it in one split",
-    "repeated_images": "leave it there once",
+    "shared_classes": "keep it in one split only",
+    "shared_images": "keep it in one split only",
+    "repeated_images": "keep one copy",
 }
 
 
@@ -50,7 +50,7 @@ class Report:
 
     lines: a description of each split, and notes.
     classes: split, name and number of images of each class.
-    problems: what to mend.
+    problems: what to fix.
     fingerprint: see `Dataset`; '' if an image could not be read.
     """
 
@@ -82,9 +82,9 @@ def check(
         name: of the data set.
         contents: what its source reads.
         path: where it is, for messages.
-        transform: how images are to be stored.
+        transform: how to store images.
         format: see `Source`.
-        allowed: kinds of overlap that are no problems.
+        allowed: kinds of overlap to accept.
         way: classes of a task.
         shot: support images of a class.
         query: query images of a class.
@@ -214,7 +214,7 @@ def compare_images(
     published = bool(by_kind) and overlaps.is_published(name, format, classes, by_kind)
     for kind, overlap in by_kind.items():
         if published or kind in allowed:
-            why = "as in the published data" if published else f"let through by --allow={kind}"
+            why = "as in the published data" if published else f"allowed by --allow={kind}"
             notes += [f"note: {line} ({why})" for line in shortened(overlap.lines, overlap.count)]
         else:
             problems += shortened([f"{line}; {ADVICE[kind]}" for line in overlap.lines], overlap.count)

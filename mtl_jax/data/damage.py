@@ -59,7 +59,7 @@ def image_kind(file: str | os.PathLike | bytes) -> str | None:
 
     Returns:
         Pillow's name of the format, such as 'JPEG' or 'AVIF'; 'HEIC' for HEIC and HEIF, which `decode` reads where
-        pillow-heif is installed; None for what is no image.
+        pillow-heif is installed; None if it is not an image.
 
     Raises:
         OSError: the file cannot be read.

@@ -68,7 +68,7 @@ class Dataset:
     skipped: a line for each image that was left out as corrupt.
     cache: the folder with the memory maps.
     overlaps: by kind, see `overlaps.KINDS`.
-    caveats: a sentence for each kind of overlap that was let through; no figure should be shown without them.
+    caveats: a sentence for each kind of overlap that was accepted; show them beside every result.
     """
 
     name: str

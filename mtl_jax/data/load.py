@@ -71,13 +71,13 @@ def load(
 
     Args:
         name: a name in `sources.find.NAMES`, or 'tfds:NAME'.
-        path: the folder or file that holds it, in any format that `sources.find` lists; 'glyphs' needs none.
+        path: the folder or file that holds it, in any format that `sources.find` lists; not needed for 'glyphs'.
         image_size, resize, interpolation, channels, convert: how images are stored; see `Transform`.
         fractions, lists, split_seed: the splits of classes that come without; see `Splitting` and `read_lists`.
         rotations: the train classes rotated by 90, 180 and 270 degrees are further train classes.
-        skip_corrupt: leave out files that are no images or damaged ones, instead of refusing the data set.
-        max_pixels: images with more are refused, or left out with `skip_corrupt`; see `Transform`.
-        allow: comma-separated kinds of overlap (`overlaps.KINDS`) to let through; `Dataset.caveats` then says so.
+        skip_corrupt: skip files that are damaged or not images, instead of refusing the data set.
+        max_pixels: images with more are refused, or skipped with `skip_corrupt`; see `Transform`.
+        allow: comma-separated kinds of overlap (`overlaps.KINDS`) to accept; `Dataset.caveats` then says so.
         cache_dir: where the cache is; '' is $MTL_JAX_CACHE, or else ~/.cache/mtl_jax.
         workers, progress, inspect: for the first call; see `build`.
 
@@ -136,7 +136,7 @@ def folder_for(name: str, stamps: Sequence[Stamp], options: Options) -> Path:
 
 
 def transform_of(name: str, options: Options) -> Transform:
-    """Returns how images are to be stored, before the source's own wishes (`Source.settle`)."""
+    """Returns how to store images, before the source's own wishes (`Source.settle`)."""
     channels = options.channels or (3 if name in COLOUR else 0)
     return Transform(
         options.image_size, options.resize, channels, options.convert, max_pixels=int(options.max_pixels),
@@ -145,7 +145,7 @@ def transform_of(name: str, options: Options) -> Transform:
 
 
 def splitting_of(options: Options) -> Splitting:
-    """Returns how classes that come without a split are to be split."""
+    """Returns how to split classes that come without a split."""
     return Splitting(tuple(options.fractions), read_lists(options.lists), options.split_seed)
 
 

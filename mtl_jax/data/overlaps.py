@@ -1,4 +1,4 @@
-"""Classes and images that are in two splits, or twice in one: finding them, and refusing figures on such data.
+"""Classes and images that are in two splits, or twice in one: finding them, and refusing such data.
 
 Classes are compared by name, images by the digests of their decoded pixels. Rotated classes (`data.rotations`) are left
 out: what is wrong with them is wrong with the classes that they were made of. A data set with overlaps is refused,
@@ -44,13 +44,13 @@ Classes = Mapping[str, Mapping[str, ClassImages]]  # split -> class -> images
 
 
 def admitted(dataset: Dataset, allowed: Sequence[str], path: str) -> Dataset:
-    """Returns a data set that figures may be made from, with its caveats.
+    """Returns a data set that results may be reported on, with its caveats.
 
     Of images with the same pixels in a split, tasks draw only the first, so that support and query never share an
-    image. A published data set stays as it is, with its few copies, because all published figures were made so.
+    image. A published data set stays as it is, with its few copies, as in all published results.
 
     Raises:
-        DataError: it has overlaps of kinds that are not `allowed`, and is no published data set.
+        DataError: it has overlaps of kinds that are not `allowed`, and is not a published data set.
     """
     classes = by_class(dataset.splits)
     rotated = any(is_rotated(name, names) for names in classes.values() for name in names)
@@ -61,8 +61,8 @@ def admitted(dataset: Dataset, allowed: Sequence[str], path: str) -> Dataset:
     if refused:
         needed = ",".join(sentences)
         raise DataError(
-            f"{path or dataset.name}: {'; '.join(refused)}. Mend the data (python -m mtl_jax.data check lists more), "
-            f"or let it through with --allow={needed} (data.allow={needed})"
+            f"{path or dataset.name}: {'; '.join(refused)}. Fix the data (python -m mtl_jax.data check lists more), "
+            f"or allow it with --allow={needed} (data.allow={needed})"
         )
     splits = {
         name: dataclasses.replace(split, repeats=repeats(split.digests)) for name, split in dataset.splits.items()

@@ -100,16 +100,22 @@ def episode(
     if not way or len(support) % way or not len(query) == len(labels) == len(predictions):
         raise ValueError(f"{way} classes, {len(support)} support images, {len(query)} queries, {len(labels)} labels, "
                          f"{len(predictions)} predictions do not make an episode")  # fmt: skip
-    shot = len(support) // way
+    shot, short = len(support) // way, _without_folder(class_names)
     rows: list[Row] = []
     for c, name in enumerate(class_names):
         examples = [*map(Tile, support[c * shot : (c + 1) * shot])]
         answered = [
-            Tile(query[i], class_names[predictions[i]], bool(predictions[i] == c)) for i in np.flatnonzero(labels == c)
+            Tile(query[i], short[predictions[i]], bool(predictions[i] == c)) for i in np.flatnonzero(labels == c)
         ]
         rows.append((name, [*examples, *([None] if shot else []), *answered]))
     right = int((labels == predictions).sum())
     return grid(rows, title=f"{caption}: {right} of {len(labels)} right", theme=theme, largest=LARGEST)
+
+
+def _without_folder(names: Sequence[str]) -> list[str]:
+    """Names without their folder where it is the same for all, to fit under an image."""
+    parts = [name.rpartition("/") for name in names]
+    return [name for *_, name in parts] if len({folder for folder, *_ in parts}) == 1 else [*names]
 
 
 def task_episode(

@@ -13,7 +13,9 @@ from mtl_jax.data.transforms import Transform
 class Images(Protocol):
     """The images of one class, not yet decoded."""
 
-    turns: int  # quarter turns, counterclockwise, to apply after decoding
+    @property
+    def turns(self) -> int:
+        """Quarter turns, counterclockwise, to apply after decoding."""
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""Meta-test of a trained workdir: mean accuracy ± CI95 over many tasks of a split.
+"""Tests the network of a workdir: mean accuracy with its 95 % interval over many tasks of a split.
 
 python evaluate.py --workdir=runs/glyphs --num_tasks=600 --shot=5
 python evaluate.py --workdir=runs/glyphs --episodes=episodes.json.gz
@@ -27,10 +27,12 @@ def main(argv: Sequence[str]) -> int | None:
     command_line.define_config(values, required=False)
     flags.DEFINE_string("split", None, "train, val or test", flag_values=values)
     for name in SHORT_FLAGS[1:]:
-        flags.DEFINE_integer(name, None, f"the same as --config.evaluate.{name}", flag_values=values)
-    flags.DEFINE_string("weights", None, "a reference's weight file, instead of a checkpoint", flag_values=values)
-    flags.DEFINE_string("episodes", None, "a file of python -m mtl_jax.frozen_episodes", flag_values=values)
-    flags.DEFINE_string("data", None, "NAME:PATH, to test on other data than the run's", flag_values=values)
+        flags.DEFINE_integer(name, None, f"short for --config.evaluate.{name}", flag_values=values)
+    flags.DEFINE_string(
+        "weights", None, "weight file of a reference implementation, instead of a checkpoint", flag_values=values
+    )
+    flags.DEFINE_string("episodes", None, "file made by python -m mtl_jax.frozen_episodes", flag_values=values)
+    flags.DEFINE_string("data", None, "NAME:PATH of other data to test on", flag_values=values)
     words, overrides = split_overrides(argv)
     hosts.define_flags(values)
     command_line.parse(values, words, __doc__)
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int | None:
     settings = _settings(values, overrides)
     for name in SHORT_FLAGS:
         if values[name].value is not None and any(word.startswith(f"--config.evaluate.{name}=") for word in argv):
-            raise ConfigError(f"--{name} and --config.evaluate.{name} are the same; leave one of them out")
+            raise ConfigError(f"--{name} and --config.evaluate.{name} are the same; leave one out")
     changes = {name: values[name].value for name in SHORT_FLAGS if values[name].value is not None}
     settings.evaluate.update(changes)
     episodes = frozen_episodes.read(values.episodes) if values.episodes else None
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> int | None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits off the --config.a.b=v words where there is no --config: they then change the workdir's own config.
+    """Splits off the --config.a.b=v words if there is no --config: they then change the workdir's own config.
 
     Returns:
       (the other words, the --config.a.b=v words).
@@ -86,7 +88,7 @@ def _settings(values: flags.FlagValues, overrides: Sequence[str]) -> ConfigDict:
         wants_other = values.data is None and any(line.startswith("data.") for line in lines)
         other = "; to test it on other data give --data=NAME:PATH" if wants_other else ""
         raise ConfigError(
-            f"{run.path} was trained with another config: {'; '.join(lines)}; leave these as they were{other}"
+            f"{run.path} was trained with another config: {'; '.join(lines)}; leave these unchanged{other}"
         )
     return settings
 
@@ -95,17 +97,17 @@ def _check_other_data(values: flags.FlagValues, overrides: Sequence[str]) -> Non
     """Checks that nothing else but --data names a data set. Raises ConfigError."""
     if values.weights or values.config is not None:
         raise ConfigError(
-            "--data goes with a run's own config; without a run, --config.data.name and .path say the data"
+            "--data needs a run's own config; without a run, give --config.data.name and --config.data.path"
         )
     if twice := [word for word in overrides if word.startswith(("--config.data.name=", "--config.data.path="))]:
-        raise ConfigError(f"--data and {twice[0].partition('=')[0]} say the same; leave one of them out")
+        raise ConfigError(f"--data and {twice[0].partition('=')[0]} mean the same; leave one out")
 
 
 def _settings_for_weights(values: flags.FlagValues, run: workdir.Workdir) -> ConfigDict:
     if values.config is None:
-        raise ConfigError("--weights needs --config=FILE.py, which says how the network of that file runs")
+        raise ConfigError("--weights needs --config=FILE.py, the config of the network in that file")
     if run.config.exists():
-        raise ConfigError(f"{run.path} holds a run of its own; give --weights another --workdir for its results")
+        raise ConfigError(f"{run.path} already holds a run; give --weights another --workdir for its results")
     return values.config
 
 

@@ -1,6 +1,7 @@
 """Choosing an inner loop on validation tasks: its learning rate and its number of steps."""
 
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +22,10 @@ def choose_inner(
       rates: the rates to try.
       steps: the numbers of steps to choose from; every number from 1 on where it is empty. Ties go to fewer steps.
     """
-    scores = {}
+    scores: dict[tuple[float, int], Any] = {}
+    descent: Any = protocol.inner  # with a rate and steps
     for rate in rates:
-        inner = protocol.inner._replace(lr=rate)
+        inner = descent._replace(lr=rate)
         means = np.asarray(accuracies(protocol._replace(inner=inner))).mean(0)
         for count in steps or range(1, len(means)):
             scores[float(means[count]), -count] = inner._replace(steps=count)

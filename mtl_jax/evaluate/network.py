@@ -47,7 +47,7 @@ def check_init(config: Config) -> None:
     if init and not Path(kept_networks.init_path(init)).exists():
         names = kept_networks.packaged_names()
         raise ConfigError(
-            f"config.pretrain.init is {init!r}: no such file or folder, and no network of the package"
+            f"config.pretrain.init is {init!r}: no such file or folder, and not a bundled network"
             f"{nearest(init, names)}; give a workdir, a weight file, or one of {', '.join(names)}"
         )
 
@@ -80,11 +80,11 @@ def check_start(config: Config, params: Params, batch_stats: Params, image_shape
     lines = settings.compare(_seen(before, shape), _seen(settings.to_json(config), image_shape))
     if lines and hosts.is_first():
         _logger.warning(
-            "config.pretrain.init is %s, which was trained with other values: %s; its features are worse with them, so "
-            "give the same ones unless this is meant", init, "; ".join(lines),
+            "config.pretrain.init is %s, which was trained with other values: %s; its features get worse with these, "
+            "so keep the old ones unless you mean to change them", init, "; ".join(lines),
         )  # fmt: skip
     if (other := _other_data(config, kept)) and hosts.is_first():
-        _logger.warning("config.pretrain.init was trained on %s: whether it has seen the test classes is not known",
+        _logger.warning("config.pretrain.init was trained on %s, so it may have seen the test classes",
                         other)  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def backbone(config: Config, path: str) -> tuple[Params, Params]:
         kept = kept_networks.read(Path(path))
         frozen, name = kept.model.frozen, kept.settings["backbone"]["name"]
         weights = ReferenceWeights(name, frozen.params, frozen.batch_stats, None, None)
-        _check_same(config, name, kept.model.embed.module, path)
+        embed: Any = kept.model.embed  # an Embed
+        _check_same(config, name, embed.module, path)
         return _backbone(config, weights, path, channels=kept.image_shape[-1])
     weights = load_reference_weights(path)
     if weights.backbone in MOBILE:  # others are trained further with options of a preset's
@@ -158,7 +159,7 @@ def backbone(config: Config, path: str) -> tuple[Params, Params]:
 
 
 def _check_same(config: Config, name: str, module: nn.Module, path: str) -> None:
-    """Checks that the config's backbone computes as the file's network `module` does, where that is no other one."""
+    """Checks that the config's backbone computes as the file's network `module` does, if they have the same name."""
     own = build.backbone(config["backbone"]).options
     for key in ("activation", "norm_epsilon"):
         wanted, given = getattr(module.options, key), getattr(own, key)

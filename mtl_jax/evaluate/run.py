@@ -1,4 +1,4 @@
-"""How good a run's network is: mean accuracy ± CI95 over many tasks of a split, with the protocol that was used."""
+"""Tests a run's network: mean accuracy with its CI95 over many tasks of a split, and the protocol that was used."""
 
 import csv
 import io
@@ -15,13 +15,14 @@ from mtl_jax.config import build, run_data
 from mtl_jax.data import Dataset, Split
 from mtl_jax.episodes import count_distinct
 from mtl_jax.errors import ConfigError
-from mtl_jax.evaluate import network
+from mtl_jax.evaluate import maps, network
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.frozen_episodes import Frozen
 from mtl_jax.launch import environment, hosts
+from mtl_jax.learners import with_way
 from mtl_jax.words import counted
 
-BY_STEP = "a step chosen here is chosen by these tasks: choose it by --split=val"
+BY_STEP = "do not choose the number of steps on these tasks: use --split=val"
 
 
 def evaluate(
@@ -44,7 +45,7 @@ def evaluate(
       processes each gets it, and the first writes the files.
 
     Raises:
-      MtlError: what the user can mend.
+      MtlError: a problem that the user can fix.
     """
     run, protocol = workdir.Workdir(path), build.protocol(settings)
     with hosts.first_goes_first():
@@ -70,9 +71,9 @@ def evaluate(
         "seconds": round(seconds, 2), **environment.device_facts(devices),
     }  # fmt: skip
     own = None if weights else build.protocol(config.read(run.config))
-    if weights:
+    if own is None:
         result["checkpoint_by"] = f"weight file {Path(weights).name}"
-    elif protocol.inner._replace(way=0) != own.inner._replace(way=0):
+    elif with_way(protocol.inner, 0) != with_way(own.inner, 0):
         result["inner_by"] = "command line"  # nobody knows on which tasks it was chosen
     if episodes:
         result["seed"] = episodes.facts["seed"]
@@ -104,6 +105,8 @@ def accuracies(
     Returns:
       float32 [num_tasks], or as `options` have it.
     """
+    if not (protocol.flips or protocol.crops):  # views of images, not of maps
+        model, split = maps.in_place_of_images(settings, model, split)
     runtime = settings["runtime"]
     sizes = {"embed_batch": runtime["embed_batch"], "chunk": runtime["task_chunk"]}
     return evaluate_tasks(model, split.images, split.table(), protocol, **{**sizes, **options})
@@ -115,7 +118,7 @@ def _interval(values: np.ndarray, distinct: int) -> dict[str, float | None]:
 
 
 def protocol_facts(settings: ConfigDict, protocol: Any, step: int) -> dict[str, Any]:
-    """What must stand beside a figure: the tasks, the inner loop, the network."""
+    """What is reported beside a result: the tasks, the inner loop, the network."""
     transductive = settings.meta.batch_norm == "batch"
     return {
         "split": settings.evaluate.split, "num_tasks": protocol.num_tasks,
@@ -164,12 +167,13 @@ def _write(run: workdir.Workdir, split: str, result: Any, trajectory: np.ndarray
 
 
 def describe(result: Mapping[str, Any]) -> str:
-    """The line that is printed: a figure with its protocol."""
-    return protocol_line(result, f"{metrics.in_percent(result['accuracy'], result['ci95'])} %")
+    """The printed line: a result with its protocol."""
+    figure = metrics.in_percent(result["accuracy"], result["ci95"])
+    return protocol_line(result, f"{figure} % ({metrics.describe_chance(1 / result['way'])})")
 
 
 def protocol_line(facts: Mapping[str, Any], figure: str = "") -> str:
-    """The protocol of a figure in one line: no figure is printed without it.
+    """The protocol of a result in one line; no result is printed without it.
 
     Args:
       facts: `protocol_facts`, the facts of the data, `episodes` and `distinct_tasks`, as an evaluation's JSON has them.
@@ -187,13 +191,14 @@ def shared_protocol_line(facts: Mapping[str, Any], digits: int | None = 12) -> s
     """The part of a protocol that compared runs have in common; `digits` of each hash, None for all."""
     data = f"{facts['dataset']} {facts['fingerprint'][:digits]}"
     return (
-        f"{_tasks(facts, data)} ({counted(facts['query'], 'query')} a class, batch norm: {facts['batch_norm']}, "
+        f"{_tasks(facts, data)} ({metrics.describe_chance(1 / facts['way'])}, "
+        f"{counted(facts['query'], 'query')} a class, batch norm: {facts['batch_norm']}, "
         f"episodes {facts['episodes'][:digits]})"
     )
 
 
 def inner_loop(facts: Mapping[str, Any]) -> str:
-    """The inner loop of a figure as text, and who chose it where that is not the config."""
+    """The inner loop of a result as text, and who chose it if not the config."""
     by = "" if facts["inner_by"] == "config" else f" by {facts['inner_by']}"
     name = facts.get("base_learner", "linear")  # files from before there were others
     steps = "" if facts["inner_steps"] is None else f"{facts['inner_steps']} inner steps at {facts['inner_lr']}{by}"
@@ -201,7 +206,7 @@ def inner_loop(facts: Mapping[str, Any]) -> str:
 
 
 def caveats(facts: Mapping[str, Any]) -> str:
-    """The end of a line about a figure: what must be known of its data."""
+    """The end of a line about a result: the caveats of its data."""
     return "".join(f"; caveat: {caveat}" for caveat in facts["caveats"])
 
 

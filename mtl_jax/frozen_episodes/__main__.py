@@ -1,10 +1,10 @@
-"""Frozen episodes: writes a list of test tasks as a file that any program in any framework can replay, or shows one.
+"""Writes test tasks to a file that programs in any framework can replay, or shows such a file.
 
     python -m mtl_jax.frozen_episodes make --workdir=runs/glyphs --output=episodes.json.gz
     python -m mtl_jax.frozen_episodes show episodes.json.gz
     python evaluate.py --workdir=runs/glyphs --episodes=episodes.json.gz
 
-evaluate.py takes split, way, shot, query and number of tasks from the file, and refuses flags that contradict it.
+evaluate.py takes the split, way, shot, query and number of tasks from the file, and refuses contradicting flags.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,12 +34,12 @@ def parser() -> program.Parser:
     commands = root.add_subparsers(dest="command", required=True)
     make = commands.add_parser("make", help="draw test tasks and write them to a file")
     make.add_argument("--output", type=Path, required=True, help="the file, .json or .json.gz")
-    make.add_argument("--workdir", type=Path, help="a run: its data, and its protocol unless flags change it")
+    make.add_argument("--workdir", type=Path, help="run whose data and protocol to use; flags change the protocol")
     make.add_argument("--data", help="or a data set: glyphs, omniglot, miniimagenet, cub, ..., folder, tfds:NAME")
     make.add_argument("--path", default="", help="where the data set is")
     make.add_argument("--split", help="train, val or test (test)")
     for name, default in DEFAULTS.items():
-        make.add_argument(f"--{name}", type=int, help=f"without a workdir {default}")
+        make.add_argument(f"--{name}", type=int, help=f"default without --workdir: {default}")
     show = commands.add_parser("show", help="describe a file")
     show.add_argument("file", metavar="FILE", type=Path, help="what `make` wrote")
     show.add_argument("--task", type=int, help="list the images of this task, counted from 0")
@@ -60,7 +61,7 @@ def make(flags: argparse.Namespace) -> Frozen:
         run_data.check(dataset, Workdir(flags.workdir), settings.evaluate.split)
     split = dataset.split(settings.evaluate.split)
     tasks = file.choose_tasks(dataset, split, protocol, None)
-    facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": protocol.seed}
+    facts: dict[str, Any] = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": protocol.seed}
     frozen = file.freeze(split, tasks, **facts)
     file.write(flags.output, frozen)
     return frozen

@@ -64,12 +64,12 @@ def content_hash(split: Split, tasks: Tasks) -> str:
 
 def _hash(class_names: Sequence[str], labels: np.ndarray, digests: np.ndarray, tasks: Tasks) -> str:
     """The hash of tasks among images: labels [images] are positions in `class_names`, digests uint8 [images, 16]."""
-    names = [hashlib.blake2b(name.encode(), digest_size=DIGEST_BYTES).digest() for name in class_names]
-    names = np.frombuffer(b"".join(names), np.uint8).reshape(-1, DIGEST_BYTES)
+    digested = [hashlib.blake2b(name.encode(), digest_size=DIGEST_BYTES).digest() for name in class_names]
+    names = np.frombuffer(b"".join(digested), np.uint8).reshape(-1, DIGEST_BYTES)
     positions = np.concatenate(tasks, axis=2)
     images = digests[positions]
     classes = names[labels[positions[:, :, 0]]][:, :, None]
-    return hashlib.sha256(np.ascontiguousarray(np.concatenate([classes, images], axis=2))).hexdigest()
+    return hashlib.sha256(memoryview(np.ascontiguousarray(np.concatenate([classes, images], axis=2)))).hexdigest()
 
 
 def freeze(split: Split, tasks: Tasks, *, dataset: str, fingerprint: str, seed: int | None = None) -> Frozen:
@@ -116,7 +116,7 @@ def read(path: str | Path) -> Frozen:
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise DataError(
             f"{path}: format {content.get('format')!r}, version {content.get('version')!r}; expected {FORMAT!r}, "
-            f"version {VERSION}: a file of python -m mtl_jax.frozen_episodes make"
+            f"version {VERSION}: file made by python -m mtl_jax.frozen_episodes make"
         )
     try:
         frozen = _parse(content)
@@ -154,8 +154,8 @@ def _read_bounded(file: BinaryIO) -> bytes:
 
 
 def _parse(content: Mapping[str, Any]) -> Frozen:
-    names = ("sha256", "split", "dataset", "fingerprint", "way", "shot", "query", "num_tasks", "seed")
-    facts = {name: content[name] for name in names}
+    keys = ("sha256", "split", "dataset", "fingerprint", "way", "shot", "query", "num_tasks", "seed")
+    facts = {name: content[name] for name in keys}
     count, way = int(facts["num_tasks"]), int(facts["way"])
     support = np.array([[pair[0] for pair in task] for task in content["tasks"]], np.int64)
     query = np.array([[pair[1] for pair in task] for task in content["tasks"]], np.int64)
@@ -164,8 +164,8 @@ def _parse(content: Mapping[str, Any]) -> Frozen:
         raise ValueError(f"tasks of shapes {support.shape} and {query.shape}, expected {expected}")
     if min(support.min(), query.min(initial=0)) < 0:
         raise ValueError("a negative position")
-    columns = ([str(image[key]) for image in content["images"]] for key in ("class", "digest", "file"))
-    return Frozen(facts, *columns, Tasks(support, query))
+    names, digests, files = ([str(image[key]) for image in content["images"]] for key in ("class", "digest", "file"))
+    return Frozen(facts, names, digests, files, Tasks(support, query))
 
 
 def _own_hash(frozen: Frozen) -> str:
@@ -215,7 +215,7 @@ def replay(frozen: Frozen, split: Split, fingerprint: str = "") -> Replay:
     by_digest, by_file = _index(split)
     rows, by_file_name = np.empty(len(frozen.digests), np.int64), 0
     for i, (name, digest, file) in enumerate(zip(frozen.class_names, frozen.digests, frozen.file_names, strict=True)):
-        label = label_of.get(name)
+        label = label_of.get(name, -1)
         row = by_digest.get((label, digest))
         if row is None and file:
             candidates = by_file.get((label, file), [])

@@ -1,4 +1,4 @@
-"""Starts several processes of a program on this machine, watches them, and ends them together.
+"""Starts several processes of a program on this machine, watches them, and stops all if one fails.
 
 python -m mtl_jax.launch --num_processes=2 -- train.py --config=configs/glyphs.py --workdir=runs/glyphs
 """
@@ -112,8 +112,9 @@ def _watch(children: Sequence[subprocess.Popen], passed: set[int]) -> int:
             if code not in (None, 0, EXIT_GO_ON_LATER):
                 _end_others(children, number, code, quiet=-code in passed)
                 return code if code > 0 else 128 - code
-        if None not in codes:
-            return max(codes)
+        ended = [code for code in codes if code is not None]
+        if len(ended) == len(codes):
+            return max(ended)
         time.sleep(0.1)
 
 
@@ -125,9 +126,9 @@ def _end_others(children: Sequence[subprocess.Popen], number: int, code: int, qu
         return
     ended = sum(child.poll() is None for child in children)
     ending = f"was killed by {interrupts.name(-code)}" if code < 0 else f"ended with status {code}"
-    advice = "" if code == program.EXIT_USER_ERROR else ". The same command goes on from the last checkpoint"
+    advice = "" if code == program.EXIT_USER_ERROR else ". Rerun the command to resume from the last checkpoint"
     print(
-        f"error: process {number} of {len(children)} {ending}; the others are ended"
+        f"error: process {number} of {len(children)} {ending}; the others were stopped"
         f"{f' ({ended} by force)' if ended else ''}{advice}",
         file=sys.stderr,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from mtl_jax.words import counted
 try:
     import resource
 except ImportError:  # Windows has none
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 XLA_SWITCH, MALLOC_SWITCH, CACHE_SWITCH = "MTL_JAX_XLA_FLAGS", "MTL_JAX_MALLOC", "MTL_JAX_COMPILATION_CACHE"
 
@@ -64,8 +64,8 @@ def make_deterministic(environment: MutableMapping[str, str] | None = None) -> b
     added = _add_option(environment, _DETERMINISTIC, "true")
     if _DETERMINISTIC not in environment.get("XLA_FLAGS", ""):
         print(
-            f"warning: runtime.deterministic was tried with jaxlib {_TESTED} alone, so it does "
-            f"nothing with {metadata.version('jaxlib')}; set XLA_FLAGS={_DETERMINISTIC}=true yourself",
+            f"warning: runtime.deterministic was tested with jaxlib {_TESTED} only, so it has "
+            f"no effect with {metadata.version('jaxlib')}; set XLA_FLAGS={_DETERMINISTIC}=true yourself",
             file=sys.stderr,
         )
     return added
@@ -90,7 +90,7 @@ def cpu_warning(environment: Mapping[str, str] | None = None) -> str | None:
     if version in TESTED_JAXLIBS:
         return f"{slow}; call mtl_jax.launch.environment.configure_xla() before JAX makes its first array"
     return (
-        f"{slow}: it was tried with jaxlib {_TESTED}, and this is {version}. To try, add {_FUSION}={_FUSION_TYPE} to "
+        f"{slow}: it was tested with jaxlib {_TESTED}, and this is {version}. To try, add {_FUSION}={_FUSION_TYPE} to "
         f"XLA_FLAGS; a jaxlib that does not know it aborts"
     )
 
@@ -103,7 +103,7 @@ def _version_numbers(version: str) -> tuple[int, ...]:
 def keep_freed_memory(environment: Mapping[str, str] | None = None) -> bool:
     """Has glibc's `malloc` keep what is freed, in the whole process; call it before JAX makes its first array.
 
-    A step on a CPU takes arrays of many megabytes and frees them. By default the system maps each anew, and fills its
+    A step on a CPU takes arrays of many megabytes and frees them. By default the system maps each again, and fills its
     pages with zeros as they are touched, in every step. With this the process stays about as large as it ever was.
 
     Nothing happens without glibc, with the environment variable MTL_JAX_MALLOC=0, or where the user has set any of
@@ -131,7 +131,8 @@ def configure_compilation_cache() -> Path | None:
       The folder that was set, or None.
     """
     chosen = os.environ.get(CACHE_SWITCH, "")
-    if chosen == "0" or jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if chosen == "0" or config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return None
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(chosen).expanduser() if chosen else base / "mtl_jax" / "compiled"
@@ -155,12 +156,13 @@ def check_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # JAX asserts where CUDA's plugin is not installed
         reason = first_line(error).removeprefix("Unable to initialize backend ").partition(" (set JAX_PLATFORMS")[0]
         reason = f" ({reason})" if str(error) else ""
-        if asked := jax.config.jax_platforms:
+        config: Any = jax.config
+        if asked := config.jax_platforms:
             raise ConfigError(
                 f"JAX_PLATFORMS={asked}: JAX finds no such device here{reason}; leave JAX_PLATFORMS unset to use what "
                 "is there, or install JAX for that device"
             ) from error
-        raise ConfigError(f"JAX finds no device{reason}; JAX_PLATFORMS=cpu computes on the CPU") from error
+        raise ConfigError(f"JAX finds no device{reason}; set JAX_PLATFORMS=cpu to use the CPU") from error
 
 
 @contextlib.contextmanager
@@ -174,7 +176,7 @@ def naming_missing_devices() -> Iterator[None]:
 
 
 def device_facts(devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
-    """What stands beside a figure of the devices it was computed on: platform ('gpu'), kind ('NVIDIA H100'), number."""
+    """What is reported of the devices that computed a result: platform ('gpu'), kind ('NVIDIA H100'), number."""
     devices = jax.devices() if devices is None else devices
     return {"device": devices[0].platform, "device_kind": devices[0].device_kind, "num_devices": len(devices)}
 

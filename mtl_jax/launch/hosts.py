@@ -41,11 +41,11 @@ class ProcessesError(MtlError):
 def define_flags(values: flags.FlagValues) -> None:
     """Defines --coordinator_address, --num_processes, --process_id and --distributed."""
     flags.DEFINE_string(FLAGS[0], None, "HOST:PORT of process 0, in a run of several processes", flag_values=values)
-    flags.DEFINE_integer(FLAGS[1], None, "how many processes the run has", flag_values=values)
-    flags.DEFINE_integer(FLAGS[2], None, "which of them this is, from 0", flag_values=values)
+    flags.DEFINE_integer(FLAGS[1], None, "number of processes of the run", flag_values=values)
+    flags.DEFINE_integer(FLAGS[2], None, "number of this process, from 0", flag_values=values)
     flags.DEFINE_bool(
-        "distributed", None, "find the other processes as JAX does on this cluster; unset: in a step of SLURM or Open "
-        "MPI with several tasks", flag_values=values,
+        "distributed", None, "find the other processes as JAX does on a cluster; default: only in a SLURM or Open MPI "
+        "step of several tasks", flag_values=values,
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def check_same(what: str, facts: Any) -> None:
     digests = parallel.from_all_processes(np.frombuffer(digest, np.uint8), jax.devices())
     other = next((process for process, theirs in enumerate(digests) if (theirs != digests[0]).any()), None)
     if other is not None:
-        raise ProcessesError(f"process {other} has another {what} than process 0; start all of them alike")
+        raise ProcessesError(f"process {other} has a different {what} than process 0; start all processes the same way")
 
 
 class StopTogether:

@@ -23,12 +23,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*words, **options)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As argparse. Raises ConfigError where a flag is given twice or is wrong."""
         words = sys.argv[1:] if args is None else args
         names = [word.partition("=")[0] for word in words if word.startswith("--")]
         if twice := [name for name in names if names.count(name) > 1]:
-            self.error(f"{twice[0]} is given twice; leave one of them out")
+            self.error(f"{twice[0]} is given twice; leave one out")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -38,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             near = nearest(unknown[1], _options(self))
         elif unknown := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             near = nearest(unknown[1], re.findall(r"[\w.-]+", unknown[2]))
-        raise ConfigError(f"{message}{near}; {self.prog} --help lists what there is")
+        raise ConfigError(f"{message}{near}; {self.prog} --help lists the choices")
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -63,7 +65,8 @@ def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
     environment.configure_xla()
     environment.keep_freed_memory()
     environment.configure_compilation_cache()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a class name that the console cannot show is no error
+    stdout: Any = sys.stdout
+    stdout.reconfigure(errors="backslashreplace")  # a class name that the console cannot show is not an error
     try:
         status = _status(main, argv)
     except Exception:
@@ -81,7 +84,7 @@ def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) ->
         with interrupts.readers_may_leave(), environment.naming_missing_devices():
             return main(argv) or 0
     except Stopped:
-        print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        print("stopped and saved; rerun the command to resume", file=sys.stderr)
         return EXIT_GO_ON_LATER
     except MtlError as error:
         if any(word in ("--debug", "--debug=true", "--debug=1") for word in argv):

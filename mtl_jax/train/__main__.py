@@ -1,4 +1,4 @@
-"""Pre-training and meta-training of a config, in a workdir that a stopped run goes on from.
+"""Pre-trains and meta-trains a config in a workdir, from which a stopped run resumes.
 
 python train.py --config=configs/glyphs.py:1shot --workdir=runs/glyphs --config.seed=1
 python train.py --config=configs/glyphs.py:1shot --workdir=runs/seeds --num_seeds=3
@@ -23,16 +23,18 @@ def main(argv: Sequence[str]) -> int | None:
     values = flags.FlagValues()
     command_line.define_config(values, required=True)
     hosts.define_flags(values)
-    flags.DEFINE_bool("dry_run", False, "print what the run would do and need, and end", flag_values=values)
-    flags.DEFINE_integer("num_seeds", None, "train and test so many seeds, in WORKDIR/seed-0, ...", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "print the run's steps, memory and least time, and exit", flag_values=values)
+    flags.DEFINE_integer(
+        "num_seeds", None, "train and test this many seeds, in WORKDIR/seed-0, ...", flag_values=values
+    )
     flags.DEFINE_string(
-        "replay", None, "STEP or pretrain:STEP: run that step of the workdir's run again, draw its images and "
-        "predictions, find what is not finite, and end; nothing of the run is changed", flag_values=values,
+        "replay", None, "STEP or pretrain:STEP: rerun that step of the workdir's run, draw its images and "
+        "predictions, report what is not finite, and exit; the run itself is unchanged", flag_values=values,
     )  # fmt: skip
     command_line.parse(values, argv, __doc__)
     modes = [name for name in ("dry_run", "num_seeds", "replay") if values[name].value not in (None, False)]
     if len(modes) > 1 and "replay" in modes:  # a dry run of several seeds is that of one
-        raise ConfigError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one of them out")
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} cannot be combined; leave one out")
     if values.dry_run:
         path = values.workdir if values.num_seeds is None else str(seeds.seed_path(values.workdir, 0))
         print(dry_run(values.config, path))

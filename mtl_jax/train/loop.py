@@ -1,4 +1,4 @@
-"""The loop of a phase: steps, validation, checkpoints, logs. It goes on from the newest checkpoint in its folder."""
+"""The loop of a phase: steps, validation, checkpoints, logs. It resumes from the newest checkpoint in its folder."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from mtl_jax.errors import CheckpointError
 from mtl_jax.evaluation import Model, Protocol, evaluate_tasks
 from mtl_jax.launch import environment, hosts
 from mtl_jax.launch.signals import Stopped, StopRequest
-from mtl_jax.metrics import in_percent, mean_interval
+from mtl_jax.metrics import describe_chance, in_percent, mean_interval
 from mtl_jax.workdir import Workdir
 from mtl_jax.workdir.checkpoint import Checkpoints
 from mtl_jax.workdir.console import Progress
@@ -213,9 +213,9 @@ class _Saver:
         Returns:
           The size of the metrics file.
         """
-        items, own = self._phase.items(state), {}
+        items, own = self._phase.items(state), dict[str, Any]()
         if self._is_regular(step) or step == self._phase.steps:
-            if not self._is_regular(step):  # a run with more steps goes on as if this had not been the last one
+            if not self._is_regular(step):  # a run with more steps continues as if this had not been the last one
                 own["before_last"] = self._progress()
             self._check(step, state, items)
         own |= {**self._progress(), **self._log.kept()}
@@ -238,8 +238,8 @@ class _Saver:
         """Scores the state on the validation tasks; strictly better than before is the new best."""
         score, scalars = self._phase.validate(state)
         self._log.write(step, {f"val_{name}": value for name, value in scalars.items()})
-        figure = in_percent(score, scalars.get("ci95"))
-        _logger.info("%s step %d: validation %s %%", self._phase.name, step, figure)
+        figure, chance = in_percent(score, scalars.get("ci95")), describe_chance(self._phase.chance.validation)
+        _logger.info("%s step %d: validation %s %% (%s)", self._phase.name, step, figure, chance)
         if self._best is None or score > self._best["score"]:
             self._best = {"step": step, "score": score}
         return Validation(score, scalars.get("ci95"))
@@ -261,7 +261,7 @@ def _digest(tree: Any) -> str:
 
 
 class _Begin(NamedTuple):
-    """Where a run goes on.
+    """Where a run resumes.
 
     best: {'step', 'score'} of the best validation so far, or None. window, skipped: of `Log` and `Skipped`. position:
     the size of the metrics file.
@@ -290,7 +290,7 @@ def _resume(phase: Phase, checkpoints: Checkpoints, metadata: Mapping[str, Any],
         )
     kept, goes_on = saved.metadata, saved.step < phase.steps
     if goes_on:
-        _logger.info("%s goes on from step %d", phase.name, saved.step)
+        _logger.info("%s resumes from step %d", phase.name, saved.step)
         kept |= kept.get("before_last", {})
     best, own_health = kept["best"], health(kept.get("health"))
     if best and best["step"] in checkpoints.steps():  # a kill between `save` and `mark_best` leaves it unmarked

@@ -75,18 +75,18 @@ def phase(
 def describe_learned(learned: Params, params: Params) -> str:
     """How many numbers meta-training learns, by group, and how many the backbone has; of arrays or their shapes."""
     sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in learned.items()}
-    named = {"ss": "of SS", "params": "of the backbone's own", "head": "of the head"}
-    parts = [f"{sizes[name]:,} {text}" for name, text in named.items() if sizes.get(name)]
+    named = {"ss": "of SS", "params": "of the backbone", "head": "of the head"}
+    parts = [f"{sizes[name]:,} parameters {text}" for name, text in named.items() if sizes.get(name)]
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return f"meta-training learns {', '.join(parts) or 'nothing'} (numbers); the backbone has {total:,}"
+    return f"meta-training learns {', '.join(parts) or 'nothing'}; the backbone has {total:,}"
 
 
 def _check_same(saved: Params, params: Params, *, done: bool) -> None:
-    """Checks that meta-training goes on from the backbone that it was started from; warns where it is `done`."""
+    """Checks that meta-training resumes from the backbone that it started from; only warns if it is `done`."""
     if jax.tree.all(jax.tree.map(np.array_equal, saved, params)):
         return
     text = (
-        "meta-training was started from another pre-trained backbone than that which config.pretrain.init gives now; "
+        "meta-training started from another pre-trained backbone than config.pretrain.init gives now; "
         "give the same, or another --workdir"
     )
     if not done:

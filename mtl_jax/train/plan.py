@@ -13,9 +13,11 @@ from mtl_jax.config import build, rules
 from mtl_jax.config.recipe import Limits, MetaRecipe, PretrainRecipe, image_shape
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import ConfigError
+from mtl_jax.evaluate import maps
 from mtl_jax.launch import environment
 from mtl_jax.learners import moved_part
 from mtl_jax.train import cost, meta_training, pretraining
+from mtl_jax.trunk import Rest
 from mtl_jax.types import Episode
 from mtl_jax.words import counted
 from mtl_jax.workdir.console import duration
@@ -56,7 +58,7 @@ def make(config: Config, dataset: Dataset, devices: int) -> Plan:
         planned.append(_pretraining(recipe.pretraining, split, devices, memory_gb))
     chunk = each = config["meta"]["tasks_per_step"] // devices
     if recipe.meta_training:
-        chunk, phase = _meta_training(recipe.meta_training, split, each, memory_gb)
+        chunk, phase = _meta_training(*maps.planned(config, recipe.meta_training, split), each, memory_gb)
         planned.append(phase)
     return Plan(chunk, tuple(planned))
 
@@ -111,9 +113,11 @@ def _meta_training(recipe: MetaRecipe, split: Split, each: int, memory_gb: float
 def meta_step(recipe: MetaRecipe, split: Split, tasks: int, axis: str | None = None) -> tuple[Callable, tuple]:
     """Meta-training's step on some tasks of a device, and the shapes of its arguments: to be traced, not run."""
     embed, stored = recipe.embed, split.images.shape[1:]
+    whole, seen = (embed.embed, embed.image_shape) if isinstance(embed, Rest) else (embed, None)
+    seen = seen or image_shape(embed.prepare, stored)
 
     def start(key):
-        variables = pretrain.init_backbone(key, embed.module, image_shape(embed.prepare, stored))
+        variables = pretrain.init_backbone(key, whole.module, seen)
         params = variables["params"]
         return meta_training.start(recipe, params, variables["batch_stats"], stored), params
 
@@ -142,7 +146,7 @@ def _meta_cost(recipe: MetaRecipe, split: Split, tasks: int) -> cost.Cost:
 
 
 def _images(split: Split, *lead: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*lead, *split.images.shape[1:]), jnp.uint8)
+    return jax.ShapeDtypeStruct((*lead, *split.images.shape[1:]), split.images.dtype)
 
 
 def _integers(*shape: int) -> jax.ShapeDtypeStruct:
@@ -162,22 +166,40 @@ def describe(config: Config, dataset: Dataset, plan: Plan, devices: int) -> str:
         shape = "x".join(map(str, split.images.shape[1:]))
         images = counted(len(split.labels), "image", ",")
         lines.append(f"{split.name}: {counted(len(split.class_names), 'class')}, {images} of {shape}")
-    train = dataset.splits["train"]
-    where = "on the device" if build.limits(config).on_device(train) else "on the host"
-    lines.append(f"train images: {train.images.nbytes / 1e6:.1f} MB, {where} (data.device_budget_gb)")
+    images = dataset.splits["train"]
+    lines.append(_place(config, "train images", images))
+    if recipe := build.recipe(config).meta_training:
+        recipe, train = maps.planned(config, recipe, images)
+        if train is not images:
+            maps_shape = "x".join(map(str, train.images.shape[1:]))
+            lines.append(f"{_place(config, f'maps of {maps_shape} in their place', train)}, kept in the cache")
     for phase in plan.phases:
         seconds = phase.flops / rate
         lines.append(
-            f"{phase.name}: {counted(phase.steps, 'step', ',')} of {phase.unit}; a step on one of "
+            f"{phase.name}: {counted(phase.steps, 'step', ',')} of {phase.unit}; a step on each of "
             f"{counted(devices, 'device')}: {phase.flops / 1e9:.1f} GFLOP, about {phase.bytes / _GB:.2f} GB at "
             f"most, at least {seconds:.3g} s; all steps: at least {duration(seconds * phase.steps)}"
         )
-    if (recipe := build.recipe(config)).meta_training:
-        _, (state, params, _) = meta_step(recipe.meta_training, train, 1)
+    if recipe:
+        _, (state, params, _) = meta_step(recipe, train, 1)
         lines.append(meta_training.describe_learned(state.learned, params))
     lines.append(f"tasks at a time on a device: {plan.chunk} (runtime.chunk)")
-    lines.append(f"times are operations over this machine's matrix-product rate, {rate / 1e9:,.0f} GFLOP/s")
+    lines.append(f"least times assume this machine's matrix-product rate, {rate / 1e9:,.0f} GFLOP/s, throughout")
     return "\n".join(lines)
+
+
+def least_times(plan: Plan, dtype: str) -> str:
+    """The steps of each phase, and the least time they take, by this machine's matrix-product rate."""
+    rate = matrix_rate(dtype)
+    phases = (f"{p.name} at least {duration(p.flops * p.steps / rate)} ({counted(p.steps, 'step', ',')})"
+              for p in plan.phases)  # fmt: skip
+    return f"time on this machine: {', '.join(phases)}; the progress lines below say what is left"
+
+
+def _place(config: Config, what: str, split: Split) -> str:
+    """How large the images or the maps of a split are, and where they live."""
+    where = "on the device" if build.limits(config).on_device(split) else "on the host"
+    return f"{what}: {split.images.nbytes / 1e6:.1f} MB, {where} (data.device_budget_gb)"
 
 
 def matrix_rate(dtype: str = "float32", size: int = 1024) -> float:

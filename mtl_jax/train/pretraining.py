@@ -78,7 +78,7 @@ def make_parts(recipe: PretrainRecipe, train: Split, axis: str | None = None) ->
     """The parts for a train split; `axis` is the mapped axis that batches are spread over, if any.
 
     Raises:
-      ConfigError: images are to be turned, but are no squares.
+      ConfigError: images are to be turned, but are not square.
     """
     options, shape = recipe.options, image_shape(recipe.embed.prepare, train.images.shape[1:])
     if options.rotation and shape[0] != shape[1]:
@@ -110,7 +110,7 @@ class Epochs(NamedTuple):
     images in an epoch, int32 [count].
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides what a tuple has of that name
     batch: int
     rest: int
     order: Callable[[int], np.ndarray]

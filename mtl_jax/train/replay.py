@@ -19,7 +19,7 @@ from mtl_jax.config import build
 from mtl_jax.config.recipe import MetaRecipe, PretrainRecipe
 from mtl_jax.data import Dataset, Split
 from mtl_jax.errors import CheckpointError, ConfigError, first_line
-from mtl_jax.evaluate import network
+from mtl_jax.evaluate import maps, network
 from mtl_jax.train import meta_training, pretraining, replay_pictures
 from mtl_jax.train.loop import Phase
 from mtl_jax.train.run import prepare, resolve
@@ -68,7 +68,7 @@ def wanted(text: str) -> tuple[str, int]:
     """(phase, step) of 'STEP', 'meta:STEP' or 'pretrain:STEP'. Raises ConfigError."""
     phase, _, step = text.rpartition(":")
     if (phase or "meta") not in PHASES or not re.fullmatch(r"[1-9]\d{0,17}", step):
-        raise ConfigError(f"--replay={text}: expected a step as metrics.jsonl counts them, 120 or pretrain:120")
+        raise ConfigError(f"--replay={text}: expected a step as numbered in metrics.jsonl, such as 120 or pretrain:120")
     return phase or "meta", int(step)
 
 
@@ -89,10 +89,10 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
     settings, devices = resolve(settings)
     workdir, (name, number) = Workdir(path), step
     if not workdir.config.exists():
-        raise ConfigError(f"{path}: no run there to replay a step of; give the --workdir of one")
+        raise ConfigError(f"{path}: no run to replay here; give the --workdir of a run")
     _check_step(settings, name, number)
-    settings, dataset = prepare(settings, len(devices), workdir)
-    train = dataset.splits["train"]
+    settings, dataset, _ = prepare(settings, len(devices), workdir)
+    splits = dataset.splits
     before: list[tuple[Any, bool, int]] = []
 
     def watch(state, hard, batch):
@@ -101,16 +101,17 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
             before.append((_copy(state), hard, batch))
 
     if name == "meta":
-        recipe, (params, batch_stats) = build.meta_training(settings), network.pretrained(settings, workdir)
-        make = functools.partial(meta_training.phase, params=params, batch_stats=batch_stats)
-        inspection = _of_meta_training(recipe, train, params)
+        recipe, frozen = build.meta_training(settings), meta.Frozen(*network.pretrained(settings, workdir))
+        recipe, splits = maps.of_training(settings, recipe, splits, frozen)
+        make = functools.partial(meta_training.phase, **frozen._asdict())
+        inspection = _of_meta_training(recipe, splits["train"], frozen.params)
     else:
         recipe, make = build.pretraining(settings), pretraining.phase
-        inspection = _of_pretraining(recipe, train, len(devices))
+        inspection = _of_pretraining(recipe, splits["train"], len(devices))
     several = recipe.intervals.per_dispatch > 1
     single = recipe._replace(intervals=recipe.intervals._replace(per_dispatch=1))
-    alone = make(single, dataset.splits, devices, watch=watch)
-    phase = make(recipe, dataset.splits, devices) if several else alone
+    alone = make(single, splits, devices, watch=watch)
+    phase = make(recipe, splits, devices) if several else alone
     try:
         start, (first, state), metrics = _run_to(phase, workdir, dataset, number)
         for step in range(first, number) if several else ():
@@ -121,7 +122,7 @@ def replay(settings: ConfigDict, path: str, step: tuple[str, int]) -> Replay:
     position = (number - 1 - start) % phase.per_dispatch
     loss, accuracy, finite = (np.atleast_1d(metrics[key])[position].item() for key in ("loss", "accuracy", "finite"))
     stem = workdir.path / "replay" / f"{name}-{number}"
-    parts = tuple(_part(inspection, train, stem, *before_step) for before_step in before)
+    parts = tuple(_part(inspection, dataset.splits["train"], stem, *before_step) for before_step in before)
     return Replay(name, number, start, loss, accuracy, bool(finite), parts)
 
 
@@ -175,7 +176,7 @@ def _restore(phase: Phase, checkpoints: Checkpoints, dataset: Dataset, number: i
         try:
             saved = checkpoints.restore(phase.items(phase.state), step)
         except CheckpointError:
-            continue  # damaged, or deleted by a run that goes on meanwhile: an older one does as well
+            continue  # damaged, or deleted by a run in progress: an older one works too
         if saved.metadata["data"] != dataset.fingerprint:
             raise CheckpointError(f"{checkpoints.directory}: was trained on other images; give the same data")
         return phase.restore(saved.items, step), step

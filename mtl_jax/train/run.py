@@ -20,8 +20,9 @@ from mtl_jax.config.recipe import Recipe
 from mtl_jax.data import Dataset, pictures
 from mtl_jax.episodes import check_table
 from mtl_jax.errors import ConfigError, DataError
-from mtl_jax.evaluate import network
+from mtl_jax.evaluate import maps, network
 from mtl_jax.launch import environment, hosts, signals
+from mtl_jax.meta import Frozen
 from mtl_jax.train import loop, meta_training, plan, pretraining, teacher
 from mtl_jax.types import ClassTable
 from mtl_jax.words import counted
@@ -31,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = (), label: str = "") -> None:
-    """Runs what is still to be done of a config's two phases in a workdir. Steps may be more than it was started with.
+    """Runs the rest of a config's two phases in a workdir. It may have more steps than the run started with.
 
     Args:
       settings: a config as `configs/default.py` has it.
@@ -40,18 +41,20 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = (),
       label: stands before the phase's name in its progress.
 
     Raises:
-      MtlError: what the user can mend. loop.Stopped: a signal came; the run goes on when started again.
+      MtlError: a problem that the user can fix. loop.Stopped: a signal came; the run resumes when started again.
     """
     settings, devices = resolve(settings)
     workdir = Workdir(path).create()
     with hosts.own_folder(path) as folder, _logged(folder), signals.stop_on_signal() as request:
         own, stop = Workdir(folder), hosts.stop_together(request, devices)
-        settings, dataset = prepare(settings, len(devices), workdir, more=True)
+        settings, dataset, planned = prepare(settings, len(devices), workdir, more=True)
         _check_processes(settings, dataset)
         _logger.info("device: %s", environment.describe_devices(environment.device_facts(devices)))
         recipe, position = build.recipe(settings), 0
         if recipe.pretraining and hosts.is_first():
             more_steps.set_meta_training_aside(workdir, settings.pretrain.steps)
+        if planned.phases and not workdir.config.exists():
+            _logger.info("%s", plan.least_times(planned, settings.runtime.dtype))
         if parallel.on_cpu() and (warning := environment.cpu_warning()):
             _logger.warning("%s", warning)
         write_json_atomic(own.config, config.to_json(settings))
@@ -74,7 +77,8 @@ def train(settings: ConfigDict, path: str, hooks: Sequence[writers.Writer] = (),
             if settings.pretrain.init:
                 network.check_start(settings, *backbone, dataset.splits["train"].images.shape[1:])
             if recipe.meta_training:
-                phase = meta_training.phase(recipe.meta_training, dataset.splits, devices, *backbone)
+                seen = maps.of_training(settings, recipe.meta_training, dataset.splits, Frozen(*backbone), stop)
+                phase = meta_training.phase(*seen, devices, *backbone)
                 run_phase(phase, position)
 
 
@@ -98,8 +102,10 @@ def _logged(folder: Path) -> Iterator[None]:
         yield
 
 
-def prepare(settings: ConfigDict, devices: int, workdir: Workdir, *, more: bool = False) -> tuple[ConfigDict, Dataset]:
-    """The config as a workdir's run has it, planned for so many devices, and its data. `settings` is from `resolve`.
+def prepare(
+    settings: ConfigDict, devices: int, workdir: Workdir, *, more: bool = False
+) -> tuple[ConfigDict, Dataset, plan.Plan]:
+    """The config as a workdir's run has it, its data, and the plan for so many devices. `settings` is from `resolve`.
 
     `more`: whether a phase may have more steps than the run.
 
@@ -109,11 +115,12 @@ def prepare(settings: ConfigDict, devices: int, workdir: Workdir, *, more: bool 
     _check_config(settings, workdir, more)
     with hosts.first_goes_first():
         dataset = load_data(settings)
-    return _planned(settings, dataset, devices, workdir), dataset
+    settings, planned = _planned(settings, dataset, devices, workdir)
+    return settings, dataset, planned
 
 
 def _check_config(settings: ConfigDict, workdir: Workdir, more: bool = False) -> None:
-    """Whether the run that is to go on has the same config, but for more steps where `more`."""
+    """Checks that the run to resume has the same config, except for more steps if `more`."""
     if workdir.config.exists():
         then, now = config.to_json(config.read(workdir.config)), config.to_json(settings)
         may_differ = (*config.MAY_DIFFER, *(more_steps.raised(then, now) if more else ()))
@@ -153,13 +160,13 @@ def load_data(settings: ConfigDict) -> Dataset:
     if taught:
         teacher.check(recipe.pretraining, dataset)
     for caveat in dataset.caveats:
-        _logger.warning("data.allow lets through: %s", caveat)
+        _logger.warning("allowed by data.allow: %s", caveat)
     return dataset
 
 
 def _check_train(splits: Mapping[str, Any]) -> None:
     if "train" not in splits:
-        raise DataError(f"the data set has {', '.join(splits)} alone, no train split: it is for evaluate.py")
+        raise DataError(f"the data set has no train split, only {', '.join(splits)}: use it with evaluate.py --data")
 
 
 def _check_tasks(recipe: Recipe, name: str, table: ClassTable, class_names: Sequence[str]) -> None:
@@ -177,21 +184,24 @@ def _check_channels(settings: ConfigDict, dataset: Dataset) -> None:
     for name in ("mean", "std"):
         if (count := len(settings.data[name])) not in (1, channels):
             numbers = f"{counted(count, 'number')} for images of {counted(channels, 'channel')}"
-            raise ConfigError(f"config.data.{name}: {numbers}; give one, or one a channel")
+            raise ConfigError(f"config.data.{name} has {numbers}; give one, or one per channel")
 
 
-def _planned(settings: ConfigDict, dataset: Dataset, devices: int, workdir: Workdir) -> ConfigDict:
-    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now.
+def _planned(
+    settings: ConfigDict, dataset: Dataset, devices: int, workdir: Workdir
+) -> tuple[ConfigDict, plan.Plan]:  # fmt: skip
+    """A copy whose `runtime.chunk` is what was planned when the run was started first, or now; and the plan.
 
-    A run that goes on with so many devices that the planned chunk does not divide a device's tasks is planned anew.
+    A resumed run is planned again if the planned chunk does not divide the tasks of a device any more.
     """
     planned, tasks = settings.copy_and_resolve_references(), settings.meta.tasks_per_step // devices
     with planned.unlocked():
         if not settings.runtime.chunk and workdir.config.exists():
             recorded = config.read(workdir.config).runtime.chunk
             planned.runtime.chunk = recorded if recorded and tasks % recorded == 0 else 0
-        planned.runtime.chunk = plan.make(planned, dataset, devices).chunk
-    return planned
+        made = plan.make(planned, dataset, devices)
+        planned.runtime.chunk = made.chunk
+    return planned, made
 
 
 def _check_processes(settings: ConfigDict, dataset: Dataset) -> None:
@@ -242,13 +252,13 @@ def _board(
 
 
 def _picture(settings: ConfigDict, dataset: Dataset) -> np.ndarray:
-    """A task of the training split as meta-training draws them: uint8 [H, W, 3], a row a class."""
+    """A task of the training split as meta-training draws them: uint8 [H, W, 3], a row per class."""
     sizes = {name: settings.meta[name] for name in ("way", "shot", "query")}
     return np.asarray(pictures.episode_grid(dataset.splits["train"], **sizes, seed=settings.seed))
 
 
 def dry_run(settings: ConfigDict, path: str) -> str:
-    """What `train` would do and need, without doing it or touching the workdir; prepares the data.
+    """The plan of a run as text, without training or touching the workdir; prepares the data.
 
     Raises:
       MtlError: what `train` would raise before its first step.

@@ -1,4 +1,4 @@
-"""A config under several seeds: a run for each, tested by the config's protocol, and how far the figures spread."""
+"""A config under several seeds: a run for each, tested by the config's protocol, and the spread of the results."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from mtl_jax.metrics import in_percent
 from mtl_jax.train.run import train
 from mtl_jax.workdir.writers import Writer
 
-SHARED = ("dataset", "fingerprint", "split", "num_tasks", "distinct_tasks", "way", "shot", "query")
+SHARED: tuple[str, ...] = ("dataset", "fingerprint", "split", "num_tasks", "distinct_tasks", "way", "shot", "query")
 SHARED += ("inner_steps", "inner_lr", "batch_norm", "head", "episodes", "device", "device_kind", "num_devices")
 
 
@@ -32,7 +32,7 @@ def run(
 ) -> dict[int, dict[str, Any]]:
     """Trains and tests a config under the seeds `settings.seed`, `settings.seed + 1`, ...: `path`/seed-0, seed-1, ...
 
-    Each is an ordinary workdir: a finished run is not repeated, a stopped one goes on. All are tested on the same
+    Each is an ordinary workdir: a finished run is not repeated, a stopped one resumes. All are tested on the same
     tasks, which depend on `evaluate.seed` and not on `seed`. They share a pre-training only where `pretrain.init` names
     one.
 
@@ -47,7 +47,7 @@ def run(
       What `evaluate.evaluate` returns, by seed.
 
     Raises:
-      MtlError: what the user can mend. loop.Stopped: a signal came; the same call goes on.
+      MtlError: a problem that the user can fix. loop.Stopped: a signal came; the same call resumes.
     """
     if num_seeds < 1:
         raise ConfigError(f"--num_seeds={num_seeds}, expected 1 or more")

@@ -38,8 +38,8 @@ def newest_manifest(teacher: Teacher) -> Manifest:
     saved = checkpoints(teacher)
     if not saved.steps():
         raise ConfigError(
-            f"config.pretrain.teacher is {teacher.path!r}, which has no checkpoint of pre-training in "
-            f"{saved.directory}; give the workdir of a run that was pre-trained there"
+            f"config.pretrain.teacher is {teacher.path!r}, which has no pre-training checkpoint in "
+            f"{saved.directory}; give the workdir of a pre-trained run"
         )
     return manifest.read(saved.directory / str(saved.steps()[-1]))
 
@@ -56,7 +56,7 @@ def check(recipe: PretrainRecipe, dataset: Dataset) -> None:
         if then != now:
             raise ConfigError(
                 f"config.pretrain.teacher is {path!r}, whose {what} is {then}, but this run's is {now}; a teacher must "
-                "have been trained on the same images, brought to the same size and scale"
+                "have been trained on the same images, resized and normalised the same way"
             )
     if theirs.options.batch_statistics == "batch" and _may_have_batch_norm(theirs.embed.module):
         raise ConfigError(
@@ -66,7 +66,7 @@ def check(recipe: PretrainRecipe, dataset: Dataset) -> None:
 
 
 def _may_have_batch_norm(backbone: nn.Module) -> bool:
-    """A backbone of one's own does not say what its norm is."""
+    """A custom backbone does not say what its norm is."""
     return not hasattr(backbone, "options") or backbone.options.norm == "batch"
 
 

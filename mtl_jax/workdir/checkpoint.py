@@ -39,7 +39,7 @@ class Checkpoints:
     Each item is an Orbax checkpoint of its own (`ocp.PyTreeCheckpointer().restore(directory / 'STEP' / 'params')` reads
     it without this package). One process writes, while any number may read. In a run of several processes the first one
     writes: in the others `save`, `mark_best` and `remove_unfinished` do nothing. A resumed run starts from the
-    metadata, so all that decides how it goes on belongs there (step, best score so far, writers' positions); best.json
+    metadata, so all that decides how it resumes belongs there (step, best score so far, writers' positions); best.json
     only tells readers which checkpoint is the best.
     """
 
@@ -65,15 +65,15 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it could not be written (disk full, say); only this checkpoint is lost.
-          ValueError, TypeError: this cannot be saved: an item's name that is no identifier, a tree with such leaves
-            (see `named_arrays.flatten`), metadata that is no JSON.
+          ValueError, TypeError: this cannot be saved: an item's name that is not an identifier, a tree with such leaves
+            (see `named_arrays.flatten`), metadata that is not JSON.
         """
         if jax.process_index():
             return
         if wrong := [item for item in items if not item.isidentifier()]:
             raise ValueError(f"an item's name must be an identifier: {wrong[0]!r}")
         arrays = {item: named_arrays.flatten(tree) for item, tree in items.items()}
-        seal(metadata)  # raises where it is no JSON: the caller's mistake, not the disk's
+        seal(metadata)  # raises if it is not JSON: the caller's mistake, not the disk's
         folder = self.directory / f"{step}.tmp"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -103,13 +103,13 @@ class Checkpoints:
                 _logger.warning("%s; going back to an older checkpoint", error)
         if self.steps():
             raise CheckpointError(
-                f"{self.directory}: every checkpoint is damaged (see the warnings above); bring one back from a copy,"
-                " or delete the folder to start the phase anew"
+                f"{self.directory}: every checkpoint is damaged (see the warnings above); restore one from a backup,"
+                " or delete the folder to restart the phase"
             )
-        raise CheckpointError(f"{self.directory}: no checkpoint there; give a workdir that a run has saved into")
+        raise CheckpointError(f"{self.directory}: no checkpoint there; give the workdir of a run that has saved one")
 
     def newest_metadata(self) -> dict[str, Any]:
-        """The metadata of the newest checkpoint whose manifest is whole; empty where there is none."""
+        """The metadata of the newest checkpoint whose manifest is whole; empty if there is none."""
         for step in reversed(self.steps()):
             with contextlib.suppress(CheckpointError):
                 return manifest.read(self.directory / str(step)).metadata
@@ -143,7 +143,7 @@ class Checkpoints:
         if step not in self.steps():
             raise ValueError(f"checkpoint {step} must be saved before it can be the best one")
         path = self.directory / "best.json"
-        with writing(path, "free space and go on", CheckpointError):
+        with writing(path, "free some space", CheckpointError):
             write_bytes_atomic(path, seal({"step": step, "score": score, **extra}))
 
     def best(self) -> dict[str, Any] | None:
@@ -155,7 +155,7 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}; delete it, the next validation writes it anew") from error
+            raise CheckpointError(f"{path}: damaged: {error}; delete it, the next validation rewrites it") from error
 
     def remove_unfinished(self) -> None:
         """Removes what killed saves have left; for the one process that writes, at its start."""
@@ -175,7 +175,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; there are: {self._listed_steps()}")
         saved_step, items, metadata = checkpoint_folder.read(folder)
         if saved_step != step:
-            raise CheckpointError(f"{folder}: damaged checkpoint: it is that of step {saved_step}")
+            raise CheckpointError(f"{folder}: damaged checkpoint: it belongs to step {saved_step}")
         return Restored(step, items, metadata)
 
     def _publish(self, folder: Path, step: int) -> None:
@@ -199,13 +199,13 @@ class Checkpoints:
             shutil.rmtree(doomed, ignore_errors=True)
 
     def _save_failed(self, step: int, error: Exception) -> str:
-        cause, advice = first_line(error).rstrip("."), "mend the cause"
+        cause, advice = first_line(error).rstrip("."), "fix the cause"
         if _is_full(error):
             free = shutil.disk_usage(self.directory).free if self.directory.is_dir() else 0
             cause, advice = f"no space left ({free / 1e6:.1f} MB free)", "free space there"
         return (
-            f"{self.directory / str(step)}: checkpoint not saved: {cause}. Earlier checkpoints are whole "
-            f"({self._listed_steps()}): {advice} and start the same command again to go on from there"
+            f"{self.directory / str(step)}: checkpoint not saved: {cause}. Earlier checkpoints are intact "
+            f"({self._listed_steps()}): {advice} and rerun the command to resume"
         )
 
     def _listed_steps(self) -> str:

@@ -53,7 +53,8 @@ class Progress:
         self._total, self._description, self._unit, self._per_step = total, description, unit, per_step
         self._interval, self._clock = interval, clock
         self._step = self._printed = self._first_step = initial
-        self._first = self._next = None  # times: of the first update, which compiling delays, and of the next line
+        self._first: float | None = None  # time of the first update, which compiling delays
+        self._next = 0.0  # and of the next line
         stream = stream or sys.stderr
         self._bar = None
         if stream.isatty():

@@ -1,4 +1,4 @@
-"""Signs that training goes wrong, from the scalars that it logs anyway: each is told once, with what to do.
+"""Signs that training goes wrong, from the scalars that it logs. Each gives one warning, with advice.
 
 Pure arithmetic on numbers. `train/loop.py` feeds it and logs what it says.
 """
@@ -16,7 +16,7 @@ LOSS_OF_GUESSING = 0.003  # how near to ln N a mean loss is that of a head that 
 
 
 class Chance(NamedTuple):
-    """What guessing gives: the accuracy in training, and on validation tasks."""
+    """Accuracy of guessing: in training, and on validation tasks."""
 
     training: float
     validation: float
@@ -71,14 +71,14 @@ class Health:
         state["window"] = [state["window"][0] + len(accuracies), state["window"][1] + sum(accuracies)]
 
     def tell(self, kind: str, text: str) -> list[str]:
-        """[text] where nothing of this kind was told before, else []."""
+        """[text] if nothing of this kind was reported before, else []."""
         if kind in self._state["told"]:
             return []
         self._state["told"][kind] = text
         return [text]
 
     def check(self, step: int, head: str, validation: Validation | None, *, last: bool = False) -> list[str]:
-        """What is to be said after a step: a line for each new sign.
+        """The warnings after a step, a line for each new sign.
 
         Args:
           step: the phase's step.
@@ -129,6 +129,7 @@ class Health:
 
     def _at_chance(self, at: str, validation: Validation, last: bool) -> list[str]:
         state, (score, ci95), chance = self._state, validation, self._chance.validation
+        assert ci95 is not None  # as `check` sees to
         if state["steps"] < SHORT[self._phase]:
             return []
         state["validations"] += 1
@@ -167,7 +168,7 @@ class Health:
         }[self._phase]
         text = (
             f"{at}: validation has fallen from {_percent(best)} around step {best_step} to {_percent(score)} while "
-            f"training accuracy rose from {_percent(before)} to {_percent(accuracy)}, as where a network overfits; "
+            f"training accuracy rose from {_percent(before)} to {_percent(accuracy)}, a sign of overfitting; "
             f"{better} may help, and config.{self._phase}.select='best' takes the checkpoint of step {state['top'][0]}"
         )
         return self.tell("falling", text)

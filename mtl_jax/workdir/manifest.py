@@ -74,7 +74,7 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 def record_array(array: np.ndarray) -> ArrayRecord:
     """The record of an array, bit patterns of NaN and of -0.0 included."""
     digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
     return ArrayRecord(str(array.dtype), tuple(array.shape), digest.hexdigest())
 
 
@@ -114,7 +114,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     }
     files = {name: FileRecord(int(size), str(digest)) for name, (size, digest) in content["files"].items()}
     if wrong := [name for name in [*files, *arrays] if name.startswith("/") or "\0" in name or ".." in name.split("/")]:
-        raise ValueError(f"{wrong[0]!r} is no name inside the checkpoint")
+        raise ValueError(f"{wrong[0]!r} is not a name inside the checkpoint")
     records = [record for named in arrays.values() for record in named.values()]
     claimed = sum(math.prod(record.shape) * np.dtype(record.dtype).itemsize for record in records)
     if claimed > MAX_ARRAY_BYTES:
@@ -125,7 +125,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
 def _parse_array(dtype: str, shape: list[int], digest: str) -> ArrayRecord:
     sizes = tuple(map(int, shape))
     if str(np.dtype(dtype)) != dtype or np.dtype(dtype).hasobject or min(sizes, default=0) < 0:
-        raise ValueError(f"{dtype}{list(sizes)} is no array of numbers")
+        raise ValueError(f"{dtype}{list(sizes)} is not an array of numbers")
     return ArrayRecord(dtype, sizes, digest)
 
 

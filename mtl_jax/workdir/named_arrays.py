@@ -18,7 +18,7 @@ def flatten(tree: Any) -> dict[str, np.ndarray]:
     Raises:
       ValueError: a leaf without a name, or a name with '/' or '.': Orbax joins names with '.' and would silently mix
         {'a.b': x} up with {'a': {'b': y}}.
-      TypeError: a leaf that is no array of numbers.
+      TypeError: a leaf that is not an array of numbers.
     """
     return {name: _to_numpy(leaf, name) for name, leaf in by_name(tree).items()}
 

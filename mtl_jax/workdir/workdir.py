@@ -148,7 +148,7 @@ def write_json_atomic(path: Path, content: Any) -> None:
       ValueError: a NaN or an infinity, which JSON does not have.
     """
     text = json.dumps(content, indent=2, allow_nan=False, default=plain)
-    with writing(path, "free space or mend the rights"):
+    with writing(path, "free space or fix the rights"):
         write_bytes_atomic(path, text.encode() + b"\n")
 
 
@@ -181,7 +181,7 @@ def lock(path: str | Path) -> Iterator[None]:
 
     The kernel's flock, not the file's existence, is the lock. It ends with the process, however that ends, so neither a
     dead run nor a recycled process number stands in the way; a forked child does not inherit it. The file only names
-    the holder. Where the file system has no locks, a warning says so and the run goes on.
+    the holder. Where the file system has no locks, a warning says so and the run continues.
 
     Raises:
       MtlError: another process has it; the message names the process and its host.

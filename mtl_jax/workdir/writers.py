@@ -1,4 +1,4 @@
-"""Where scalars go: JSON lines that are the same bytes for the same run, TensorBoard, and any function of one's own."""
+"""Where scalars go: JSON lines, identical for identical runs, TensorBoard, and any function of yours."""
 
 import errno
 import json

@@ -44,7 +44,9 @@ OTHERS = {
 
 def flat_config(variant, shot, name="miniimagenet"):
     """A config as {'meta.lr': 1e-3, ...}."""
-    words = shot if variant == "default" else f"{variant},{shot}"
+    # `folder` without a word is sized for a CPU.
+    default = f"resnet12,{shot}" if name == "folder" else shot
+    words = default if variant == "default" else f"{variant},{shot}"
     return flatten_dict(importlib.import_module(f"mtl_jax.configs.{name}").get_config(words).to_dict(), sep=".")
 
 
@@ -100,6 +102,17 @@ def test_every_row_names_its_proofs_and_they_exist():
         assert proofs, f"{row[0]}: no proof is named"
         missing = [proof for proof in re.findall(r"`(\w+)`", row[-1]) if f"def {proof}(" not in written]
         assert not missing, f"{row[0]}: {missing}"
+
+
+@pytest.mark.parametrize("argument", ["", "1shot", "5shot", "conv4", "5shot,conv4"])
+def test_a_folder_is_sized_for_a_cpu_unless_a_large_backbone_or_a_variant_is_named(argument):
+    get_config = importlib.import_module("mtl_jax.configs.folder").get_config
+    found = get_config(argument)
+    assert (found.backbone.name, found.data.image_size, found.data.crop) == ("conv4", 32, 0)
+    assert (found.pretrain.steps, found.pretrain.batch_size, found.meta.steps) == (2000, 64, 200)
+    assert found.meta.shot == (5 if "5shot" in argument else 1)
+    for large in ("resnet12", "pytorch"):
+        assert get_config(",".join(filter(None, [large, argument.replace("conv4", "")]))).pretrain.steps > 30_000 - 1
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
@@ -178,7 +191,7 @@ def test_what_the_backbone_does_not_read_is_refused_in_a_config_and_forgiven_in_
         config.validate(found)
     config.validate(config.complete(config.to_json(found)))
     found.backbone.update({"resize": 0, "norm": "layer"})
-    with pytest.raises(ConfigError, match=r"backbone\.norm_scale is False.*leave norm_scale True"):
+    with pytest.raises(ConfigError, match=r"backbone\.norm_scale is False.*keep norm_scale True"):
         config.validate(found)
 
 

@@ -137,7 +137,7 @@ def test_missing_classes(tmp_path):
     place = write_class_tars(tmp_path / "data")
     (place / "train" / "n01855672.tar").unlink()
     with pytest.raises(
-        DataError, match=r"data: 1 of the 3 classes of miniimagenet are not there, n01855672 for one; fet"
+        DataError, match=r"data: 1 of the 3 classes of miniimagenet are missing, such as n01855672; download"
     ):
         data.load("miniimagenet", str(place), cache_dir=str(tmp_path / "cache"))
 
@@ -182,10 +182,10 @@ def test_damaged_tars(tmp_path):
     tar = place / "train" / "n01930112.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-12000])
-    with pytest.raises(CorruptImage, match=r"n01930112\.tar/n01930112_\d+\.JPEG: the archive ends within it; fetch it"):
+    with pytest.raises(CorruptImage, match=r"n01930112\.tar/n01930112_\d+\.JPEG: the archive ends within it; download"):
         data.load("tieredimagenet", str(place), cache_dir=str(tmp_path / "cache"))
     tar.write_bytes(b"x" * 1024 + whole[1024:])
-    with pytest.raises(DataError, match=r"n01930112\.tar: damaged archive at byte 0 \(.*\); fetch it again"):
+    with pytest.raises(DataError, match=r"n01930112\.tar: damaged archive at byte 0 \(.*\); download it again"):
         data.load("tieredimagenet", str(place), cache_dir=str(tmp_path / "cache2"))
 
 

@@ -81,7 +81,7 @@ def test_one_table_with_a_column_of_splits(tmp_path):
     root = write(tmp_path, images(FILES) | {"labels.csv": "\n".join([",Data Set,class,file", *rows])})
     assert found(root) == ("images with a CSV file", WANTED)
     write(root, {"labels.csv": "file,class,split\na0.png,a,3\n"})
-    refused(root, r"labels\.csv: '3' of image images/a0\.png is no split; the splits are train, val, test")
+    refused(root, r"labels\.csv: '3' of image images/a0\.png is not a split; the splits are train, val, test")
 
 
 def test_one_table_without_splits_is_split_by_fractions(tmp_path):
@@ -144,9 +144,9 @@ def test_mini_imagenets_files_in_one_folder(tmp_path):
     assert found(root / "images", "miniimagenet")[1] == wanted
     assert list(found(root, fractions=(0, 0, 1))[1]) == ["test"]
     write(root, {"images/cat.jpg": PNG})
-    refused(root, r"images/cat\.jpg: not called as mini-ImageNet's images are; move it elsewhere")
+    refused(root, r"images/cat\.jpg: not named like mini-ImageNet's images; move it elsewhere")
     (root / "images" / "cat.jpg").rename(root / "images" / "n9999999900000001.jpg")
-    refused(root, r"n9999999900000001\.jpg: n99999999 is no class of mini-ImageNet; move it elsewhere")
+    refused(root, r"n9999999900000001\.jpg: n99999999 is not a class of mini-ImageNet; move it elsewhere")
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_tiny_imagenet(val, tmp_path):
     refused(root, r"tiny-imagenet-200: classes without a split; set data\.fractions")
     if val == "annotations":
         write(root, {"tiny-imagenet-200/val/val_annotations.txt": "val_0.JPEG\tn12345678\n"})
-        refused(root, r"val_annotations\.txt, line 1: 'n12345678' is no class of train/", fractions=(0, 0, 1))
+        refused(root, r"val_annotations\.txt, line 1: 'n12345678' is not a class of train/", fractions=(0, 0, 1))
 
 
 def closer_look(prefix: str) -> dict[str, str]:

@@ -99,7 +99,7 @@ def test_one_option_lets_it_through_and_it_is_said(fault, root, capsys, caplog):
     found = settings(root)
     found.data.allow = fault
     train.run.dry_run(found, str(root / "none"))
-    assert f"data.allow lets through: {CAVEATS[fault]}" in caplog.text
+    assert f"allowed by data.allow: {CAVEATS[fault]}" in caplog.text
     (caveat,) = build.dataset(found.data).caveats
     assert caveat.startswith(CAVEATS[fault])
     others = ",".join(kind for kind in FAULTS if kind != fault)
@@ -112,7 +112,7 @@ def test_check_lists_it_and_takes_the_option(fault, root, capsys):
     assert program.main(words) == 2
     assert capsys.readouterr().out.count("problem: ") == (2 if fault == "repeated_images" else 1)
     assert program.main([*words, f"--allow={fault}"]) == 0
-    assert f"(let through by --allow={fault})" in capsys.readouterr().out
+    assert f"(allowed by --allow={fault})" in capsys.readouterr().out
 
 
 def test_an_unknown_kind_is_named(root):

@@ -123,3 +123,11 @@ def test_a_path_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"a\.png: cannot be written"):
         pictures.save(Image.new("RGB", (2, 2)), tmp_path / "file" / "a.png")
+
+
+def test_a_folder_that_all_classes_share_is_left_out_of_the_answers(said):
+    _episode([1, 0, 0, 1, 1, 1], names=["Georgian/10A2", "Georgian/10A3"])
+    assert "✗ 10A3" in said and "Georgian/10A2" in said
+    said.clear()
+    _episode([1, 0, 0, 1, 1, 1], names=["Georgian/10A2", "Greek/10A2"])
+    assert "✗ 10A2" not in said

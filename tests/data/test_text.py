@@ -95,13 +95,15 @@ def test_lists_that_cannot_be_used(folders, tmp_path):
     with pytest.raises(DataError, match=r"lists: not lists of classes \(there are none\); data\.lists must be"):
         splitting.read_lists(str(tmp_path / "lists"))
     (tmp_path / "lists" / "train.txt").write_bytes("Мюллер".encode("cp1251"))
-    with pytest.raises(DataError, match=r"not there, .* \(the list was read as Windows-1252; save it as UTF-8 if"):
+    with pytest.raises(
+        DataError, match=r"are missing, such as .* \(the list was read as Windows-1252; save it as UTF-8 if"
+    ):
         class_names(folders, lists=splitting.read_lists(str(tmp_path / "lists")))
     (tmp_path / "lists" / "train.txt").write_bytes(b"\x81")
     with pytest.raises(DataError, match=r"train\.txt: not text in Windows-1252 \(byte 0: .*\); save it as UTF-8"):
         splitting.read_lists(str(tmp_path / "lists"))
     (tmp_path / "lists.json").write_text('{"train": "Müller"}')
-    with pytest.raises(DataError, match=r"lists\.json: not lists of classes \('Müller' is no list\)"):
+    with pytest.raises(DataError, match=r"lists\.json: not lists of classes \('Müller' is not a list\)"):
         splitting.read_lists(str(tmp_path / "lists.json"))
 
 

@@ -140,4 +140,4 @@ def test_archive_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tfds.download.DownloadManager, "download", fails)
     assert program.main(["tfds", "fc100", str(tmp_path / "data")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "cifar-100-python.tar.gz: cannot be fetched (no route); fetch it yourself" in error
+    assert "cifar-100-python.tar.gz: cannot be fetched (no route); download it yourself" in error

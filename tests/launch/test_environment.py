@@ -47,7 +47,7 @@ def test_an_untried_version_is_left_alone(add, monkeypatch):
 def test_who_asks_for_determinism_in_vain_is_told(monkeypatch, capsys):
     monkeypatch.setattr(environment.metadata, "version", lambda name: "99.0")
     assert not environment.make_deterministic({})
-    assert "does nothing with 99.0; set XLA_FLAGS=--xla_gpu_deterministic_ops=true yourself" in capsys.readouterr().err
+    assert "has no effect with 99.0; set XLA_FLAGS=--xla_gpu_deterministic_ops=true yourself" in capsys.readouterr().err
     environment.make_deterministic({"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"})
     assert not capsys.readouterr().err
 

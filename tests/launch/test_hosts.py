@@ -156,8 +156,8 @@ time.sleep(0 if sys.argv[2] == "ends" else 60)
 
 @pytest.mark.parametrize("what, status, message", [
     ("ends", 0, ""),
-    ("dies", 137, "process 1 of 3 was killed by SIGKILL; the others are ended (2 by force)"),
-    ("fails", 2, "process 0 of 3 ended with status 2; the others are ended (2 by force)"),
+    ("dies", 137, "process 1 of 3 was killed by SIGKILL; the others were stopped (2 by force)"),
+    ("fails", 2, "process 0 of 3 ended with status 2; the others were stopped (2 by force)"),
 ])  # fmt: skip
 def test_the_launcher_ends_all_processes_when_one_dies_and_says_so(tmp_path, capfd, what, status, message):
     started = time.monotonic()
@@ -332,13 +332,13 @@ def test_a_run_survives_a_killed_process_a_signal_to_one_and_another_number_of_d
     os.kill(process_of(1, child.pid), signal.SIGTERM)
     out = child.communicate(timeout=60)[0]
     assert child.returncode == EXIT_GO_ON_LATER, out[-3000:]
-    assert f"meta goes on from step {before}" in out and out.count("stopped and saved") == 2
+    assert f"meta resumes from step {before}" in out and out.count("stopped and saved") == 2
     stopped = steps_of(workdir)[-1]
     assert before < stopped < 600
 
     child = train()  # one process, one device
     out = child.communicate(timeout=240)[0]
-    assert child.returncode == 0 and f"meta goes on from step {stopped}" in out, out[-3000:]
+    assert child.returncode == 0 and f"meta resumes from step {stopped}" in out, out[-3000:]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "meta/loss" in line] == list(range(50, 601, 50))  # by one process, once
     assert [line["step"] for line in lines if "meta/val_accuracy" in line] == [300, 600]

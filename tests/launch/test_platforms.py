@@ -161,7 +161,7 @@ def test_a_signal_has_a_name():
 def test_an_unknown_program_gets_the_nearest_known(words, near):
     done = run(*words)
     assert done.returncode == 2
-    assert re.fullmatch(rf"error: '\w+' is no program{near}; there are demo, .*--help\n", done.stderr)
+    assert re.fullmatch(rf"error: '\w+' is not a program{near}; there are demo, .*--help\n", done.stderr)
 
 
 def test_the_list_does_not_wait_for_jax():

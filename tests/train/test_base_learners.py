@@ -1,4 +1,4 @@
-"""Base-learners and a backbone of one's own from the command line to the test: training, resuming, evaluation."""
+"""Base-learners and a custom backbone from the command line to the test: training, resuming, evaluation."""
 
 import json
 import sys
@@ -91,7 +91,7 @@ def test_a_base_learner_by_config_alone(tiny_run, tmp_path, inner, group):  # no
         ({"inner.base_learner": "ridge", "evaluate.inner_steps": 3}, "ridge', which has no inner steps"),
         ({"inner.base_learner": "ridge", "inner.adapt": "all"}, "which has no inner steps: set adapt to 'head'"),
         ({"inner.base_learner": "cosine", "inner.adapt": "last_block"}, "which moves a linear head"),
-        ({"inner.learn_lr": True, "evaluate.inner_steps": 3}, "config.inner.learn_lr is True, so that there is"),
+        ({"inner.learn_lr": True, "evaluate.inner_steps": 3}, "config.inner.learn_lr is True, which learns a value"),
         ({"inner.learn_lr": True, "evaluate.inner_lr": 0.3}, "the rates are learned"),
         ({"inner.base_learner": "rigde"}, r"expected one of linear, cosine.*\(did you mean ridge"),
         ({"inner.l2": 0.0}, "config.inner.l2 is 0.0, expected more than 0"),
@@ -164,5 +164,5 @@ def test_what_is_no_backbone_is_named(tmp_path, flag, said):
 def test_options_of_the_packages_backbones_do_not_apply_to_ones_own():
     made = tiny_config()
     made.backbone.name = "net.py:factory"
-    with pytest.raises(ConfigError, match=r"config.backbone.width is 0.25, but net.py:factory does not read that"):
+    with pytest.raises(ConfigError, match=r"config.backbone.width is 0.25, but net.py:factory does not use it"):
         config.validate(made)

@@ -59,8 +59,8 @@ def test_both_phases_end_with_the_bytes_of_a_run_that_had_the_steps_from_the_sta
     assert contents(run) == contents(whole)
     aside = run / "after-6-pretraining-steps"
     assert [line for line in warnings(run) if "CPU" not in line] == [
-        f"pre-training goes on from 6 to 10 steps, so meta-training starts anew; what it had learned is in {aside}, a "
-        "workdir of its own"
+        f"pre-training continues from 6 to 10 steps, so meta-training starts over; the earlier one is kept in {aside}, "
+        "itself a workdir"
     ]
     # What was is kept and can be tested; nothing of it is left beside the new network.
     assert not (run / "evaluation").exists() and (aside / "metrics.jsonl").read_bytes() == first
@@ -105,8 +105,8 @@ def test_a_rate_that_falls_over_all_steps_is_said(decay, says):
     assert more_steps.changed_rates(now, now, "meta", 4) == ""
     assert more_steps.changed_rates(then, now, "meta", 4) == says * (
         "meta step 4: the phase now has 8 steps, not 4, over which config.meta.decay='cosine' lowers the learning rate:"
-        " it goes on at 50 % of its first value, not 0 %, so the run differs from one of 8 steps from the start; for "
-        "that one give another --workdir"
+        " it continues at 50 % of its first value, not 0 %, so the run differs from one with 8 steps from the start; "
+        "for that, give another --workdir"
     )
 
 

@@ -74,13 +74,13 @@ def test_a_run_goes_on_with_the_chunk_it_was_planned_with_where_that_still_divid
     first.pretrain.init = "elsewhere"
     half = copy.deepcopy(first)
     half.runtime.memory_gb = 0.7 * plan.make(first, dataset(), 1).phases[0].bytes / 1e9
-    chunk = train.run._planned(half, dataset(), 1, place).runtime.chunk
+    chunk = train.run._planned(half, dataset(), 1, place)[0].runtime.chunk
     assert chunk in (4, 2)
     half.runtime.chunk = chunk
     workdir.write_json_atomic(place.config, to_json(half))
-    assert train.run._planned(first, dataset(), 1, place).runtime.chunk == chunk  # though now all would fit
-    assert train.run._planned(first, dataset(), 8 // chunk, place).runtime.chunk == chunk
-    assert train.run._planned(first, dataset(), 8, place).runtime.chunk == 1  # on so many devices it cannot be kept
+    assert train.run._planned(first, dataset(), 1, place)[0].runtime.chunk == chunk  # though now all would fit
+    assert train.run._planned(first, dataset(), 8 // chunk, place)[0].runtime.chunk == chunk
+    assert train.run._planned(first, dataset(), 8, place)[0].runtime.chunk == 1  # on so many devices it cannot be kept
 
 
 def test_the_pretraining_estimate_bounds_what_the_compiler_says():

@@ -107,7 +107,7 @@ def test_what_is_no_step_is_said_in_a_line(text):
 
 def test_a_step_that_the_run_does_not_have_is_said_before_anything_is_compiled(tmp_path):
     config = _config(tmp_path)
-    with pytest.raises(ConfigError, match="no run there"):
+    with pytest.raises(ConfigError, match="no run to replay here"):
         replay.replay(config, str(tmp_path / "run"), ("meta", 1))
 
 

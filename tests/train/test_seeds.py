@@ -50,7 +50,10 @@ def test_the_table_has_the_sample_deviation():
     assert (
         "| 4 | 60.00 ± 1.00 % |" in text and "| mean of 3 | 57.00 %, standard deviation 6.08, 50.00 to 61.00 |" in text
     )
-    protocol = "1 1-way 1-shot, 1 task of glyphs 0123456789ab (1 query a class, batch norm: 1, episodes fedcba987654)"
+    protocol = (
+        "1 1-way 1-shot, 1 task of glyphs 0123456789ab (chance 100 %, 1 query a class, batch norm: 1, "
+        "episodes fedcba987654)"
+    )
     assert f"| seed | {protocol} |" in text
     assert (record["dataset"], record["fingerprint"]) == ("glyphs", "0123456789abcdef")
 

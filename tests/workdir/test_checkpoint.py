@@ -227,7 +227,7 @@ def test_going_back_leaves_no_later_checkpoint_to_be_taken_for_the_newest(tmp_pa
 def test_where_none_is_whole_the_run_does_not_begin_anew_in_silence(tmp_path):
     checkpoints = Checkpoints(tmp_path / "meta")
     assert checkpoints.steps() == []
-    with pytest.raises(CheckpointError, match=r"meta: no checkpoint there; give a workdir"):
+    with pytest.raises(CheckpointError, match=r"meta: no checkpoint there; give the workdir"):
         checkpoints.read()
     _damage(_save(tmp_path / "meta", 1), 1)
     with pytest.raises(CheckpointError, match=r"meta: every checkpoint is damaged .*delete the folder"):
@@ -243,7 +243,7 @@ def test_no_random_damage_is_accepted(tmp_path):
 def test_a_renamed_checkpoint_is_not_that_of_another_step(tmp_path):
     checkpoints = _save(tmp_path, 1)
     (tmp_path / "1").rename(tmp_path / "2")
-    with pytest.raises(CheckpointError, match="2: damaged checkpoint: it is that of step 1"):
+    with pytest.raises(CheckpointError, match="2: damaged checkpoint: it belongs to step 1"):
         checkpoints.read(2)
 
 
@@ -368,7 +368,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_what_to_do(tmp_path)
         pytest.skip("a small file system cannot be mounted here")
     message, read, steps = lines
     assert f"{tmp_path}/meta/2: checkpoint not saved: no space left (" in message
-    assert "Earlier checkpoints are whole (1): free space there and start the same command again" in message
+    assert "Earlier checkpoints are intact (1): free space there and rerun the command" in message
     assert (read, steps) == ("1 ['1']", "[1, 3]")
 
 
@@ -377,7 +377,7 @@ def test_a_file_size_limit_is_a_full_disk_too(tmp_path):
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"2: checkpoint not saved: no space left.*whole \(1\)"):
+        with pytest.raises(CheckpointError, match=r"2: checkpoint not saved: no space left.*intact \(1\)"):
             checkpoints.save(2, {"params": {"a": np.random.default_rng(0).random(100_000)}}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

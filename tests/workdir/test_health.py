@@ -30,7 +30,7 @@ def test_validation_that_falls_while_training_rises_is_told_once_and_names_the_b
     (line,) = phase(validations=[0.40, 0.45, 0.44, 0.42, 0.41, 0.40, 0.39, 0.38], accuracies=accuracies)
     assert line.startswith(
         "meta step 400: validation has fallen from 43.7 % around step 150 to 39.0 % while training accuracy rose from "
-        "61.4 % to 84.3 %, as where a network overfits; fewer config.meta.steps"
+        "61.4 % to 84.3 %, a sign of overfitting; fewer config.meta.steps"
     )
     assert line.endswith("config.meta.select='best' takes the checkpoint of step 100")
     (line,) = phase("pretrain", validations=[0.45] * 3 + [0.4] * 3, accuracies=np.linspace(0.1, 0.6, 6))

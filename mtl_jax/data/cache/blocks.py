@@ -60,7 +60,7 @@ class ClassBlock:
             yield self.images[self.order[start : start + rows]]
 
 
-@quiet  # for all of the class: entering it for each image anew would cost a few microseconds
+@quiet  # for all of the class: entering it again for each image would cost a few microseconds
 def class_block(split: str, name: str, images: Images, work: Work) -> ClassBlock:
     """Decodes a class and sorts its images by the digests of their decoded pixels.
 

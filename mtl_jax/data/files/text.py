@@ -56,7 +56,7 @@ def decode(raw: bytes, path: str) -> Text:
         raise DataError(f"{path}: not a text but a zip archive, or a spreadsheet's own file; save it as CSV")
     content = known_content(raw)
     if content:
-        raise DataError(f"{path}: not a text but {content}; fetch it again")
+        raise DataError(f"{path}: not a text but {content}; download it again")
     encoding, mark = next(((name, mark) for mark, name in MARKS if raw.startswith(mark)), (_unmarked(raw), b""))
     name = NAMES.get(encoding, encoding.upper())
     try:
@@ -94,7 +94,7 @@ def parse_json(text: Text, path: str) -> Any:
     try:
         return json.loads(text.text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON in {text.encoding} ({error}); mend or replace it") from None
+        raise DataError(f"{path}: not JSON in {text.encoding} ({error}); fix or replace it") from None
 
 
 def rows(text: Text, path: str) -> Iterator[tuple[int, Sequence[str]]]:
@@ -104,7 +104,7 @@ def rows(text: Text, path: str) -> Iterator[tuple[int, Sequence[str]]]:
     semicolons where the comma is the decimal mark, and may say so in a line `sep=;` above the header.
 
     Raises:
-        DataError: it is no CSV.
+        DataError: it is not a CSV.
     """
     content = text.text.lstrip()
     before = text.text[: len(text.text) - len(content)].count("\n")
@@ -118,4 +118,4 @@ def rows(text: Text, path: str) -> Iterator[tuple[int, Sequence[str]]]:
             if any(field.strip() for field in fields):
                 yield before + reader.line_num, [field.strip() for field in fields]
     except csv.Error as error:
-        raise DataError(f"{path}: not a CSV in {text.encoding} ({error}); mend or replace it") from None
+        raise DataError(f"{path}: not a CSV in {text.encoding} ({error}); fix or replace it") from None

@@ -38,7 +38,7 @@ def read(tree: Tree, folder: str, splitting: Splitting) -> Contents:
         where = f"{tree.where(folder)}{LISTS[0]}, image {number}"
         class_name = classes.get(labels.get(number, ""))
         if class_name is None:
-            raise DataError(f"{where}: {LISTS[1]} and {LISTS[2]} give it no class; fetch the lists again")
+            raise DataError(f"{where}: {LISTS[1]} and {LISTS[2]} give it no class; download the lists again")
         files[class_name].append(places.locate(f"images/{image}", where, folder.rstrip("/"), tree.path))
     return split_cub(as_images(tree, files), splitting, tree.where(folder).rstrip("/"))
 
@@ -49,7 +49,7 @@ def _column(tree: Tree, file: str) -> Mapping[str, str]:
     column: dict[str, str] = {}
     for fields in _fields(text.decode(tree.read(file), path)):
         if len(fields) != 2 or fields[0] in column:
-            raise DataError(f"{path}: not a list of numbers and names ({' '.join(fields)[:40]!r}); fetch it again")
+            raise DataError(f"{path}: not a list of numbers and names ({' '.join(fields)[:40]!r}); download it again")
         column[fields[0]] = fields[1]
     return column
 

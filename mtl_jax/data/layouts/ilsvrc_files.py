@@ -55,7 +55,7 @@ class Ranges:
         except OSError as error:
             raise CorruptImage(f"{self.where(index)}: cannot be read ({error.strerror})") from None
         if len(data) != size:
-            raise CorruptImage(f"{self.where(index)}: the archive ends within it; fetch it again")
+            raise CorruptImage(f"{self.where(index)}: the archive ends within it; download it again")
         return data
 
 
@@ -129,7 +129,7 @@ def train_tar(path: Path) -> tuple[str, AllClasses] | None:
     except tarfile.TarError as error:
         if not classes:
             return None
-        raise DataError(f"{tar}: damaged archive ({error}); fetch it again") from None
+        raise DataError(f"{tar}: damaged archive ({error}); download it again") from None
     return ("train tar", classes) if classes else None
 
 
@@ -196,7 +196,7 @@ def tar_ranges(tar: Path, start: int, end: int) -> Sequence[Range]:
             try:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
-                raise DataError(f"{tar}: damaged archive at byte {start} ({error}); fetch it again") from None
+                raise DataError(f"{tar}: damaged archive at byte {start} ({error}); download it again") from None
             name = check_name(member.name.rsplit("/", 1)[-1], str(tar))
             if member.isreg() and IMAGE.fullmatch(name):
                 ranges.append((name, start + BLOCK, member.size))

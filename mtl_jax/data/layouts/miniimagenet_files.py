@@ -40,7 +40,7 @@ def read(tree: Tree, files: list[str], splitting: Splitting) -> Contents:
         if match:
             classes[match[1]].append(file)
         elif file.rpartition("/")[0] == folder and suffix_of(file) in suffixes:
-            raise DataError(f"{tree.where(file)}: not called as mini-ImageNet's images are; move it elsewhere")
+            raise DataError(f"{tree.where(file)}: not named like mini-ImageNet's images; move it elsewhere")
     images = as_images(tree, classes)
     if splitting.lists or splitting.fractions:
         return split_classes(images, "miniimagenet", splitting, tree.path)
@@ -48,6 +48,6 @@ def read(tree: Tree, files: list[str], splitting: Splitting) -> Contents:
     known = {name for names in paper.values() for name in names}
     if strange := sorted(set(images) - known):
         file = classes[strange[0]][0]
-        raise DataError(f"{tree.where(file)}: {strange[0]} is no class of mini-ImageNet; move it elsewhere")
+        raise DataError(f"{tree.where(file)}: {strange[0]} is not a class of mini-ImageNet; move it elsewhere")
     splits = {split: {name: images[name] for name in names if name in images} for split, names in paper.items()}
     return {split: held for split, held in splits.items() if held}

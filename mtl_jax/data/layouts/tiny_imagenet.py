@@ -44,7 +44,7 @@ def read(tree: Tree, splitting: Splitting) -> Contents:
         for number, line in enumerate(text.lines(text.decode(tree.read(ANNOTATIONS), path)), 1):
             image, class_name, *_ = [*line.split(), ""]
             if class_name not in files:
-                raise DataError(f"{path}, line {number}: {class_name!r} is no class of train/; fetch it again")
+                raise DataError(f"{path}, line {number}: {class_name!r} is not a class of train/; download it again")
             file = places.locate(f"images/{image}", f"{path}, line {number}", "val", tree.path)
             files[class_name].append(file)
     return split_classes(as_images(tree, files), "folder", splitting, tree.path)

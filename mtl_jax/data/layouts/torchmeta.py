@@ -53,7 +53,7 @@ class Entries:
         try:
             entry = self.dataset[index]
         except DAMAGE as error:
-            raise CorruptImage(f"{self.where(index)}: damaged ({error}); fetch the file again") from None
+            raise CorruptImage(f"{self.where(index)}: damaged ({error}); download the file again") from None
         return entry.tobytes() if entry.ndim == 1 else entry
 
 
@@ -133,7 +133,7 @@ def _open(h5py: Any, path: Path) -> Any:
     except DAMAGE as error:
         with open(path, "rb") as file:
             content = looks_like(file.read(512))
-        raise DataError(f"{path}: not a readable HDF5 file ({error}) but {content}; fetch it again") from None
+        raise DataError(f"{path}: not a readable HDF5 file ({error}) but {content}; download it again") from None
 
 
 def _names(tree: Tree, file: str) -> Mapping[str, str]:
@@ -158,7 +158,7 @@ def _classes(h5py: Any, file: Any, path: str, names: Mapping[str, str]) -> Mappi
         except DataError:
             raise
         except DAMAGE as error:
-            raise DataError(f"{path}: damaged at class {name!r} ({error}); fetch it again") from None
+            raise DataError(f"{path}: damaged at class {name!r} ({error}); download it again") from None
         classes[name] = Entries(dataset, path)
     return classes
 
@@ -198,7 +198,7 @@ def _check_size(dataset: Any, name: str, path: str) -> None:
     stored = min(dataset.id.get_storage_size(), Path(dataset.file.filename).stat().st_size)
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     if size > stored * (MAX_RATIO if filters else 1) + chunk or chunk > MAX_CHUNK:
-        raise DataError(f"{path}: class {name!r} says that it has {size} bytes, and has {stored}; fetch it again")
+        raise DataError(f"{path}: class {name!r} says that it has {size} bytes, and has {stored}; download it again")
 
 
 def _check_heap(dataset: Any, name: str, path: str) -> None:

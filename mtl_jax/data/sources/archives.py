@@ -43,11 +43,11 @@ def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
     except DAMAGE as error:
-        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged archive ({error}); download it again") from None
 
 
 def safe_member(name: str, path: str) -> str | None:
-    """Returns a member's relative path, None if it is to be ignored; raises DataError if it leads outside."""
+    """Returns a member's relative path, None to ignore it; raises DataError if it leads outside."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith(("/", "\\")) or (parts and ":" in parts[0]):
         raise DataError(f"{path}: the member {name!r} leads outside of the archive; do not use this file")
@@ -85,7 +85,7 @@ def tar_tree(path: Path) -> Tree:
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged archive ({error}); download it again") from None
     read = _blob_reader(blobs) if compressed else _range_reader(path, members)
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])
 
@@ -106,7 +106,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 def _tar_file(member: tarfile.TarInfo, path: str) -> str | None:
-    """Returns the relative path of a regular file, None for what is to be ignored; raises DataError for other kinds."""
+    """Returns the relative path of a regular file, None for files to ignore; raises DataError for other kinds."""
     file = safe_member(member.name, path)
     if file is None or member.isdir():
         return None
@@ -132,7 +132,7 @@ def _range_reader(path: Path, members: Mapping[str, tuple[int, int]]) -> Callabl
         wanted = whole if size < 0 else min(size, whole)
         data = os.pread(descriptor, wanted, offset)
         if len(data) != wanted:
-            raise CorruptImage(f"{path}/{file}: the archive ends within it; fetch it again")
+            raise CorruptImage(f"{path}/{file}: the archive ends within it; download it again")
         return data
 
     weakref.finalize(read, os.close, descriptor)
@@ -159,7 +159,7 @@ def zip_tree(path: Path) -> Tree:
     try:
         archive = zipfile.ZipFile(path)
     except DAMAGE as error:
-        raise DataError(f"{path}: damaged archive ({error}); fetch it again") from None
+        raise DataError(f"{path}: damaged archive ({error}); download it again") from None
     members, size = {}, path.stat().st_size
     for info in archive.infolist():
         file = safe_member(_zip_name(info), str(path))
@@ -169,7 +169,7 @@ def zip_tree(path: Path) -> Tree:
             raise DataError(f"{path}: the member {info.filename!r} is a link; unpack the archive yourself")
         check_member_size(info.file_size, file, str(path))
         if info.compress_size > size:
-            raise DataError(f"{path}: damaged archive (the member {file!r} is larger than it); fetch it again")
+            raise DataError(f"{path}: damaged archive (the member {file!r} is larger than it); download it again")
         members[file] = info
     lock = threading.Lock()
 
@@ -178,6 +178,6 @@ def zip_tree(path: Path) -> Tree:
             with lock, archive.open(members[file]) as opened:
                 return opened.read(size)
         except DAMAGE as error:
-            raise CorruptImage(f"{path}/{file}: damaged member ({error}); fetch the archive again") from None
+            raise CorruptImage(f"{path}/{file}: damaged member ({error}); download the archive again") from None
 
     return Tree(str(path), tuple(sorted(members)), read, [stamp(path, path.parent)])

@@ -22,7 +22,7 @@ from mtl_jax.data.sources.trees import Tree, stamp
 from mtl_jax.errors import DataError
 
 SUFFIXES = (".pkl", ".pickle", ".npz", ".npy")
-# Two of the pickles called miniImageNet_category_split_* are no split: they have other images of the train classes.
+# Two of the pickles called miniImageNet_category_split_* are not a split: they hold further training images.
 OTHER_PHASES = re.compile(r"train_phase_(val|test)\.")
 PART = re.compile(r"(?P<rest>.+)[-_](?P<part>images|labels)(?:_png)?", re.IGNORECASE)
 
@@ -131,7 +131,9 @@ def open_file(path: Path, scratch: Path) -> Any:
     except DAMAGE as error:
         with open(path, "rb") as file:
             content = looks_like(file.read(512))
-        raise DataError(f"{path}: not a readable {path.suffix} file ({error}) but {content}; fetch it again") from None
+        raise DataError(
+            f"{path}: not a readable {path.suffix} file ({error}) but {content}; download it again"
+        ) from None
 
 
 def _open_npz(path: Path, scratch: Path) -> Mapping[str, np.ndarray]:

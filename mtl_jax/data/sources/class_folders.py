@@ -128,7 +128,7 @@ def split_cub(classes: Classes, splitting: Splitting, path: str) -> Contents:
         missing = sorted(set(wanted) - set(numbers))
         raise DataError(
             f"{path}: {counted(len(classes), 'folder')}, not the 200 classes of CUB-200-2011, 001.Name to 200.Name"
-            f"{f'; {missing[0]} is missing' if missing else ''}; mend it, or set data.lists or data.fractions"
+            f"{f'; {missing[0]} is missing' if missing else ''}; fix it, or set data.lists or data.fractions"
         )
     splits: dict[str, dict[str, TreeImages]] = {"train": {}, "val": {}, "test": {}}
     for number, name in enumerate(sorted(classes)):
@@ -142,7 +142,7 @@ def read_classes(tree: Tree) -> Classes:
     loose = [file for file in tree.files if "/" not in file and tree.has_image(file)]
     if loose:
         count = "1 image" if len(loose) == 1 else f"{len(loose)} images"
-        log.warning("%s: left out %s in no class folder, %s for one", tree.path, count, loose[0])
+        log.warning("%s: left out %s outside any class folder, such as %s", tree.path, count, loose[0])
     return as_images(tree, by_folder(tree, [file for file in tree.files if "/" in file], 0))
 
 
@@ -177,11 +177,11 @@ def by_folder(tree: Tree, files: Sequence[str], skip: int, levels: int = 0) -> F
             folders[name].append(file)
             places[name].add("/".join(parts))
         elif tree.has_image(file):
-            raise DataError(f"{tree.where(file)}: the image is in no class folder; move it into one")
+            raise DataError(f"{tree.where(file)}: the image is not in a class folder; move it into one")
     joined = [name for name, folders_of_class in places.items() if len(folders_of_class) > 1]
     if joined:
         log.warning(
-            "%s: the images of several folders are one class in %d of %d classes (%s for one: %s)",
+            "%s: %d of %d classes combine the images of several folders (such as %s: %s)",
             tree.path, len(joined), len(places), joined[0], ", ".join(sorted(places[joined[0]])[:3]),
         )  # fmt: skip
     return folders

@@ -20,7 +20,7 @@ from mtl_jax.errors import DataError
 from mtl_jax.words import counted
 
 SUFFIXES = (".csv", ".tsv")
-MANY = 100  # files of numbers, one an image, are no lists of images
+MANY = 100  # files of numbers, one per image, are not lists of images
 # What columns are called, the first that is there; compared in small letters, without spaces, underscores and hyphens.
 IMAGE = ("filename", "file", "imagename", "image", "imagepath", "filepath", "filepaths", "path", "img", "imgname",
          "imgpath", "images", "imageid", "id")  # fmt: skip
@@ -91,7 +91,8 @@ def read_one(tree: Tree, listing: Listing, name: str, splitting: Splitting) -> C
     for label, file, split in rows:
         if split not in split_of:
             raise DataError(
-                f"{tree.where(listing.file)}: {split!r} of image {file} is no split; the splits are {', '.join(SPLITS)}"
+                f"{tree.where(listing.file)}: {split!r} of image {file} is not a split; the splits are "
+                f"{', '.join(SPLITS)}"
             )
         files[split_of[split]].append((label, file))
     return {split: as_images(tree, _grouped(files[split])) for split in SPLITS if split in files}

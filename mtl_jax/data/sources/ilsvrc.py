@@ -37,8 +37,8 @@ def source(name: str, path: Path) -> Source | None:
     missing = sorted(wanted - set(classes))
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of the {len(wanted)} classes of {name} are not there, {missing[0]} for one; "
-            "fetch the train images of ILSVRC2012 again"
+            f"{path}: {len(missing)} of the {len(wanted)} classes of {name} are missing, such as {missing[0]}; "
+            "download the train images of ILSVRC2012 again"
         )
     if kind == "class folders":  # files get lost from folders; tars are checked later, when their headers are read
         for class_name in sorted(wanted):
@@ -94,7 +94,7 @@ def whole(class_name: str, files: ClassFiles) -> Sequence[Range]:
     if len(images) != expected:
         raise DataError(
             f"{files.path}: class {class_name} has {counted(len(images), 'image')}, in ILSVRC2012 it has {expected}; "
-            "unpack or fetch its train images again"
+            "unpack or download its train images again"
         )
     return images
 

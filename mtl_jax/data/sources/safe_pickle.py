@@ -150,14 +150,14 @@ def load(path: Path) -> Any:
     """Returns what a pickle file holds.
 
     Raises:
-        DataError: it asks for what is not data, is damaged, is no pickle, or is larger than the free memory.
+        DataError: it asks for what is not data, is damaged, is not a pickle, or is larger than the free memory.
     """
     with open(path, "rb") as file:
         start = file.read(512)
         file.seek(0)
         content = known_content(start) if start else "an empty file"
         if content:
-            raise DataError(f"{path}: not a pickle but {content}; fetch it again")
+            raise DataError(f"{path}: not a pickle but {content}; download it again")
         check_memory(path)
         return _load(file, str(path))
 
@@ -177,7 +177,7 @@ def _load(file: BinaryIO, path: str) -> Any:
         ) from None
     except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
         reason = ascii(f"{type(error).__name__}: {error}")[1:-1]
-        raise DataError(f"{path}: not a pickle, or a damaged one ({reason}); fetch it again") from None
+        raise DataError(f"{path}: not a pickle, or a damaged one ({reason}); download it again") from None
 
 
 def check_memory(path: Path) -> None:

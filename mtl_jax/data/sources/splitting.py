@@ -86,7 +86,7 @@ def _read(path: Path) -> bytes:
 
 def _sequence(names: object) -> Sequence[object]:
     if not isinstance(names, list | tuple):
-        raise TypeError(f"{names!r:.40} is no list")
+        raise TypeError(f"{names!r:.40} is not a list")
     return names
 
 
@@ -118,7 +118,7 @@ def split_classes(classes: Mapping[str, Images], name: str, splitting: Splitting
     if paper:
         return by_lists(classes, paper, path)
     raise DataError(
-        f"{path}: classes without a split; set data.fractions (for example 0.6,0.2,0.2, or 0,0,1 for evaluation "
+        f"{path}: classes without a split; set data.fractions (for example 0.5,0.25,0.25, or 0,0,1 for evaluation "
         "alone) or data.lists, or put them into folders train/, val/ and test/"
     )
 
@@ -132,9 +132,9 @@ def by_lists(classes: Mapping[str, Images], lists: Lists, path: str) -> Contents
     missing = sorted(set(listed) - set(classes))
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of the {len(listed)} classes of the lists are not there, "
-            f"{missing[0]!r} for one{getattr(lists, 'hint', '')}; "
-            f"there are {len(classes)}, such as {min(classes, default='none')!r}"
+            f"{path}: {len(missing)} of the {len(listed)} listed classes are missing, "
+            f"such as {missing[0]!r}{getattr(lists, 'hint', '')}; "
+            f"the data has {len(classes)}, such as {min(classes, default='none')!r}"
         )
     twice = next((name for name, count in Counter(listed).items() if count > 1), None)
     if twice:

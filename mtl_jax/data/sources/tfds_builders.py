@@ -132,6 +132,6 @@ def prepare(name: str, data_dir: str, manual_dir: str = "") -> str:
     except (OSError, tfds.core.download.DownloadError, NonMatchingChecksumError) as error:
         reason = first_line(error)
         raise DataError(
-            f"{URL}: cannot be fetched ({reason}); fetch it yourself and name its folder as --manual-dir"
+            f"{URL}: cannot be fetched ({reason}); download it yourself and give its folder as --manual-dir"
         ) from None
     return str(builder.data_path)

@@ -98,7 +98,7 @@ def folder_tree(root: Path) -> Tree:
     """Returns the files under a folder. Links are followed.
 
     Raises:
-        DataError: a link leads nowhere or back to a folder above, or something cannot be listed or is no regular file.
+        DataError: a link leads nowhere or back to a folder above, something cannot be listed, or is not a file.
     """
     stamps: list[Stamp] = []
     empty: list[str] = []
@@ -145,7 +145,7 @@ def _size_and_time(entry: os.DirEntry, where: str) -> tuple[int, int]:
         status = entry.stat()
     except OSError:
         raise DataError(
-            f"{where}: a link to nothing ({os.readlink(entry.path)}); mend it, or move it elsewhere"
+            f"{where}: a link to nothing ({os.readlink(entry.path)}); fix it, or move it elsewhere"
         ) from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{where}: not a regular file; move it elsewhere")
