@@ -191,7 +191,7 @@ def pretrained_table() -> str:
     lines = []
     for path in sorted(PRETRAINED.glob("*.json")):
         record = json.loads(path.read_text())
-        device = "" if record["device"].startswith("CPU") else f" on {record['device']}"
+        device = "" if record["device"] == "cpu" else f" on {record['device']}"
         lines += [f"{record['data']}, {record['way']}-way {record['shot']}-shot, `{record['command']}`, "
                   f"{record['minutes']:g} minutes{device}:", "", pretrained_rows(record), ""]  # fmt: skip
     return "\n".join(lines).rstrip("\n") or "Not run."
