@@ -81,9 +81,10 @@ def summary(results: Mapping[str, Any]) -> str:
     cores, images = results["machine"]["cores"], from_images[0]["seconds"]
     return (
         f"On {cores} CPU cores, 10,000 test tasks take {ready['seconds']:.1f} s once the features are there; 600 tasks "
-        f"from images to accuracy take {images:.0f} s, {whole} times as fast as PyTorch that embeds the images "
-        "again for every task, as both of the authors' codes do.\n"
-        f"Adapting heads on ready features is {alone} times as fast as PyTorch, all tasks in one batch or one by one.\n"
+        f"from images to accuracy take {images:.0f} s; PyTorch takes {whole} times as long when it embeds "
+        "the images again for every task, as both of the authors' implementations do.\n"
+        f"Adapting heads to stored features is {alone} times as fast as in PyTorch: the lower figure with all tasks in "
+        "one PyTorch batch, the higher task by task.\n"
         f"Training steps of the ResNets on a CPU are slower than PyTorch's, at {slower} times its speed."
     )
 

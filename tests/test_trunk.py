@@ -89,6 +89,7 @@ def test_a_meta_training_step_on_maps_is_that_on_images(float64, per):
     assert any(np.any(leaf) for leaf in jax.tree.leaves(grads[1]["ss"]))
 
 
+@pytest.mark.slow
 def test_neither_part_does_the_work_of_the_other():
     embed, params, stats, side = network("efficientnet_lite0")
     block, images = scale_shift.last_block(params), pixels(1, 2, side, side, 3)

@@ -274,7 +274,7 @@ OTHERS = [
     ("mtl_jax.classify", "--query=a --suport=b", r"unrecognized arguments: --suport=b \(did you mean --support\?\)"),
     ("mtl_jax.classify", "--query=/nowhere --support=/nowhere", r"/nowhere: no such folder"),
     ("mtl_jax.demo_page", "--support=/nowhere", r"/nowhere: no such folder"),
-    ("mtl_jax.demo_page", "--workdir=a --backbone=fc100-conv4", r"--workdir and --backbone=fc100-conv4 exclude each"),
+    ("mtl_jax.demo_page", "--workdir=a --backbone=fc100-conv4", r"--backbone=fc100-conv4 cannot be combined"),
     ("mtl_jax.demo_page", "--port=99999", r"--port=99999: expected 0 to 65535"),
     ("mtl_jax.demo_page", "--prot=1", r"unrecognized arguments: --prot=1 \(did you mean --port\?\)"),
     ("mtl_jax.report", "/nowhere", r"/nowhere"),

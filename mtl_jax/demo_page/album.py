@@ -144,6 +144,7 @@ class Album:
                 "limits": {"photographs": MAX_PHOTOGRAPHS, "name": MAX_NAME},
                 "left_out": self.left_out,
                 "problem": problem,
+                "is_calibrated": not answers or self.classifier.is_calibrated_,
                 "classes": [
                     {"id": place, "name": name, "photographs": self._of(place)} for place, name in self.classes.items()
                 ],

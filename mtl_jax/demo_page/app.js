@@ -61,7 +61,9 @@ function draw(content) {
       ? "Drop photographs here whose class you want to know."
       : filled < 2
         ? `Answers need two classes with photographs: ${filled ? "there is one" : "there is none"}.`
-        : "";
+        : state.is_calibrated
+          ? ""
+          : "One photograph of each class: only the order of the probabilities means anything.";
   byId("summary").textContent = summary(state.unsorted);
   byId("remove-all").hidden = !state.unsorted.length;
 }

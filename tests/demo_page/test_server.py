@@ -157,7 +157,7 @@ def test_photographs_of_every_kind_have_a_thumbnail_that_browsers_show(page, kin
         ("a.jpg", b"", "a.jpg: the file is empty (0 bytes)"),
         ("cut.png", encoded(drawing("flat", 0))[:900], "cut.png: damaged image (the file is cut)"),
         ("big.bmp", b"BM" + bytes(12) + (40).to_bytes(4, "little") + (30000).to_bytes(4, "little") * 2
-         + b"\1\0\x18\0" + bytes(24), "big.bmp: 30000 x 30000 pixels, over the limit of 250 million"),
+         + b"\1\0\x18\0" + bytes(24), "big.bmp: 30000 x 30000 pixels, over max_pixels, 250 million"),
         ("../../etc/pass\0wd\u202e", b"%PDF", "pass wd: not an image but a PDF file"),
         (r"C:\photos\x.gif", b"\xff\x0a", "x.gif: not an image but a JPEG XL image, which is not supported"),
     ],
@@ -356,3 +356,11 @@ def test_a_support_folder_of_too_many_is_refused(classifier, tmp_path, monkeypat
     support = folders.Support([tmp_path / f"{i}" for i in range(3)], ["a", "b", "b"], [])
     with pytest.raises(ConfigError, match="--support: 3 photographs of 2 classes; a page holds 2 of 100: give fewer"):
         Album(classifier, "").fill(support)
+
+
+def test_probabilities_that_nothing_calibrates_are_said_to_be_that(page, monkeypatch):
+    filled(page, each=1)
+    add(page, 0, "q.png", encoded(drawing("flat", 9)))
+    assert made(page, "GET", "/state")["is_calibrated"]
+    monkeypatch.setattr(page.album.classifier, "is_calibrated_", False)  # as of a network with no table of its own
+    assert not made(page, "GET", "/state")["is_calibrated"]

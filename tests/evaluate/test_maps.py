@@ -50,7 +50,7 @@ def refuse(*_):
     pytest.fail("computed again")
 
 
-@pytest.mark.parametrize("learn", ["ss", "weights"])
+@pytest.mark.parametrize("learn", ["ss", pytest.param("weights", marks=pytest.mark.slow)])
 def test_a_run_on_maps_is_that_on_images(settings, tmp_path, own_cache, learn):
     settings.meta.learn = learn
     runs = {}
@@ -67,6 +67,7 @@ def test_a_run_on_maps_is_that_on_images(settings, tmp_path, own_cache, learn):
     assert runs[True][2] == pytest.approx(runs[False][2], abs=0.03)
 
 
+@pytest.mark.slow
 def test_maps_are_computed_once_for_all_that_is_above_them(settings, tmp_path, own_cache, monkeypatch):
     train(settings, str(tmp_path / "ss"))
     files = sorted(own_cache.glob("*.npy"))
@@ -81,6 +82,7 @@ def test_maps_are_computed_once_for_all_that_is_above_them(settings, tmp_path, o
     assert sorted(own_cache.glob("*.npy")) == files
 
 
+@pytest.mark.slow
 def test_another_network_other_images_and_other_preparation_have_maps_of_their_own(settings, own_cache, tiny_run):  # noqa: F811
     split, model = build.dataset(settings.data).splits["val"], model_of(settings, tiny_run)
     maps.in_place_of_images(settings, model, split)
@@ -108,12 +110,14 @@ def test_where_the_trunk_is_not_frozen_images_are_used(settings, tiny_run, chang
     assert maps.in_place_of_images(settings, model, split) == (model, split)
 
 
+@pytest.mark.slow
 def test_the_network_is_tested_on_other_data_with_maps_of_their_own(settings, tmp_path, own_cache):
     train(settings, str(tmp_path / "run"))
     evaluate_main(["evaluate.py", f"--workdir={tmp_path / 'run'}", "--data=glyphs", "--num_tasks=5"])
     assert len(list(own_cache.glob("trunk-glyphs-test-*.npy"))) == 1
 
 
+@pytest.mark.slow
 def test_a_network_for_colour_is_tested_on_images_of_any_kind_and_size(tmp_path, own_cache):
     made = tiny_config()
     made.backbone.width, made.data.channels, made.pretrain.init = 1.0, 3, "fc100-conv4"
@@ -185,6 +189,7 @@ def test_the_plan_counts_what_is_above_the_cut_and_computes_nothing(settings, tm
     assert not own_cache.exists()
 
 
+@pytest.mark.slow
 def test_a_step_is_replayed_on_maps_and_drawn_as_images(settings, tmp_path):
     train(settings, str(tmp_path / "run"))
     again = replay.replay(settings, str(tmp_path / "run"), ("meta", 4))

@@ -196,7 +196,10 @@ def test_what_cannot_teach_is_refused_in_a_line(tiny_run, tmp_path):  # noqa: F8
     check(student(tiny_run), data)
     (tmp_path / "empty").mkdir()
     for words, pattern in (
-        ({"pretrain.teacher": str(tmp_path / "empty")}, r"pretrain\.teacher is '.*empty', which has no checkpoint of"),
+        (
+            {"pretrain.teacher": str(tmp_path / "empty")},
+            r"teacher is '.*empty', which has no pre-training checkpoint in ",
+        ),
         ({"data.crop": 24}, r"whose image size is \(32, 32, 1\), but this run's is \(24, 24, 1\)"),
         ({"data.mean": (0.4,)}, r"whose data\.mean is \(0\.5,\), but this run's is \(0\.4,\)"),
     ):
