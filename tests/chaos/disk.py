@@ -68,7 +68,7 @@ def _fills_up(setting: Setting, workdir: Path, target: Position, rng: random.Ran
     status = run.wait()
     lines, (saved, whole) = run.said().strip().splitlines(), newest(workdir)
     ballast.unlink(missing_ok=True)
-    said = lines[-1].startswith("error: ") and "free space" in lines[-1] and "start" in lines[-1]
+    said = lines[-1].startswith("error: ") and "free space" in lines[-1] and "rerun" in lines[-1]
     good = status == 2 and said and whole and "Traceback" not in run.said()
     print(f"disk full: {part} bytes left, status {status}, saved {saved[:2]}: {lines[-1]}", flush=True)
     if not good:
