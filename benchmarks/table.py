@@ -76,7 +76,8 @@ def summary(results: Mapping[str, Any]) -> str:
         rows.setdefault(result["row"], []).append(result)
     from_images = [row for row in rows["e"] if row["what"].startswith("600 ")]
     (ready,) = (row for row in rows["e"] if "rival_seconds" not in row)
-    whole, alone = (_range(row["ratio"] for row in chosen) for chosen in (from_images, rows["d"]))
+    of_pytorch = [row for row in rows["d"] if str(row.get("against", "")).startswith("PyTorch")]
+    whole, alone = (_range(row["ratio"] for row in chosen) for chosen in (from_images, of_pytorch))
     slower = _range(rows[letter][0]["ratio"] for letter in "abc")
     cores, images = results["machine"]["cores"], from_images[0]["seconds"]
     return (
