@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from mtl_jax.meta import Embed, backbone_params
 from mtl_jax.reference_weights import Network, kept_networks, load_network, networks
 from mtl_jax.types import Params
 from mtl_jax.words import nearest
-from mtl_jax.workdir import Workdir, manifest, named_arrays
+from mtl_jax.workdir import Workdir, manifest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,11 +75,7 @@ class Embedding:
         if self.transform.interpolation != "bilinear":  # there was no choice once, and fingerprints are to stay
             data["interpolation"] = self.transform.interpolation
         facts = [self.settings["backbone"], data, self.settings["runtime"]["dtype"], list(self.image_shape)]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        arrays = named_arrays.flatten({"params": self.params, "batch_stats": self.batch_stats})
-        for name in sorted(arrays):
-            digest.update(f"{name} {manifest.record_array(arrays[name]).digest}\n".encode())
-        return digest.hexdigest()
+        return manifest.fingerprint(facts, self.params, self.batch_stats)
 
     def __deepcopy__(self, memo: Any) -> "Embedding":
         return self  # immutable; scikit-learn's clone deep-copies parameters

@@ -5,7 +5,6 @@ ResNet-18, -34, -50 and vision transformers of torchvision, timm, DINO, DINOv2 a
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,11 +78,7 @@ class Network:
         default = {field.name: field.default for field in dataclasses.fields(Form)}
         name, options = named(self.module)
         facts = {key: value for key, value in options.items() if value != default.get(key)}  # new ones change nothing
-        digest = hashlib.sha256(json.dumps([name, facts, self.description], sort_keys=True).encode())
-        arrays = named_arrays.flatten({"params": self.params, "batch_stats": self.batch_stats})
-        for array in sorted(arrays):
-            digest.update(f"{array} {manifest.record_array(arrays[array]).digest}\n".encode())
-        return digest.hexdigest()
+        return manifest.fingerprint([name, facts, self.description], self.params, self.batch_stats)
 
     def __deepcopy__(self, memo: Any) -> "Network":
         return self  # immutable; scikit-learn's clone deep-copies parameters

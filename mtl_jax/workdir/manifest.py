@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.errors import CheckpointError
+from mtl_jax.workdir import named_arrays
 from mtl_jax.workdir.workdir import plain, read_bounded
 
 FILE = "manifest.json"
@@ -76,6 +77,15 @@ def record_array(array: np.ndarray) -> ArrayRecord:
     digest = hashlib.sha256(f"{array.dtype}{list(array.shape)}".encode())
     digest.update(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
     return ArrayRecord(str(array.dtype), tuple(array.shape), digest.hexdigest())
+
+
+def fingerprint(facts: Any, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> str:
+    """A digest of a network: of facts about it, plain JSON, and of every array. Other orders of keys change nothing."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    arrays = named_arrays.flatten({"params": params, "batch_stats": batch_stats})
+    for name in sorted(arrays):
+        digest.update(f"{name} {record_array(arrays[name]).digest}\n".encode())
+    return digest.hexdigest()
 
 
 def record_files(folder: Path) -> dict[str, FileRecord]:
