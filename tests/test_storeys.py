@@ -10,9 +10,9 @@ from mtl_jax.__main__ import PROGRAMS
 
 PACKAGE = Path(mtl_jax.__file__).parent
 STOREYS = {
-    "core": 1, "launch": 2, "workdir": 2, "data": 3, "config": 4, "reference_weights": 5, "frozen_episodes": 5,
-    "evaluate": 6, "train": 7, "report": 7, "export": 7, "classify": 8, "ablation": 8, "demo": 8,
-    "demo_page": 9,
+    "core": 1, "workdir": 2, "launch": 3, "data": 4, "config": 5, "reference_weights": 6, "frozen_episodes": 6,
+    "evaluate": 7, "train": 8, "report": 8, "export": 8, "classify": 9, "ablation": 9, "demo": 9,
+    "demo_page": 10,
 }  # fmt: skip
 CONFIG_READERS = ("__init__", "__main__", "run", "plan", "replay", "seeds")  # of train/
 EXPERIMENTS = ("ablation", "demo")

@@ -13,6 +13,7 @@ from mtl_jax.launch import environment, hosts, interrupts
 from mtl_jax.launch.signals import EXIT_GO_ON_LATER, Stopped
 from mtl_jax.launch.start import EXIT_USER_ERROR
 from mtl_jax.words import nearest
+from mtl_jax.workdir import console
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +82,7 @@ def _run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
 
 def _status(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     try:
-        with interrupts.readers_may_leave(), environment.naming_missing_devices():
+        with interrupts.readers_may_leave(), environment.naming_missing_devices(), console.shown():
             return main(argv) or 0
     except Stopped:
         print("stopped and saved; rerun the command to resume", file=sys.stderr)

@@ -143,8 +143,28 @@ class _File(logging.FileHandler):
 
 
 @contextlib.contextmanager
+def shown(level: int = logging.INFO) -> Iterator[None]:
+    """Sends what mtl_jax logs to the console while it is open; a second one inside changes the level alone."""
+    logger = logging.getLogger("mtl_jax")
+    before = logger.level, logger.propagate
+    console = None if any(isinstance(handler, _Console) for handler in logger.handlers) else _Console()
+    if console:
+        console.setFormatter(_ConsoleFormatter())
+        logger.addHandler(console)
+    logger.setLevel(level)
+    logger.propagate = False  # absl's root handler would print every line a second time
+    try:
+        yield
+    finally:
+        if console:
+            logger.removeHandler(console)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+@contextlib.contextmanager
 def log_to(path: str | Path, *, level: int = logging.INFO) -> Iterator[None]:
-    """Sends what mtl_jax logs to a text file (appended, with time and level) and to the console while it is open.
+    """As `shown`; the lines also go to a text file, which they are appended to with time and level.
 
     Raises:
       MtlError: the file cannot be written.
@@ -153,23 +173,14 @@ def log_to(path: str | Path, *, level: int = logging.INFO) -> Iterator[None]:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = _File(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    console = _Console()
-    console.setFormatter(_ConsoleFormatter())
     logger = logging.getLogger("mtl_jax")
-    before = logger.level, logger.propagate
-    logger.setLevel(level)
-    logger.propagate = False  # absl's root handler would print every line a second time
-    handlers = (file, console)
-    for handler in handlers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            handler.close()
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
+    with shown(level):
+        logger.addHandler(file)
+        try:
+            yield
+        finally:
+            logger.removeHandler(file)
+            file.close()
 
 
 class _ConsoleFormatter(logging.Formatter):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.errors import MtlError
-from mtl_jax.workdir.console import Progress, log_to
+from mtl_jax.workdir.console import Progress, log_to, shown
 
 
 class Terminal(io.StringIO):
@@ -89,6 +89,18 @@ def test_the_log_is_appended_with_times_and_the_console_has_the_plain_line(tmp_p
     assert texts == ["INFO first", "WARNING careful", "INFO second", "WARNING careful"]
     assert capsys.readouterr().err.splitlines() == ["first", "warning: careful", "second", "warning: careful"]
     assert logging.getLogger("mtl_jax").level == before and not logging.getLogger("mtl_jax").handlers
+
+
+def test_a_log_inside_what_is_shown_says_each_line_once(tmp_path, capsys):
+    logger = logging.getLogger("mtl_jax.evaluate.maps")
+    with shown():
+        logger.info("before")
+        with log_to(tmp_path / "log.txt", level=logging.WARNING):
+            logger.info("hidden")
+            logger.warning("careful")
+        logger.info("after")
+    assert capsys.readouterr().err.splitlines() == ["before", "warning: careful", "after"]
+    assert "before" not in (tmp_path / "log.txt").read_text()
 
 
 def test_a_log_that_cannot_be_opened_is_an_error_and_one_that_fills_up_is_silent(tmp_path, capsys):
