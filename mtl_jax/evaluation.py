@@ -340,27 +340,3 @@ def _embed_and_adapt(
         return _adapt_task(static, head, support, task._replace(query=query), lr)
 
     return jax.vmap(run)(tasks)
-
-
-def predict_task(
-    model: Model, images: np.ndarray, support: np.ndarray, query: np.ndarray, protocol: Protocol
-) -> np.ndarray:
-    """The predicted class 0..N-1 of every query image of one task.
-
-    Args:
-      model: the network.
-      images: uint8 [M, H, W, C].
-      support, query: int [N, K] and [N, Q], positions in `images`.
-      protocol: way and inner loop.
-
-    Returns:
-      int32 [N Q], in class-major order.
-    """
-    rows = np.concatenate([support, query], axis=1)
-    positions = np.arange(rows.size).reshape(rows.shape)
-    task = Tasks(*np.split(positions[None], [support.shape[1]], axis=2))
-    task_images = np.asarray(images)[rows.ravel()]
-    empty: tuple[Any, Any] = np.zeros((0, 0), np.int32), np.zeros(0, np.int32)
-    no_table = ClassTable(*empty)
-    protocol = protocol._replace(num_tasks=1, shot=support.shape[1], query=query.shape[1])
-    return evaluate_tasks(model, task_images, no_table, protocol, tasks=task, outcome=answers)[0].astype(np.int32)

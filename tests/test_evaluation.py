@@ -190,14 +190,12 @@ def test_another_way_starts_from_a_zero_head(setup):
     np.testing.assert_allclose(permuted, found[:, order][:, :, order], atol=1e-5)
 
 
-def test_predictions_of_a_task_are_those_it_was_scored_by(setup):
+def test_answers_are_those_that_tasks_were_scored_by(setup):
     model, data = setup
-    tasks = evaluation.sample_all(data[1], PROTOCOL)
-    predicted = evaluation.predict_task(model, data[0], tasks.support[3], tasks.query[3], PROTOCOL)
-    assert predicted.shape == (9,)
-    assert predicted.dtype == np.int32
-    right = (predicted == np.arange(3).repeat(3)).mean()
-    assert right == pytest.approx(evaluate_tasks(model, *data, PROTOCOL)[3])
+    answers = evaluate_tasks(model, *data, PROTOCOL, outcome=evaluation.answers)
+    assert answers.shape == (PROTOCOL.num_tasks, 9)
+    right = (answers == np.arange(3).repeat(3)).mean(1)
+    np.testing.assert_allclose(right, evaluate_tasks(model, *data, PROTOCOL), atol=1e-6)
 
 
 def test_another_rate_seed_or_number_of_tasks_compiles_nothing(setup):
