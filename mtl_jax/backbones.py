@@ -152,7 +152,7 @@ class ResNet18(nn.Module):
         stem, *widths = o.widths(64, 64, 128, 256, 512)
         x = _resize_tensorflow1(images, o.resize) if o.resize else images
         x = _Stem(o, stem, 7, name="stem")(x, mode)
-        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         x = nn.Dropout(o.dropout, deterministic=not train)(x)
         for number, features in enumerate(widths, 1):
             x = max_pool(_ResNet18Stage(o, features, name=f"stage{number}")(x, train, mode), same=True)

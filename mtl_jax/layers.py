@@ -4,8 +4,10 @@
 `operations` chooses by the kind of device.
 """
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -97,15 +99,30 @@ def plain_activate(x: Array, activation: Activation) -> Array:
 
 def plain_max_pool(x: Array, same: bool) -> Array:
     """2 x 2 max-pool with stride 2: [B, H, W, C] -> [B, H // 2, W // 2, C], rounded up with `same`."""
-    return nn.max_pool(x, (2, 2), (2, 2), "SAME" if same else "VALID")
+    return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2), padding="SAME" if same else "VALID")
 
 
 PLAIN = Operations(plain_moments, plain_normalize, plain_add_bias, plain_activate, plain_max_pool, layers_fast.grouped)
 
 
+_is_plain = contextvars.ContextVar("plain form", default=False)
+
+
 def operations() -> Operations:
     """The operations in the form for JAX's default devices. Nothing else in the layers depends on the device."""
+    if _is_plain.get():
+        return PLAIN
     return layers_fast.CPU if on_cpu() else layers_fast.ACCELERATOR
+
+
+@contextlib.contextmanager
+def plain_form() -> Iterator[None]:
+    """Layers that are called inside it take their plain form: for converters, and to compare the fast ones with."""
+    token = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(token)
 
 
 def activate(activation: str, x: Array) -> Array:

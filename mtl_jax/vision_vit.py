@@ -98,9 +98,9 @@ class ViT(nn.Module):
                     tokens[i] = tokens[i] + positions[start : start + count]
             maps = resample(positions[sum(before) :].reshape(f.grid, f.grid, -1), x.shape[1:3], f.positions)
             x = x + maps.astype(x.dtype)
-        x = x.reshape(len(x), -1, f.width)
+        x = x.reshape(x.shape[0], -1, f.width)  # len() refuses the symbolic size of an export
         first = jnp.concatenate(tokens).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)), x], 1)
+        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], 1)
         for number in range(1, f.depth + 1):
             x = _Block(f, name=f"block{number}")(x, turn)
         x = x[:, 0] if f.pooling == "class" else x[:, len(first) :].mean(1)

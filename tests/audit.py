@@ -48,13 +48,6 @@ def device_form(on_cpu: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def plain_form() -> Iterator[None]:
-    """Layers take their plain form, on any device."""
-    with mock.patch.object(layers, "operations", lambda: layers.PLAIN):
-        yield
-
-
 def relative_error(found: Any, wanted: Any) -> float:
     """The largest error of a leaf, relative to its largest number.
 
@@ -288,7 +281,7 @@ def meta_errors(network: str) -> Iterator[tuple[str, float]]:
             (value, result), gradient = jax.value_and_grad(loss, has_aux=True)(learned, frozen, episode)
             return value, result.batch_stats, gradient
 
-        with plain_form():
+        with layers.plain_form():
             wanted = outcome()
         for form, on_cpu in FORMS.items():
             with device_form(on_cpu):

@@ -22,6 +22,7 @@ from mtl_jax.data import transforms
 from mtl_jax.data.transforms import Transform
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export.embedding import Embedding
+from mtl_jax.reference_weights import Network, networks
 from mtl_jax.types import Params
 from mtl_jax.workdir import write_bytes_atomic, write_json_atomic, writing
 
@@ -106,7 +107,7 @@ def _fold_one(conv: Params, affine: Params, stats: Mapping[str, np.ndarray] | No
     return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def folded(embed: Embedding) -> Callable[[jax.Array], jax.Array]:
+def folded(embed: Embedding | Network) -> Callable[[jax.Array], jax.Array]:
     """The embedding as one stateless function of stored images, with scale and shift and batch norm folded.
 
     It computes in float32 even on accelerators that multiply less precisely by default.
@@ -125,7 +126,7 @@ def folded(embed: Embedding) -> Callable[[jax.Array], jax.Array]:
     return run
 
 
-def export(embed: Embedding, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> bytes:
+def export(embed: Embedding | Network, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> bytes:
     """The serialised StableHLO of an embedding, for any batch size."""
     shape = jax_export.symbolic_shape("b, " + ", ".join(map(str, embed.image_shape)))
     exporting = jax_export.export(jax.jit(folded(embed)), platforms=platforms)
@@ -143,7 +144,7 @@ def check_platforms(platforms: Sequence[str]) -> None:
         raise MtlError(f"--platforms={listed}: the file is tested here, on {jax.default_backend()}: add {needed}")
 
 
-def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> Exported:
+def write(embed: Embedding | Network, path: Path, platforms: Sequence[str] = DEFAULT_PLATFORMS) -> Exported:
     """Writes `path` and the JSON file beside it, and returns them as `load` does.
 
     Raises:
@@ -152,32 +153,60 @@ def write(embed: Embedding, path: Path, platforms: Sequence[str] = DEFAULT_PLATF
     """
     check_platforms(platforms)
     data = export(embed, platforms)
+    facts = {"format": "jax.export StableHLO", "platforms": list(platforms)}
+    write_checked(embed, path, data, jax_export.deserialize(bytearray(data)).call, facts)
+    return load(path)
+
+
+def write_checked(
+    embed: Embedding | Network, path: Path, data: bytes, function: Callable[[np.ndarray], Any], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Writes an exported embedding and its JSON file, whose content it returns, if its features are those of `embed`.
+
+    Args:
+      embed: what was exported.
+      path: of the file.
+      data: its content.
+      function: what the content computes: stored images -> features.
+      facts: more for the JSON file.
+
+    Raises:
+      MtlError: as for `write`.
+    """
     shape = embed.image_shape
     images = np.random.default_rng(0).integers(0, 256, (CHECKED_BATCH, *shape), np.uint8)
-    features = np.asarray(jax_export.deserialize(bytearray(data)).call(images))
+    features = np.asarray(function(images))
     with jax.default_matmul_precision("float32"):
         expected = reference(embed)(images)
     difference, largest = float(np.abs(features - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1, largest):
         raise MtlError(f"{path}: not written: its features differ by {difference:.2g} from the run's; report this bug")
-    settings = embed.settings
     facts = {
-        "format": "jax.export StableHLO", "sha256": hashlib.sha256(data).hexdigest(),
+        **facts, "sha256": hashlib.sha256(data).hexdigest(),
         "input": ["B", *shape], "input_dtype": "uint8", "image_shape": list(shape), "features": expected.shape[1],
-        "resize": settings["data"]["resize"], "interpolation": embed.transform.interpolation,
-        "platforms": list(platforms), "max_difference": difference,
-        "backbone": settings["backbone"]["name"], "data": settings["data"]["name"],
-        "checkpoint_step": embed.step, "fingerprint": embed.fingerprint,
+        "resize": embed.transform.resize, "interpolation": embed.transform.interpolation,
+        "max_difference": difference, **_origin(embed), "fingerprint": embed.fingerprint,
         "mtl_jax": __version__, "jax": jax.__version__,
     }  # fmt: skip
     with writing(path):
         write_bytes_atomic(path, data)
     write_json_atomic(facts_path(path), facts)
-    return load(path)
+    return facts
 
 
-def reference(embed: Embedding) -> Embedding:
-    """The run's own embedding, computed in float32 whatever `runtime.dtype` is."""
+def _origin(embed: Embedding | Network) -> dict[str, Any]:
+    if isinstance(embed, Network):
+        return {"backbone": networks.named(embed.module)[0]}
+    settings = embed.settings
+    return {
+        "backbone": settings["backbone"]["name"], "data": settings["data"]["name"], "checkpoint_step": embed.step,
+    }  # fmt: skip
+
+
+def reference(embed: Embedding | Network) -> Embedding | Network:
+    """The embedding itself, computed in float32 whatever a run's `runtime.dtype` is."""
+    if isinstance(embed, Network):
+        return embed
     runtime = {**embed.settings["runtime"], "dtype": "float32"}
     return dataclasses.replace(embed, settings={**embed.settings, "runtime": runtime})
 

@@ -55,20 +55,27 @@ class Network:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Features of images as `transform` prepares them. Raises ConfigError for another shape."""
-        side, channels = self.transform.image_size, self.transform.channels
-        if images.shape[1:] != (side, side, channels):
-            raise ConfigError(f"images of {list(images.shape[1:])}, the network takes {[side, side, channels]}")
+        if images.shape[1:] != self.image_shape:
+            raise ConfigError(f"images of {list(images.shape[1:])}, the network takes {list(self.image_shape)}")
+        return features(self.embed, self.params, self.batch_stats, images, BATCH)
+
+    @property
+    def embed(self) -> Embed:
+        """The network with its normalisation. Raises ConfigError where nothing tells that."""
+        self._check_described()
         prepare = Prepare(0, tuple(self.description["mean"]), tuple(self.description["std"]))
-        return features(Embed(self.module, "running", prepare), self.params, self.batch_stats, images, BATCH)
+        return Embed(self.module, "running", prepare)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of prepared images."""
+        transform = self.transform
+        return transform.image_size, transform.image_size, transform.channels
 
     @property
     def transform(self) -> Transform:
         """How an image of any size and mode is prepared. Raises ConfigError where nothing tells."""
-        if not self.description:
-            raise ConfigError(
-                "this network's file does not say how its images are prepared: start a run from it "
-                "(config.pretrain.init=FILE, config.meta.learn=none), and give its workdir"
-            )
+        self._check_described()
         size, resize, channels = self.description["image_size"], self.description["resize"], self.description["mean"]
         return Transform(size, resize, len(channels), convert=True, interpolation=self.description["interpolation"])
 
@@ -79,6 +86,13 @@ class Network:
         name, options = named(self.module)
         facts = {key: value for key, value in options.items() if value != default.get(key)}  # new ones change nothing
         return manifest.fingerprint([name, facts, self.description], self.params, self.batch_stats)
+
+    def _check_described(self) -> None:
+        if not self.description:
+            raise ConfigError(
+                "this network's file does not say how its images are prepared: start a run from it "
+                "(config.pretrain.init=FILE, config.meta.learn=none), and give its workdir"
+            )
 
     def __deepcopy__(self, memo: Any) -> "Network":
         return self  # immutable; scikit-learn's clone deep-copies parameters

@@ -16,6 +16,8 @@ import mtl_jax
 from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export import __main__ as export_main
 from mtl_jax.export import embedding, stablehlo
+from mtl_jax.reference_weights import Network, networks
+from mtl_jax.vision_vit import Form, ViT
 
 SIZES = {
     "conv4": 32, "resnet12": 32, "resnet12_640": 32, "resnet18": 32, "resnet25": 28, "imagenet_resnet18": 32,
@@ -33,6 +35,28 @@ def random_tree(tree, rng):
         return np.float32(rng.normal(path[-1].key == "scale", size, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+def network(name):
+    """A network as from a file, of random weights, for images of 32 x 32; name: of a backbone, or 'vit'."""
+    form = Form(depth=2, width=16, heads=2, hidden=32, patch=8, grid=4)
+    module = ViT(form) if name == "vit" else mtl_jax.create_backbone(name, width=0.1)
+    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = random_tree(variables, np.random.default_rng(0))
+    description = {"image_size": 32, "resize": 36, "interpolation": "bicubic", "mean": [0.4] * 3, "std": [0.3] * 3}
+    return Network(module, variables["params"], variables.get("batch_stats", {}), description)
+
+
+@pytest.mark.parametrize("name", ["imagenet_resnet18", "vit"])
+def test_the_network_of_a_weight_file_is_exported(name, tmp_path):
+    embed, file, path = network(name), tmp_path / "network.safetensors", tmp_path / "network.stablehlo"
+    networks.write(embed, file)
+    assert export_main.main(["export", f"--backbone={file}", f"--output={path}"]) == 0
+    exported = stablehlo.load(path)
+    assert (exported.fingerprint, exported.transform) == (embed.fingerprint, embed.transform)
+    images = np.random.default_rng(0).integers(0, 256, (5, *embed.image_shape), np.uint8)
+    expected = embed(images)
+    np.testing.assert_allclose(exported(images), expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize(("name", "affine"), [("conv4", False), *((name, True) for name in SIZES)])
