@@ -1,13 +1,13 @@
 """FC100 in any variant of the method and with any backbone.
 
-    python train.py --config=configs/fc100.py:resnet12,1shot --config.data.path=D --workdir=runs/fc100
+    python train.py --config=configs/fc100.py:1shot --config.data.path=D --workdir=runs/fc100
     python evaluate.py --workdir=runs/fc100
 
 Argument: words separated by commas. `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
-`pytorch`, `tensorflow` or `paper` for that variant (default: the project's own); `conv4`, `resnet12`, `resnet18` or
-`resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, otherwise resnet12). The
-variants enlarge the 32 x 32 images to 84 or 92 pixels, as the implementations do; the project's default keeps them at
-32.
+`pytorch`, `tensorflow` or `paper` for that variant of the method; a backbone, `conv4`, `resnet12`, `resnet12_640`,
+`resnet18` or `resnet25`, instead of the variant's own. Without a variant: `resnet12_640`, pre-trained as published
+recipes have it (`presets.published_pretraining`). Variants enlarge the 32 x 32 images to 84 or 92 pixels, as the
+implementations do; without one they stay at 32.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,10 @@
     python evaluate.py --workdir=runs/tieredimagenet
 
 Argument: words separated by commas. `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
-`pytorch`, `tensorflow` or `paper` for that variant (default: the project's own); `conv4`, `resnet12`, `resnet18` or
-`resnet25` for another backbone than the variant's own (resnet25 for `pytorch`, otherwise resnet12).
-Schedules are sized for a GPU, where a run takes hours; on a CPU it takes weeks. No result on this data set has been
-measured with this project.
+`pytorch`, `tensorflow` or `paper` for that variant of the method; a backbone, `conv4`, `resnet12`, `resnet12_640`,
+`resnet18` or `resnet25`, instead of the variant's own. Without a variant: `resnet12_640`, pre-trained as published
+recipes have it (`presets.published_pretraining`). Schedules are sized for a GPU, where a run takes hours; on a CPU it
+takes weeks. No result on this data set has been measured with this project.
 """
 
 from ml_collections import ConfigDict

@@ -65,7 +65,7 @@ def apply(config: ConfigDict, argument: str, facts: Facts) -> ConfigDict:
     if backbone:
         config.backbone.name = backbone
     if not preset and config.backbone.name == "resnet12_640":
-        _published_pretraining(config, facts)
+        published_pretraining(config, facts)
     if config.backbone.name == "resnet18":
         config.backbone.resize = RESIZED.get(preset, 0)
     if not preset:
@@ -173,9 +173,13 @@ def _tensorflow_training(config: ConfigDict, facts: Facts) -> None:
 
 
 def default(config: ConfigDict, facts: Facts) -> None:
-    """The project's own: inductive batch norm, second order, 15 queries, selection on validation only."""
+    """The project's own: inductive batch norm, second order, 15 queries, selection on validation only.
+
+    Its network is `resnet12_640` with `published_pretraining`. At a quarter of the width, 15 epochs of that on FC100
+    are 3.4 points better, at 1-shot and at 5-shot, than 18 epochs of `resnet12` with its schedule (docs/results.md).
+    """
     epoch = facts.images // 128
-    config.backbone.name = "resnet12"
+    config.backbone.name = "resnet12_640"
     _pytorch_images(config)
     if facts.small:
         config.data.update({"resize": 0, "image_size": 32, "crop": 0})
@@ -191,7 +195,7 @@ def default(config: ConfigDict, facts: Facts) -> None:
     _hard_tasks(config, facts, enabled=False)
 
 
-def _published_pretraining(config: ConfigDict, facts: Facts) -> None:
+def published_pretraining(config: ConfigDict, facts: Facts) -> None:
     """What `default` changes for resnet12_640: pre-training as RFS (arXiv 2003.11539) has it, and unit features.
 
     SGD at 0.05 and batches of 64, 90 epochs with the rate divided by 10 after 45, 60 and 75 of them; a padded random

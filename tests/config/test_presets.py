@@ -45,7 +45,7 @@ OTHERS = {
 def flat_config(variant, shot, name="miniimagenet"):
     """A config as {'meta.lr': 1e-3, ...}."""
     # `folder` without a word is sized for a CPU.
-    default = f"resnet12,{shot}" if name == "folder" else shot
+    default = f"resnet12_640,{shot}" if name == "folder" else shot
     words = default if variant == "default" else f"{variant},{shot}"
     return flatten_dict(importlib.import_module(f"mtl_jax.configs.{name}").get_config(words).to_dict(), sep=".")
 
@@ -176,7 +176,9 @@ def test_backbones_of_the_presets_have_the_references_channels():
         assert build.backbone(options).options.width == create_backbone(options.name).options.width == 1.0
 
 
-@pytest.mark.parametrize(("words", "rate"), [("1shot", 0.01), ("resnet25,5shot", 0.05), ("pytorch,resnet12", 0.1)])
+@pytest.mark.parametrize(
+    ("words", "rate"), [("1shot", 0.05), ("resnet12,1shot", 0.01), ("resnet25,5shot", 0.05), ("pytorch,resnet12", 0.1)]
+)
 def test_the_default_alone_has_a_rate_by_backbone(words, rate):
     assert fc100.get_config(words).pretrain.lr == rate
 
