@@ -48,6 +48,8 @@ CORE_MAY_IMPORT = {
     "optax",
     "numpy",
     "collections",
+    "contextlib",
+    "contextvars",
     "dataclasses",
     "difflib",
     "functools",
