@@ -1,6 +1,7 @@
 """Row d: adapt a head, or another base-learner, to each of many tasks' support features and predict their queries."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 from benchmarks.adaptation_sizes import LR, QUERY, SHOT, WAY, many, sizes
 from benchmarks.worker import Measured, Work, timed
-from mtl_jax import base_learner, solved_learners
+from mtl_jax import base_learner, parallel, solved_learners
 from mtl_jax.learners import BaseLearner, Inner
 from mtl_jax.train import cost
 
@@ -29,9 +30,9 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     logits = jax.jit(jax.vmap(adapt, (None, 0, None, 0)))
     inputs = jax.device_put((head, support, labels, query))
     learners = {
-        "linear": (logits, head),
+        "linear": (_of_many(adapt), head),
         **{
-            name: (jax.jit(jax.vmap(learner, (None, 0, None, 0))), learner.init(jax.random.key(0), width))
+            name: (_of_many(learner), learner.init(jax.random.key(0), width))
             for name, learner in base_learners(steps).items()
         },
     }
@@ -50,6 +51,15 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
 
     cases = {"": run} | {name: functools.partial(run_many, name) for name in learners}
     return Work(cases, numbers, facts={"flops": {"": cost.estimate(logits, *inputs).flops}})
+
+
+def _of_many(learner: Callable) -> Callable:
+    """The base-learner of thousands of tasks, in one compiled call."""
+
+    def run(learned, support, labels, query):
+        return parallel.map_tasks(lambda task: learner(learned, task[0], labels, task[1]), (support, query))
+
+    return jax.jit(run)
 
 
 def base_learners(steps: int) -> dict[str, BaseLearner]:

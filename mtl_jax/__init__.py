@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtl_jax.learners import Inner
     from mtl_jax.meta import Frozen, MetaState, batch_loss, episode_logits, episode_loss, init_state, train_step
     from mtl_jax.metrics import accuracy, cross_entropy, mean_interval, paired_difference
+    from mtl_jax.parallel import map_tasks
     from mtl_jax.reference_weights import ReferenceWeights, load_reference_weights
     from mtl_jax.scale_shift import apply as apply_scale_shift
     from mtl_jax.scale_shift import count as count_scale_shift
@@ -62,6 +63,7 @@ __all__ = [
     "init_state",
     "load_reference_weights",
     "logits",
+    "map_tasks",
     "mean_interval",
     "paired_difference",
     "sample_episode",
@@ -78,6 +80,7 @@ _NAMES = {
     "learners": "Inner",
     "meta": "Frozen MetaState batch_loss episode_logits episode_loss init_state train_step",
     "metrics": "accuracy cross_entropy mean_interval paired_difference",
+    "parallel": "map_tasks",
     "reference_weights": "ReferenceWeights load_reference_weights",
     "scale_shift": "apply_scale_shift count_scale_shift init_scale_shift",
     "solved_learners": "Logistic Prototypes Ridge",

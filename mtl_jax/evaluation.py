@@ -69,6 +69,7 @@ class _Static(NamedTuple):
     protocol: Protocol
     every_step: bool
     outcome: Outcome
+    one_device: bool = True
 
 
 def embed_all(
@@ -252,7 +253,7 @@ def adapt_on_bank(
       As `evaluate_tasks`.
     """
     draw, lr = _drawer(table, protocol, tasks, len(bank)), _rates(protocol)
-    static = _Static(_without_numbers(protocol), every_step, outcome)
+    static = _Static(_without_numbers(protocol), every_step, outcome, len(devices or ()) < 2)
     shared = parallel.replicate((head, bank, further), devices)
 
     def run(start, count):
@@ -279,12 +280,13 @@ def _rates(protocol: Protocol) -> Array | None:
 def _adapt_chunk(
     static: _Static, head: Params, bank: Array, further: Array | None, tasks: tuple[Array, Array], lr: Array | None
 ) -> Array:
-    def run(support, query):
+    def run(positions):
+        support, query = positions
         task = episodes.gather(bank, support, query)
         features = [task.support, *([] if further is None else further[:, support.reshape(-1)])]
         return _adapt_task(static, head, jnp.concatenate(features), task, lr)
 
-    return jax.vmap(run)(*tasks)
+    return parallel.map_tasks(run, tasks) if static.one_device else jax.vmap(run)(tasks)
 
 
 def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Any) -> Array:

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
+TASKS_IN_CACHE = 25  # of 8, 25, 50 and 100 tasks the best for most base-learners
 
 Devices = Sequence[jax.Device] | None  # None: JAX's default device, in this process alone
 Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -21,6 +22,23 @@ Step = Callable[..., tuple[Any, dict[str, jax.Array]]]
 def on_cpu() -> bool:
     """Whether JAX's default devices are CPUs."""
     return jax.default_backend() == "cpu"
+
+
+def map_tasks(function: Callable[[Any], Any], tasks: Any) -> Any:
+    """`function` of every task, as by `jax.vmap`, in the form for JAX's default device.
+
+    On a CPU that is `TASKS_IN_CACHE` tasks at a time, since what thousands of tasks compute does not fit into its cache.
+    From 640 features, 5-way 5-shot, that is up to 2.5 times as fast, by base-learner (docs/performance.md).
+
+    Args:
+      function: of a tree of arrays. tasks: the same tree with a leading axis T.
+
+    Returns:
+      What it returns, with a leading axis T.
+    """
+    if on_cpu() and len(jax.tree.leaves(tasks)[0]) > TASKS_IN_CACHE:
+        return jax.lax.map(function, tasks, batch_size=TASKS_IN_CACHE)
+    return jax.vmap(function)(tasks)
 
 
 def own(devices: Sequence[jax.Device]) -> list[jax.Device]:

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mtl_jax.errors import ConfigError
 from mtl_jax.metrics import cross_entropy
+from mtl_jax.parallel import map_tasks
 from mtl_jax.solved_learners import Logistic, Prototypes, Ridge
 
 LABELS = np.array([2, 0, 1, 0, 2, 2, 1, 0, 0])  # unequal shots, in no order
@@ -37,6 +38,25 @@ def by_numpy(learner, support, labels, query):
         norms = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(centres, axis=1)
         return 10 * (query @ centres.T) / norms
     return -learner.scale * ((query[:, None] - centres) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize("count", [3, 25, 60])
+def test_map_tasks_is_vmap(count, float64):
+    rng = np.random.default_rng(0)
+    support, query = (jnp.asarray(rng.normal(size=(count, rows, 7))) for rows in (6, 4))
+    learner, labels = Logistic(3), np.repeat(np.arange(3), 2)
+
+    def run(task):
+        return {"logits": learner(learner.init(jax.random.key(0), 7), task["support"], labels, task["query"])}
+
+    tasks = {"support": support, "query": query}
+    found, wanted = jax.jit(lambda tasks: map_tasks(run, tasks))(tasks), jax.vmap(run)(tasks)
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-9, atol=1e-12)
+    slopes = [
+        jax.grad(lambda tasks, form=form: (form(run, tasks)["logits"] ** 2).sum())(tasks)["support"]
+        for form in (map_tasks, lambda function, tasks: jax.vmap(function)(tasks))
+    ]
+    np.testing.assert_allclose(*slopes, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("learner", LEARNERS[:3], ids=str)
