@@ -15,7 +15,7 @@ from mtl_jax.train import cost
 
 
 def prepare(row: str, folder: Path, quick: bool) -> Work:
-    """mtl_jax's side: all tasks by `vmap`, the inner loop on coefficients of the support features."""
+    """mtl_jax's side: 64 tasks by `vmap`, many by `map_tasks`, the inner loop on the span of the support features."""
     tasks, width, steps = sizes(quick)
     support, query = features(tasks, width)
     more, timed_tasks = many(quick)

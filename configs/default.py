@@ -203,5 +203,5 @@ def _runtime() -> ConfigDict:
         "skip_nonfinite": 0,  # non-finite steps to skip per phase; one more stops the run
         "embed_batch": 256,  # images embedded at once in evaluation
         "cache_trunk": False,  # keep on disk what all below the last block computes of an image, where that is frozen
-        "task_chunk": 1000,  # tasks adapted at once in evaluation; at most 2 if each task has its own features
+        "task_chunk": 1000,  # tasks of a compiled call in evaluation; at most 2 if each task has its own features
     })  # fmt: skip

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mtl_jax.configs import fc100
 
 from mtl_jax.backbones import NAMES
+from mtl_jax.config import presets
 
 
 def get_config(arg: str = "1shot") -> ConfigDict:
@@ -21,6 +22,8 @@ def get_config(arg: str = "1shot") -> ConfigDict:
     config.pretrain.rotation = 1.0
     config.pretrain.batch_size = 64  # each image at four angles
     config.pretrain.steps = 30_000
+    if config.backbone.name == "resnet12_640":
+        presets.three_drops(config, 30_000)
     config.pretrain.val_every = 3000
     config.meta.lr = 3e-4
     config.meta.steps = 800

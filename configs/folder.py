@@ -4,11 +4,11 @@
     python evaluate.py --workdir=runs/folder
 
 Argument: words separated by commas. `1shot` (default) or `5shot`. Without another word: conv4 on images of 32 pixels,
-minutes on two CPU cores. `resnet12`, `resnet18` or `resnet25` selects that backbone at 84 pixels, with the schedule for
-mini-ImageNet's 38,400 training images, which needs a GPU; with fewer images lower `pretrain.steps`. `pytorch`,
-`tensorflow` or `paper` selects that variant. Folders without train/, val/ and test/ need fractions of the classes:
---config.data.fractions='(0.5,0.25,0.25)' fits 20 classes. Grey images: --config.data.channels=1, and one number each in
-data.mean and data.std.
+minutes on two CPU cores. `resnet12_640`, `resnet12`, `resnet18` or `resnet25` selects that backbone on larger images,
+of 84 pixels or 80 of 92, with the schedule for mini-ImageNet's 38,400 training images, which needs a GPU; with fewer
+images lower `pretrain.steps`. `pytorch`, `tensorflow` or `paper` selects that variant. Folders without train/, val/ and
+test/ need fractions of the classes: --config.data.fractions='(0.5,0.25,0.25)' fits 20 classes. Grey images:
+--config.data.channels=1, and one number each in data.mean and data.std.
 """
 
 from ml_collections import ConfigDict

@@ -4,10 +4,11 @@
     python evaluate.py --workdir=runs/tieredimagenet
 
 Argument: words separated by commas. `1shot` (default) or `5shot`; `e3bm` for the base-learner of MTL's successor;
-`pytorch`, `tensorflow` or `paper` for that variant of the method; a backbone, `conv4`, `resnet12`, `resnet12_640`,
-`resnet18` or `resnet25`, instead of the variant's own. Without a variant: `resnet12_640`, pre-trained as published
-recipes have it (`presets.published_pretraining`). Schedules are sized for a GPU, where a run takes hours; on a CPU it
-takes weeks. No result on this data set has been measured with this project.
+`pytorch`, `tensorflow` or `paper` for that variant of the method; `conv4`, `resnet12`, `resnet12_640`, `resnet18` or
+`resnet25` for another backbone. Without a variant and a backbone you get `resnet12_640`, pre-trained as published
+recipes do it (`published_pretraining` in mtl_jax/config/presets.py). Another backbone without a variant has the
+project's former schedule. Schedules are sized for a GPU, where a run takes hours; on a CPU it takes weeks. No result on
+this data set has been measured with this project.
 """
 
 from ml_collections import ConfigDict

@@ -64,7 +64,10 @@ Outcome = Callable[[Array, Array], Array]  # (logits [..., N Q, N], labels [N Q]
 
 
 class _Static(NamedTuple):
-    """What compiled functions depend on besides arrays; the arguments of `evaluate_tasks`."""
+    """What compiled functions depend on besides arrays; the arguments of `evaluate_tasks`.
+
+    one_device: tasks are not spread over several devices, so they may be taken some at a time.
+    """
 
     protocol: Protocol
     every_step: bool
@@ -125,7 +128,7 @@ def evaluate_tasks(
       every_step: return the accuracy after each of 0, 1, ..., steps updates.
       outcome: what to return of a task instead of its accuracy, e.g. `answers`.
       embed_batch: images embedded at once.
-      chunk: tasks adapted at once; at most `OWN_FEATURES` if each has its own features.
+      chunk: tasks of a compiled call; at most `OWN_FEATURES` if each has its own features.
       devices: spreads images and tasks over these devices. With several processes all of them must call this with the
         same arguments, and each gets all results. None: JAX's default device.
 

@@ -1,7 +1,7 @@
 """What the backbones are made of: options, convolution, normalisation, pooling, DropBlock.
 
 `PLAIN` holds the arithmetic as a paper would write it. What runs is one of its two faster forms in `layers_fast`;
-`operations` chooses by the kind of device.
+`operations` chooses by the kind of device, except within `plain_form`.
 """
 
 import contextlib
@@ -117,7 +117,10 @@ def operations() -> Operations:
 
 @contextlib.contextmanager
 def plain_form() -> Iterator[None]:
-    """Layers that are called inside it take their plain form: for converters, and to compare the fast ones with."""
+    """Layers called inside it take their plain form: for converters, and to compare the fast forms with.
+
+    Trace anew inside it: what `jax.jit` has compiled before or inside keeps its form.
+    """
     token = _is_plain.set(True)
     try:
         yield

@@ -27,8 +27,8 @@ def on_cpu() -> bool:
 def map_tasks(function: Callable[[Any], Any], tasks: Any) -> Any:
     """`function` of every task, as by `jax.vmap`, in the form for JAX's default device.
 
-    On a CPU that is `TASKS_IN_CACHE` tasks at a time, since what thousands of tasks compute does not fit into its cache.
-    From 640 features, 5-way 5-shot, that is up to 2.5 times as fast, by base-learner (docs/performance.md).
+    On a CPU it takes `TASKS_IN_CACHE` tasks at a time, since what thousands compute at once does not fit into the
+    processor's cache (docs/performance.md).
 
     Args:
       function: of a tree of arrays. tasks: the same tree with a leading axis T.

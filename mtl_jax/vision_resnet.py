@@ -23,7 +23,8 @@ class VisionResNet(nn.Module):
     def __call__(self, images: Array, train: bool = False, batch_statistics: str | None = None) -> Array:
         o, mode = self.options, statistics_mode(train, batch_statistics)
         x = _Stem(o, name="stem")(images, mode)
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)  # as PyTorch pads
+        # As PyTorch pads. Not by max_pool's own padding, which jax2onnx converts wrongly.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for number, (features, blocks) in enumerate(zip((64, 128, 256, 512), BLOCKS[self.depth], strict=True), 1):
             x = _Stage(o, features, blocks, 1 if number == 1 else 2, self.depth == 50, name=f"stage{number}")(x, mode)

@@ -11,9 +11,9 @@ StableHLO needs only JAX:
     from jax import export
     features = export.deserialize(bytearray(open('embedding.stablehlo', 'rb').read())).call(images)
 
-An .onnx file has one input, images, and one output, features. embedding.json beside the file says how to prepare images
-and what it was made from. With this package, `FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))` accepts
-images of any size and kind.
+An .onnx file has one input, images, and one output, features. A JSON file beside the exported one says how to prepare
+images and what it was made from. With this package, `FewShotClassifier(mtl_jax.export.load('embedding.stablehlo'))`
+accepts images of any size and kind.
 """
 
 import sys
@@ -33,7 +33,11 @@ def parser() -> program.Parser:
     root = program.Parser("python -m mtl_jax.export", description=__doc__)
     root.add_argument("--workdir", type=Path, help="workdir of a train.py run")
     names = ", ".join(kept_networks.packaged_names())
-    root.add_argument("--backbone", metavar="NETWORK", help=f"{names} or a weight file; {own_backbone.WITH_RUN}")
+    root.add_argument(
+        "--backbone",
+        metavar="NETWORK",
+        help=f"{names}, a weight file or {own_backbone.HUB}OWNER/NAME; {own_backbone.WITH_RUN}",
+    )
     root.add_argument(
         "--output",
         type=Path,
@@ -55,8 +59,8 @@ def run(argv: Sequence[str]) -> int:
     embed = embedding.named(name) if name else embedding.load(flags.workdir)
     if isinstance(embed, embedding.Embedding) and (moved := moved_part(embed.inner)) != "head":
         raise ConfigError(
-            f"{flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={moved!r}), "
-            "so no single function gives its features; give a run with inner.adapt='head'"
+            f"{name or flags.workdir}: its inner loop adapts the backbone to every task (inner.adapt={moved!r}), "
+            "so no single function gives its features; give one with inner.adapt='head'"
         )
     if flags.output.suffix == onnx.SUFFIX:
         if flags.platforms:

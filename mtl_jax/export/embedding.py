@@ -95,16 +95,20 @@ def load(path: str | Path) -> Embedding:
     """
     workdir = Workdir(path)
     settings = config.to_json(config.read(workdir.config))
-    if settings["meta"]["batch_norm"] == "batch" and settings["backbone"]["norm"] == "batch":
-        raise ConfigError(
-            f"{workdir.config}: meta.batch_norm is 'batch': an image's features depend on the images beside it, so no "
-            "function of one image gives them; train with meta.batch_norm='running' (and pretrain.batch_norm='train')"
-        )
+    _check_inductive(settings, workdir.config)
     shape = run_data.image_shape(settings, workdir)
     step, model = network.trained(settings, workdir, shape)
     params = jax.tree.map(np.asarray, backbone_params(model.learned, model.frozen))
     stats = jax.tree.map(np.asarray, model.frozen.batch_stats)
     return Embedding(settings, params, stats, shape, step, jax.tree.map(np.asarray, model.learned.get("head", {})))
+
+
+def _check_inductive(settings: Mapping[str, Any], place: Path) -> None:
+    if settings["meta"]["batch_norm"] == "batch" and settings["backbone"]["norm"] == "batch":
+        raise ConfigError(
+            f"{place}: meta.batch_norm is 'batch': an image's features depend on the images beside it, so no function "
+            "of one image gives them; train with meta.batch_norm='running' (and pretrain.batch_norm='train')"
+        )
 
 
 def pretrained(name: str) -> Embedding:
@@ -136,5 +140,6 @@ def of_place(path: str | Path) -> Embedding | Network:
 
 def _of_kept(path: Path) -> Embedding:
     kept = kept_networks.read(path)
+    _check_inductive(kept.settings, path)
     params, stats = jax.tree.map(np.asarray, tuple(kept.model.frozen))
     return Embedding(kept.settings, params, stats, kept.image_shape, kept.step)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import export as jax_export
 
 from mtl_jax import layers
-from mtl_jax.errors import MtlError
+from mtl_jax.errors import MtlError, first_line
 from mtl_jax.export import stablehlo
 from mtl_jax.export.embedding import Embedding
 from mtl_jax.reference_weights import Network
@@ -20,13 +20,19 @@ INPUT, OUTPUT = "images", "features"
 
 
 def export(embed: Embedding | Network) -> bytes:
-    """The ONNX model of an embedding, for any batch size. Raises MtlError without jax2onnx."""
+    """The ONNX model of an embedding, for any batch size. Raises MtlError without jax2onnx, or where that fails."""
     to_onnx = _installed()[0].to_onnx
     shape = jax_export.symbolic_shape("b, " + ", ".join(map(str, embed.image_shape)))
     images = jax.ShapeDtypeStruct(shape, np.uint8)
     with layers.plain_form(), warnings.catch_warnings():  # in plain form, a layer becomes one node
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64")  # jax2onnx looks for types in this way
-        model = to_onnx(stablehlo.folded(embed), [images], input_names=[INPUT], output_names=[OUTPUT])
+        try:
+            model = to_onnx(stablehlo.folded(embed), [images], input_names=[INPUT], output_names=[OUTPUT])
+        except Exception as error:  # it has no error of its own, and a backbone may be anybody's
+            raise MtlError(
+                f"jax2onnx cannot convert this network ({type(error).__name__}: {first_line(error)}); "
+                "export StableHLO instead"
+            ) from error
     return model.SerializeToString()
 
 
@@ -50,6 +56,8 @@ def _installed() -> tuple[Any, Any]:
     try:
         import jax2onnx
         import onnxruntime
-    except ImportError:
-        raise MtlError(f"{SUFFIX} files need jax2onnx and ONNX Runtime: pip install 'mtl_jax[onnx]'") from None
+    except ImportError as error:
+        raise MtlError(
+            f"{SUFFIX} files need jax2onnx and ONNX Runtime ({first_line(error)}): pip install 'mtl_jax[onnx]'"
+        ) from error
     return jax2onnx, onnxruntime

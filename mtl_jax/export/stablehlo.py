@@ -171,7 +171,7 @@ def write_checked(
       facts: more for the JSON file.
 
     Raises:
-      MtlError: as for `write`.
+      MtlError: a file cannot be written, or the features differ (a bug: then nothing is written).
     """
     shape = embed.image_shape
     images = np.random.default_rng(0).integers(0, 256, (CHECKED_BATCH, *shape), np.uint8)
@@ -180,7 +180,9 @@ def write_checked(
         expected = reference(embed)(images)
     difference, largest = float(np.abs(features - expected).max()), float(np.abs(expected).max())
     if not difference <= TOLERANCE * max(1, largest):
-        raise MtlError(f"{path}: not written: its features differ by {difference:.2g} from the run's; report this bug")
+        raise MtlError(
+            f"{path}: not written: its features differ by {difference:.2g} from the network's; report this bug"
+        )
     facts = {
         **facts, "sha256": hashlib.sha256(data).hexdigest(),
         "input": ["B", *shape], "input_dtype": "uint8", "image_shape": list(shape), "features": expected.shape[1],
@@ -212,8 +214,9 @@ def reference(embed: Embedding | Network) -> Embedding | Network:
 
 
 def facts_path(path: str | Path) -> Path:
-    """The JSON file beside an exported file."""
-    return Path(path).with_suffix(".json")
+    """The JSON file beside an exported file: embedding.json, or embedding.onnx.json."""
+    path = Path(path)
+    return path.with_name(path.name + ".json") if path.suffix == ".onnx" else path.with_suffix(".json")
 
 
 def load(path: str | Path) -> Exported:
@@ -230,6 +233,8 @@ def load(path: str | Path) -> Exported:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}; export it again") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{facts_path(path)}: damaged ({error}); export it again") from error
+    if facts.get("format") == "ONNX":
+        raise CheckpointError(f"{path}: is ONNX, and only StableHLO can be loaded; export it again as StableHLO")
     if missing:
         raise CheckpointError(f"{facts_path(path)}: has no {missing[0]}; export it again")
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:

@@ -1,4 +1,4 @@
-"""What every program does: set up the process, parse its flags, and end with one line instead of a traceback."""
+"""What every program does: set up the process, parse flags, show the log, end with one line instead of a traceback."""
 
 import argparse
 import contextlib

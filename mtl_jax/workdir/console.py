@@ -144,7 +144,7 @@ class _File(logging.FileHandler):
 
 @contextlib.contextmanager
 def shown(level: int = logging.INFO) -> Iterator[None]:
-    """Sends what mtl_jax logs to the console while it is open; a second one inside changes the level alone."""
+    """Shows what mtl_jax logs on the console, while it is open. Inside another one it only sets the level."""
     logger = logging.getLogger("mtl_jax")
     before = logger.level, logger.propagate
     console = None if any(isinstance(handler, _Console) for handler in logger.handlers) else _Console()
@@ -164,7 +164,7 @@ def shown(level: int = logging.INFO) -> Iterator[None]:
 
 @contextlib.contextmanager
 def log_to(path: str | Path, *, level: int = logging.INFO) -> Iterator[None]:
-    """As `shown`; the lines also go to a text file, which they are appended to with time and level.
+    """As `shown`, and appends each line to a text file, with time and level.
 
     Raises:
       MtlError: the file cannot be written.

@@ -1,13 +1,16 @@
 """ONNX files compute what the network computes, by ONNX Runtime, at any batch size."""
 
+import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from test_export import network
 
-from mtl_jax.errors import MtlError
+from mtl_jax.errors import CheckpointError, MtlError
 from mtl_jax.export import __main__ as export_main
 from mtl_jax.export import embedding, onnx, stablehlo
 
@@ -17,12 +20,20 @@ BACKBONES = (
 )  # fmt: skip
 
 
+class CallsBack(nn.Module):
+    """Calls back into Python, which no converter can follow."""
+
+    def __call__(self, images, train=False, batch_statistics=None):
+        shape = jax.ShapeDtypeStruct((images.shape[0], 4), np.float32)
+        return jax.pure_callback(lambda x: np.zeros((len(x), 4), np.float32), shape, images)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_are_the_networks_at_every_batch_size(name, tmp_path):
     pytest.importorskip("jax2onnx")
     embed, path = network(name), tmp_path / "network.onnx"
     facts = onnx.write(embed, path)
-    assert facts == json.loads(path.with_suffix(".json").read_text())
+    assert facts == json.loads(stablehlo.facts_path(path).read_text())
     assert (facts["format"], facts["fingerprint"], facts["input"]) == ("ONNX", embed.fingerprint, ["B", 32, 32, 3])
     function = onnx.function(path.read_bytes())
     for batch in (1, 5):
@@ -43,6 +54,24 @@ def test_the_program_writes_the_bundled_network_for_photographs(tmp_path, capsys
     images = np.random.default_rng(1).integers(0, 256, (2, 224, 224, 3), np.uint8)
     expected = embedding.pretrained("imagenet-lite0")(images)
     np.testing.assert_allclose(onnx.function(path.read_bytes())(images), expected, atol=1e-4)
+
+
+def test_both_formats_of_a_name_lie_side_by_side(tmp_path):
+    pytest.importorskip("jax2onnx")
+    embed = network("conv4")
+    stablehlo.write(embed, tmp_path / "a.stablehlo", ["cpu"])
+    onnx.write(embed, tmp_path / "a.onnx")
+    assert stablehlo.load(tmp_path / "a.stablehlo").fingerprint == embed.fingerprint
+    with pytest.raises(CheckpointError, match="is ONNX, and only StableHLO can be loaded"):
+        stablehlo.load(tmp_path / "a.onnx")
+
+
+def test_what_cannot_be_converted_ends_in_a_line(tmp_path):
+    pytest.importorskip("jax2onnx")
+    embed = dataclasses.replace(network("conv4"), module=CallsBack())
+    with pytest.raises(MtlError, match=r"jax2onnx cannot convert this network \(.*export StableHLO instead"):
+        onnx.write(embed, tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_converter_its_name_is_said(tmp_path, monkeypatch):
