@@ -15,7 +15,7 @@ from mtl_jax.train import cost
 
 
 def prepare(row: str, folder: Path, quick: bool) -> Work:
-    """mtl_jax's side: 64 tasks by `vmap`, many by `map_tasks`, the inner loop on the span of the support features."""
+    """mtl_jax's side: as `evaluate_tasks` does it, the inner loop on the span of the support features."""
     tasks, width, steps = sizes(quick)
     support, query = features(tasks, width)
     more, timed_tasks = many(quick)
@@ -30,7 +30,7 @@ def prepare(row: str, folder: Path, quick: bool) -> Work:
     logits = jax.jit(jax.vmap(adapt, (None, 0, None, 0)))
     inputs = jax.device_put((head, support, labels, query))
     learners = {
-        "linear": (_of_many(adapt), head),
+        "linear": (logits, head),
         **{
             name: (_of_many(learner), learner.init(jax.random.key(0), width))
             for name, learner in base_learners(steps).items()

@@ -289,7 +289,9 @@ def _adapt_chunk(
         features = [task.support, *([] if further is None else further[:, support.reshape(-1)])]
         return _adapt_task(static, head, jnp.concatenate(features), task, lr)
 
-    return parallel.map_tasks(run, tasks) if static.one_device else jax.vmap(run)(tasks)
+    inner = static.protocol.inner
+    is_linear = isinstance(inner, Inner) and inner.head == "linear"  # its loop is as fast, and uses all cores
+    return parallel.map_tasks(run, tasks) if static.one_device and not is_linear else jax.vmap(run)(tasks)
 
 
 def _adapt_task(static: _Static, head: Params, support: Array, task: Episode, lr: Any) -> Array:

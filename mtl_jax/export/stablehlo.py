@@ -233,10 +233,10 @@ def load(path: str | Path) -> Exported:
         raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}; export it again") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{facts_path(path)}: damaged ({error}); export it again") from error
-    if facts.get("format") == "ONNX":
-        raise CheckpointError(f"{path}: is ONNX, and only StableHLO can be loaded; export it again as StableHLO")
     if missing:
         raise CheckpointError(f"{facts_path(path)}: has no {missing[0]}; export it again")
+    if facts.get("format") == "ONNX":
+        raise CheckpointError(f"{path}: is ONNX, and only StableHLO can be loaded; export it again as StableHLO")
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
         raise CheckpointError(f"{path}: is not the file that {facts_path(path).name} was written for; export it again")
     return Exported(jax_export.deserialize(bytearray(data)), facts)
