@@ -1,5 +1,6 @@
 """The JSON files of the folder, and the tables made of them and of nothing else."""
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from mtl_jax.words import counted
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 NOT_RUN, PUBLISHED = FOLDER / "not_run.json", FOLDER / "published.json"
-EFFECTS, ABLATION, LADDER, SWEEP, PRETRAINED = (
-    FOLDER / name for name in ("effects", "ablation", "ladder", "sweep", "pretrained")
+EFFECTS, ABLATION, LEARNERS, LADDER, SWEEP, PRETRAINED = (
+    FOLDER / name for name in ("effects", "ablation", "learners", "ladder", "sweep", "pretrained")
 )
 OPTIONS = FOLDER / "options" / "glyphs-1shot.json"
 # The tables: their page, and the name of the markers between which they stand there.
@@ -24,6 +25,7 @@ PLACES = {
     "long": ("docs/results.md", "results"),
     "effects": ("docs/results.md", "effects"),
     "ablation": ("docs/results.md", "ablation"),
+    "learners": ("docs/results.md", "learners"),
     "options": ("docs/fidelity.md", "options"),
     "ladder": ("docs/results.md", "ladder"),
     "sweep": ("docs/meta_training.md", "sweep"),
@@ -110,10 +112,10 @@ def effects_table() -> str:
     return "\n".join(lines)
 
 
-def ablation_table() -> str:
-    """The page's: the paper's rows, a table a run of `python -m mtl_jax.ablation`."""
+def ablation_tables(folder: Path) -> str:
+    """A table a run of `python -m mtl_jax.ablation`: of the paper's rows, or of base-learners."""
     lines = []
-    for path in sorted(ABLATION.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text())
         lines += [f"`{run['command']}`, {run['minutes']:g} minutes:", "", ablation.markdown(run["rows"])]
         lines.append("")
@@ -220,7 +222,8 @@ TABLES = {
     "short": short_table,
     "long": long_table,
     "effects": effects_table,
-    "ablation": ablation_table,
+    "ablation": functools.partial(ablation_tables, ABLATION),
+    "learners": functools.partial(ablation_tables, LEARNERS),
     "options": options_table,
     "ladder": ladder_table,
     "sweep": sweep_table,
